@@ -1,0 +1,163 @@
+"""The whole config of a training run."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from treepo.config.overrides import merge, nested
+from treepo.config.schema import Section, at_least
+from treepo.config.sections import (
+    AdvantageConfig,
+    DataConfig,
+    EngineConfig,
+    EvalConfig,
+    LossConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RewardConfig,
+    SamplingParams,
+    SearchConfig,
+)
+from treepo.config.text import dump_yaml, load_yaml
+from treepo.errors import InvalidConfigError
+
+
+def _embedded_search() -> SearchConfig:
+    return SearchConfig(width=8, segment_len=9, max_depth=7)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig(Section):
+    """Everything that a training run depends on.
+
+    The defaults train the embedded model on the embedded task. `TrainConfig.for_model` has the
+    defaults for any other model; files and command lines that name a model start from those.
+    """
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """Which model is trained."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Which prompts are used."""
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    """Device, memory and batch limits of the sampling engine."""
+    search: SearchConfig = field(default_factory=_embedded_search)
+    """The shape of a tree."""
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    """How tokens are drawn in rollouts; the loss divides logits by the same temperature."""
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    """How completions are scored."""
+    advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
+    """How rewards become advantages."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """The policy loss."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """AdamW and its learning rate."""
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    """Evaluation on held-out prompts."""
+    num_steps: int = 60
+    """Rollout steps of the run; the learning-rate schedule spans them."""
+    prompts_per_step: int = 16
+    """Trees with a learning signal that one step trains on, at most."""
+    minibatches_per_step: int = 2
+    """Optimizer steps a rollout step."""
+    max_tokens_per_microbatch: int = 4096
+    """Unique tokens of one forward and backward pass at most; a larger tree runs alone."""
+    max_sampling_batches: int = 1
+    """Batches of prompts that a step samples at most to replace trees whose rewards all agree;
+    1 drops them without replacement."""
+    seed: int = 0
+    """Seed of prompt order and sampling."""
+    num_threads: int | None = None
+    """CPU threads of torch; absent: torch's own choice."""
+    output_dir: str | None = None
+    """Folder of the run; absent: runs/ and the time of the start."""
+    save_every: int = 20
+    """Steps between checkpoints; 0: only at the end and on interruption."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints kept."""
+    save_forests_every: int = 0
+    """Steps between saved forests; 0: never."""
+
+    def _check(self) -> None:
+        at_least("num_steps", self.num_steps, 1)
+        at_least("prompts_per_step", self.prompts_per_step, 1)
+        at_least("minibatches_per_step", self.minibatches_per_step, 1)
+        at_least("max_tokens_per_microbatch", self.max_tokens_per_microbatch, 1)
+        at_least("max_sampling_batches", self.max_sampling_batches, 1)
+        at_least("seed", self.seed, 0)
+        at_least("num_threads", self.num_threads, 1)
+        at_least("save_every", self.save_every, 0)
+        at_least("keep_checkpoints", self.keep_checkpoints, 1)
+        at_least("save_forests_every", self.save_forests_every, 0)
+        self._check_sampling()
+
+    def _check_sampling(self) -> None:
+        # The loss needs the log-prob of the full distribution at a positive temperature.
+        if self.sampling.temperature <= 0:
+            value = self.sampling.temperature
+            raise InvalidConfigError(f"sampling.temperature must be above 0 to train, got {value}")
+        if self.sampling.top_k != 0 or self.sampling.top_p != 1:
+            raise InvalidConfigError(
+                "sampling.top_k and sampling.top_p must be off (0 and 1) to train: the loss needs "
+                f"the whole distribution, got {self.sampling.top_k} and {self.sampling.top_p}"
+            )
+
+    @classmethod
+    def for_model(cls, path: str | None) -> Self:
+        """Return the defaults for a model: small and careful ones unless it is the embedded one.
+
+        Args:
+            path: Folder of a Hugging Face causal LM; None is the embedded model.
+
+        Returns:
+            A config with `model.path` set.
+        """
+        if path is None:
+            return cls()
+        return cls(
+            model=ModelConfig(path=path),
+            search=SearchConfig(),
+            optimizer=OptimizerConfig(learning_rate=1e-6),
+            prompts_per_step=8,
+            num_steps=100,
+            max_sampling_batches=3,
+        )
+
+    @classmethod
+    def load(
+        cls,
+        *,
+        data: Mapping[str, Any] | None = None,
+        overrides: Sequence[str] = (),
+    ) -> Self:
+        """Build a config from nested dictionaries and dotted overrides, the latter winning.
+
+        Args:
+            data: What a YAML file holds; None for nothing.
+            overrides: Texts like `search.width=16` or `--search.width`, `16`.
+
+        Returns:
+            The config; keys that neither names come from `for_model` of the model they name.
+
+        Raises:
+            InvalidConfigError: Unknown key or bad value.
+        """
+        merged = merge(dict(data or {}), nested(cls, overrides))
+        model = merged.get("model")
+        path = model.get("path") if isinstance(model, Mapping) else None
+        base = cls.for_model(path if isinstance(path, str) else None)
+        return cls.from_dict(merged, base=base)
+
+    @classmethod
+    def from_yaml(cls, file: str | Path, overrides: Sequence[str] = ()) -> Self:
+        """Read a YAML file, then apply dotted overrides; see `load`.
+
+        Raises:
+            InvalidConfigError: The file cannot be read, or a key or value is wrong.
+        """
+        return cls.load(data=load_yaml(Path(file)), overrides=overrides)
+
+    def to_yaml(self) -> str:
+        """Return the whole config as YAML; `from_yaml` of it gives back an equal config."""
+        return dump_yaml(self.to_dict())

@@ -1,0 +1,198 @@
+"""What every config section can do: checked construction, dictionaries, nearest-name errors."""
+
+import dataclasses
+import difflib
+import enum
+import math
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, Self, TypeVar, Union
+
+from treepo.errors import InvalidConfigError
+
+T = TypeVar("T")
+
+
+class Section:
+    """Base of the frozen config dataclasses.
+
+    Construction checks the type of every field (an enum also by its value, a list where a tuple
+    is meant, an integer where a float is meant) and then calls `_check`. Every message begins
+    with the name of the field, so that a parent section can put its own name in front.
+    """
+
+    __slots__ = ()
+
+    def __post_init__(self) -> None:
+        """Check and normalise every field.
+
+        Raises:
+            InvalidConfigError: A field has the wrong type or a value out of range.
+        """
+        for name, annotation in field_types(type(self)).items():
+            object.__setattr__(self, name, convert(getattr(self, name), annotation, name))
+        self._check()
+
+    def _check(self) -> None:
+        """Check values, field against field; types are already right."""
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], *, base: Self | None = None) -> Self:
+        """Build the section from nested dictionaries, the way a YAML file gives them.
+
+        Args:
+            data: Field name to value, sections as nested mappings. Missing keys keep the base.
+            base: Where missing keys come from; the defaults when absent.
+
+        Returns:
+            The checked section.
+
+        Raises:
+            InvalidConfigError: Unknown key (the nearest known one is named) or bad value.
+        """
+        return build(cls, data, base, "")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return nested plain dictionaries; `from_dict` gives back an equal section."""
+        return {name: plain(getattr(self, name)) for name in field_types(type(self))}
+
+    def replace(self, **changes: Any) -> Self:
+        """Return a checked copy with some fields changed."""
+        known = field_types(type(self))
+        for name in changes:
+            if name not in known:
+                raise unknown_key(name, known, "")
+        values = {name: getattr(self, name) for name in known}
+        return type(self)(**{**values, **changes})
+
+
+def field_types(cls: type) -> dict[str, Any]:
+    """Return field name to type of a config dataclass, in order."""
+    hints = typing.get_type_hints(cls)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+
+
+def build(cls: type[T], data: Any, base: T | None, path: str) -> T:
+    """Build one config dataclass from a mapping; `path` is its dotted name, "" at the top."""
+    if not isinstance(data, Mapping):
+        where = path or "the config"
+        raise InvalidConfigError(f"{where}: expected a mapping of keys, got {data!r}")
+    known = field_types(cls)
+    values = {} if base is None else {name: getattr(base, name) for name in known}
+    for key, value in data.items():
+        if key not in known:
+            raise unknown_key(str(key), known, path)
+        annotation = known[key]
+        if is_section(annotation) and isinstance(value, Mapping):
+            values[key] = build(annotation, value, values.get(key), join(path, key))
+        else:
+            values[key] = convert(value, annotation, join(path, key))
+    try:
+        return cls(**values)
+    except InvalidConfigError as error:
+        raise InvalidConfigError(join(path, str(error))) from None
+
+
+def convert(value: Any, annotation: Any, path: str) -> Any:
+    """Check `value` against a field's type and return it in that type.
+
+    Raises:
+        InvalidConfigError: The value does not fit; the message begins with `path`.
+    """
+    if typing.get_origin(annotation) in (Union, types.UnionType):
+        options = typing.get_args(annotation)
+        if value is None and type(None) in options:
+            return None
+        return convert(value, next(option for option in options if option is not type(None)), path)
+    if typing.get_origin(annotation) is tuple:
+        return _tuple(value, typing.get_args(annotation), path)
+    if issubclass(annotation, enum.Enum):
+        return _enum(value, annotation, path)
+    if is_section(annotation):
+        return value if isinstance(value, annotation) else build(annotation, value, None, path)
+    return _scalar(value, annotation, path)
+
+
+def _scalar(value: Any, annotation: type, path: str) -> Any:
+    if annotation is float:
+        return _float(value, path)
+    if annotation is int and (isinstance(value, bool) or not isinstance(value, int)):
+        raise InvalidConfigError(f"{path} must be a whole number, got {value!r}")
+    if annotation is bool and not isinstance(value, bool):
+        raise InvalidConfigError(f"{path} must be true or false, got {value!r}")
+    if annotation is str and not isinstance(value, str):
+        raise InvalidConfigError(f"{path} must be a text, got {value!r}")
+    return value
+
+
+def _float(value: Any, path: str) -> float:
+    # YAML 1.1 reads 1e-6 as a text, which nobody means.
+    usable = isinstance(value, int | float | str) and not isinstance(value, bool)
+    try:
+        number = float(value) if usable else math.nan
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise InvalidConfigError(f"{path} must be a finite number, got {value!r}")
+    return number
+
+
+def _enum(value: Any, annotation: type[enum.Enum], path: str) -> enum.Enum:
+    try:
+        return annotation(value)
+    except ValueError:
+        choices = ", ".join(str(member.value) for member in annotation)
+        raise InvalidConfigError(f"{path} must be one of {choices}; got {value!r}") from None
+
+
+def _tuple(value: Any, items: tuple[Any, ...], path: str) -> tuple[Any, ...]:
+    if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != len(items):
+        raise InvalidConfigError(f"{path} must be {len(items)} values, got {value!r}")
+    pairs = enumerate(zip(value, items, strict=True))
+    return tuple(convert(item, kind, f"{path}[{index}]") for index, (item, kind) in pairs)
+
+
+def plain(value: Any) -> Any:
+    """Return a config value as YAML and JSON know it."""
+    if isinstance(value, Section):
+        return value.to_dict()
+    if isinstance(value, enum.Enum):
+        return value.value
+    return list(value) if isinstance(value, tuple) else value
+
+
+def is_section(annotation: Any) -> bool:
+    """Whether a field's type is a config dataclass."""
+    return isinstance(annotation, type) and issubclass(annotation, Section)
+
+
+def unknown_key(key: str, known: Mapping[str, Any], path: str) -> InvalidConfigError:
+    """Return the error for a key that no field has; it names the nearest known keys."""
+    near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.5)
+    hint = f"did you mean '{join(path, near[0])}'" if near else f"known keys: {', '.join(known)}"
+    where = f"section '{path}'" if path else "the top level"
+    return InvalidConfigError(f"unknown config key '{join(path, key)}' at {where}; {hint}")
+
+
+def join(path: str, key: str) -> str:
+    """Return the dotted name of `key` below `path`."""
+    return f"{path}.{key}" if path else key
+
+
+def at_least(name: str, value: float | None, minimum: float) -> None:
+    """Raise InvalidConfigError when a value that is set lies below its minimum."""
+    if value is not None and value < minimum:
+        raise InvalidConfigError(f"{name} must be at least {minimum}, got {value}")
+
+
+def above(name: str, value: float | None, bound: float) -> None:
+    """Raise InvalidConfigError when a value that is set is not above the bound."""
+    if value is not None and value <= bound:
+        raise InvalidConfigError(f"{name} must be above {bound}, got {value}")
+
+
+def at_most(name: str, value: float | None, maximum: float) -> None:
+    """Raise InvalidConfigError when a value that is set lies above its maximum."""
+    if value is not None and value > maximum:
+        raise InvalidConfigError(f"{name} must be at most {maximum}, got {value}")

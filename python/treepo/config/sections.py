@@ -1,0 +1,271 @@
+"""The sections of the config tree: model, data, engine, search, sampling, reward, and so on."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Self
+
+from treepo import core
+from treepo.config.schema import Section, above, at_least, at_most
+from treepo.errors import InvalidConfigError
+
+
+class Fallback(StrEnum):
+    """What a tree does when no path runs and leaves are missing."""
+
+    ANSWERED = "answered"
+    """Restart from a random segment boundary of an answered (stopped) leaf."""
+    NONE = "none"
+    """Never restart: a tree may have fewer leaves than its width."""
+
+
+class Dtype(StrEnum):
+    """Number format of weights and KV cache."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+class Schedule(StrEnum):
+    """How the learning rate moves after the warm-up."""
+
+    LINEAR = "linear"
+    """Falls in a straight line over the planned steps, to `final_fraction`."""
+    CONSTANT = "constant"
+    """Stays."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchConfig(Section):
+    """The shape of one tree of answers; TreePO's search."""
+
+    width: int = 8
+    """Leaves a tree ends with. At least 1."""
+    segment_len: int = 64
+    """Tokens a segment holds at most; trees branch at segment ends."""
+    max_depth: int = 8
+    """Segments from the prompt to a leaf at most."""
+    branch_factor: int = 2
+    """Children a node gets at most where a tree branches."""
+    initial_divergence: int = 2
+    """Paths that leave the prompt at first; more than `width` counts as `width`."""
+    fallback: Fallback = Fallback.ANSWERED
+    """Where missing leaves come from."""
+    max_completion_len: int | None = None
+    """Tokens a completion holds at most; absent: segment_len * max_depth."""
+
+    def _check(self) -> None:
+        at_least("width", self.width, 1)
+        at_least("segment_len", self.segment_len, 1)
+        at_least("max_depth", self.max_depth, 1)
+        at_least("branch_factor", self.branch_factor, 1)
+        at_least("initial_divergence", self.initial_divergence, 1)
+        at_least("max_completion_len", self.max_completion_len, 1)
+
+    @property
+    def completion_len(self) -> int:
+        """Tokens a completion holds at most, from depth, segments and the explicit limit."""
+        longest = self.segment_len * self.max_depth
+        return longest if self.max_completion_len is None else min(longest, self.max_completion_len)
+
+    @classmethod
+    def flat(cls, n: int, max_tokens: int) -> Self:
+        """Return the search of `n` independent completions: all forks are at the prompt."""
+        return cls(
+            width=n,
+            segment_len=max_tokens,
+            max_depth=1,
+            branch_factor=1,
+            initial_divergence=n,
+            fallback=Fallback.NONE,
+        )
+
+    def to_core(self, eos_token_ids: tuple[int, ...], max_model_len: int) -> core.SearchConfig:
+        """Return the core's form of this config.
+
+        Args:
+            eos_token_ids: Tokens that end a completion.
+            max_model_len: Tokens a path holds at most, prompt included.
+
+        Returns:
+            The core's checked config.
+
+        Raises:
+            InvalidConfigError: The core refuses a value.
+        """
+        return core.SearchConfig(
+            width=self.width,
+            segment_len=self.segment_len,
+            max_depth=self.max_depth,
+            branch_factor=self.branch_factor,
+            initial_divergence=min(self.initial_divergence, self.width),
+            fallback=self.fallback.value,
+            max_completion_len=self.max_completion_len,
+            max_model_len=max_model_len,
+            eos_token_ids=list(eos_token_ids),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplingParams(Section):
+    """How one token is drawn from the model's logits."""
+
+    temperature: float = 1.0
+    """Logits are divided by it; 0 takes the most likely token."""
+    top_k: int = 0
+    """Only the k most likely tokens may be drawn; 0 is off."""
+    top_p: float = 1.0
+    """Only the most likely tokens that together reach this mass may be drawn; 1 is off."""
+
+    def _check(self) -> None:
+        at_least("temperature", self.temperature, 0)
+        at_least("top_k", self.top_k, 0)
+        above("top_p", self.top_p, 0)
+        at_most("top_p", self.top_p, 1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineConfig(Section):
+    """Device, memory and batch limits of the sampling engine."""
+
+    device: str = "cpu"
+    """Torch device of model and KV cache, for instance cpu or cuda:0."""
+    dtype: Dtype = Dtype.FLOAT32
+    """Number format of weights and KV cache."""
+    block_size: int = 16
+    """Tokens a KV block holds."""
+    kv_cache_gib: float | None = None
+    """Memory of the KV pool in GiB; absent: the engine chooses."""
+    num_blocks: int | None = None
+    """Blocks of the KV pool; wins over `kv_cache_gib`."""
+    max_num_seqs: int = 256
+    """Rows of one step at most."""
+    max_num_batched_tokens: int = 2048
+    """Tokens of one step at most."""
+    max_model_len: int | None = None
+    """Tokens a path holds at most, prompt included; absent: the model's own limit."""
+
+    def _check(self) -> None:
+        at_least("block_size", self.block_size, 1)
+        above("kv_cache_gib", self.kv_cache_gib, 0)
+        at_least("num_blocks", self.num_blocks, 2)
+        at_least("max_num_seqs", self.max_num_seqs, 1)
+        at_least("max_num_batched_tokens", self.max_num_batched_tokens, 1)
+        at_least("max_model_len", self.max_model_len, 2)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig(Section):
+    """Which model is trained."""
+
+    path: str | None = None
+    """Folder of a Hugging Face causal LM; absent: the embedded model."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig(Section):
+    """Which prompts are used."""
+
+    train: str | None = None
+    """JSON-lines file with a `prompt` column to train on; absent: the embedded task."""
+    eval: str | None = None
+    """JSON-lines file with a `prompt` column to evaluate on; absent: the embedded task's held-out
+    prompts, or no evaluation when `train` is set."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RewardConfig(Section):
+    """How completions are scored."""
+
+    name: str = "exact_match"
+    """A reward of treepo.rewards, or `package.module:function` with TRL's signature."""
+    timeout_s: float = 5.0
+    """Seconds one call may take before its worker is stopped."""
+    num_workers: int = 1
+    """Worker processes."""
+    shuffle: bool = False
+    """A control, not a method: rewards are permuted over the whole batch, so that a sound
+    pipeline learns nothing."""
+
+    def _check(self) -> None:
+        above("timeout_s", self.timeout_s, 0)
+        at_least("num_workers", self.num_workers, 1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdvantageConfig(Section):
+    """How rewards become advantages."""
+
+    preset: str = "treepo"
+    """A preset of treepo.advantages."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LossConfig(Section):
+    """The clipped policy loss, a mean over tokens (DAPO, arXiv:2503.14476, eq. 8 and 12)."""
+
+    clip_low: float = 0.2
+    """The probability ratio is clipped below 1 - clip_low."""
+    clip_high: float = 0.28
+    """The probability ratio is clipped above 1 + clip_high."""
+
+    def _check(self) -> None:
+        above("clip_low", self.clip_low, 0)
+        at_most("clip_low", self.clip_low, 1)
+        above("clip_high", self.clip_high, 0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimizerConfig(Section):
+    """AdamW and its learning rate."""
+
+    learning_rate: float = 2e-4
+    """Peak learning rate; 0 is a control that must not move the model."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's decay rates of the gradient's first and second moment."""
+    eps: float = 1e-8
+    """AdamW's stabiliser."""
+    warmup_steps: int = 5
+    """Rollout steps over which the learning rate rises in a straight line."""
+    schedule: Schedule = Schedule.LINEAR
+    """What the learning rate does after the warm-up."""
+    final_fraction: float = 0.05
+    """Fraction of the peak that a linear schedule ends at."""
+    grad_clip: float = 1.0
+    """Gradients are scaled down to this global norm at most."""
+
+    def _check(self) -> None:
+        at_least("learning_rate", self.learning_rate, 0)
+        at_least("weight_decay", self.weight_decay, 0)
+        at_least("warmup_steps", self.warmup_steps, 0)
+        at_least("final_fraction", self.final_fraction, 0)
+        at_most("final_fraction", self.final_fraction, 1)
+        above("eps", self.eps, 0)
+        above("grad_clip", self.grad_clip, 0)
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise InvalidConfigError(f"betas must lie in [0, 1), got {self.betas}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvalConfig(Section):
+    """Evaluation on held-out prompts, before and after the training and in between."""
+
+    num_prompts: int = 200
+    """Held-out prompts used, from the first; 0 turns evaluation off."""
+    num_samples: int = 16
+    """Completions a prompt at `temperature`, for mean accuracy and pass@k."""
+    temperature: float = 1.0
+    """Sampling temperature of the mean accuracy."""
+    every: int = 0
+    """Steps between evaluations during the run; 0: only before and after."""
+    seed: int = 20_240
+    """Seed of the evaluation; the same before and after."""
+
+    def _check(self) -> None:
+        at_least("num_prompts", self.num_prompts, 0)
+        at_least("num_samples", self.num_samples, 1)
+        above("temperature", self.temperature, 0)
+        at_least("every", self.every, 0)
+        at_least("seed", self.seed, 0)
