@@ -1,0 +1,60 @@
+"""Training on trees: pack a forest, one exact loss, one optimizer step after another.
+
+The names below load on first use, so that importing this package loads no torch.
+`treepo.train.pack.pack` is the packing function; it is not exported here because the
+submodule has the same name.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from treepo.train.attention import DensePackedContext, PackedContext, packed_context
+    from treepo.train.head import Head, output_head, token_logprobs
+    from treepo.train.losses import LossTerms, dapo_loss
+    from treepo.train.pack import PackedForest, microbatches
+    from treepo.train.step import StepMetrics, TrainStep, first_step_check
+    from treepo.train.trainer import Trainer
+
+_MODULES = {
+    "DensePackedContext": "treepo.train.attention",
+    "PackedContext": "treepo.train.attention",
+    "packed_context": "treepo.train.attention",
+    "Head": "treepo.train.head",
+    "output_head": "treepo.train.head",
+    "LossTerms": "treepo.train.losses",
+    "dapo_loss": "treepo.train.losses",
+    "token_logprobs": "treepo.train.head",
+    "PackedForest": "treepo.train.pack",
+    "microbatches": "treepo.train.pack",
+    "StepMetrics": "treepo.train.step",
+    "TrainStep": "treepo.train.step",
+    "first_step_check": "treepo.train.step",
+    "Trainer": "treepo.train.trainer",
+}
+
+__all__ = [
+    "DensePackedContext",
+    "Head",
+    "LossTerms",
+    "PackedContext",
+    "PackedForest",
+    "StepMetrics",
+    "TrainStep",
+    "Trainer",
+    "dapo_loss",
+    "first_step_check",
+    "microbatches",
+    "output_head",
+    "packed_context",
+    "token_logprobs",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Loads the module that defines `name`."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULES[name]), name)

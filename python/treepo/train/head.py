@@ -1,0 +1,219 @@
+"""The output head: which logits a model computes, and log-probs a chunk of rows at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from treepo.engine.hook import evaluating, plain_attention
+from treepo.errors import UnsupportedModelError
+
+MAX_CHUNK_LOGITS = 1 << 24
+"""Logits that exist at once: rows of a chunk times vocabulary."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Head:
+    """An output head: logits = scale * cap(hidden @ weight.T + bias).
+
+    Attributes:
+        weight: [V, d].
+        bias: [V], or absent.
+        scale: factor of the logits.
+        softcap: cap(z) = softcap * tanh(z / softcap); absent: cap(z) = z.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [n, V] of hidden rows [n, d], float32 at least."""
+        return self.shape(F.linear(hidden, self.weight, self.bias))
+
+    def shape(self, z: Tensor) -> Tensor:
+        """Cap and scale of linear outputs, float32 at least."""
+        if z.dtype in (torch.float16, torch.bfloat16):
+            z = z.float()
+        if self.softcap is not None:
+            z = self.softcap * torch.tanh(z / self.softcap)
+        return z if self.scale == 1.0 else z * self.scale
+
+
+def output_head(model: PreTrainedModel) -> Head:
+    """Finds out what a causal LM does between its last hidden states and its logits.
+
+    Two tokens run through the model with its own attention. The hidden states that enter the
+    head must be those the base model returns, and the logits must be the head's linear output,
+    possibly capped or scaled by a factor that the config names (Gemma2, Cohere, Granite).
+
+    Args:
+        model: the causal LM.
+
+    Returns:
+        The head; it shares the model's parameters.
+
+    Raises:
+        UnsupportedModelError: if the head does something else.
+    """
+    name = type(model).__name__
+    module = model.get_output_embeddings()
+    if type(module) is not nn.Linear:
+        raise UnsupportedModelError(
+            f"the output head of {name} is a {type(module).__name__}: only a plain nn.Linear "
+            f"can be trained"
+        )
+    seen: list[tuple[Tensor, Tensor]] = []
+    handle = module.register_forward_hook(lambda _, args, out: seen.append((args[0], out)))
+    tokens = torch.tensor([[0, 1]], device=module.weight.device)
+    try:
+        with torch.no_grad(), plain_attention(model), evaluating(model):
+            logits = model(input_ids=tokens, use_cache=False).logits
+            hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+    finally:
+        handle.remove()
+    entering, z = seen[0]
+    if entering.shape == hidden.shape and _close(entering, hidden):
+        for head in _candidates(model, module):
+            if _close(head.shape(z), logits):
+                return head
+    raise UnsupportedModelError(
+        f"{name} computes its logits in a way that is not a linear layer with a soft cap or a "
+        f"scale from its config: train a model class that does"
+    )
+
+
+def token_logprobs(
+    hidden: Tensor,
+    head: Head,
+    token_ids: Tensor,
+    temperature: float,
+    *,
+    max_chunk_logits: int = MAX_CHUNK_LOGITS,
+) -> tuple[Tensor, Tensor]:
+    """Log-prob of one token and entropy a row, a chunk of rows at a time.
+
+    The logits are divided by `temperature` first. With more than one chunk the backward pass
+    computes the logits again, so that no more than a chunk of them exists at any time.
+
+    Args:
+        hidden: final hidden states, [U, d].
+        head: the output head.
+        token_ids: the token whose log-prob is wanted, i64[U].
+        temperature: divisor of the logits, above 0.
+        max_chunk_logits: rows of a chunk times vocabulary.
+
+    Returns:
+        Log-probs [U], with a gradient, and entropies in nats [U], without; float32 at least.
+    """
+    rows = max(1, max_chunk_logits // head.weight.shape[0])
+    logprob, entropy = _ChunkedLogProb.apply(
+        hidden, head.weight, head.bias, token_ids, head.scale / temperature, head.softcap, rows
+    )
+    return logprob, entropy
+
+
+class _ChunkedLogProb(torch.autograd.Function):
+    """Selected log-softmax of a linear head; saves one number a row, not the logits.
+
+    Probabilities are kept only where one chunk holds all rows and no cap bends the gradient.
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        token_ids: Tensor,
+        scale: float,
+        softcap: float | None,
+        rows: int,
+    ) -> tuple[Tensor, Tensor]:
+        head = Head(weight=weight, bias=bias, scale=scale, softcap=softcap)
+        logprobs, entropies, norms = [], [], []
+        probs = None
+        for h, ids in zip(hidden.split(rows), token_ids.split(rows), strict=True):
+            z = head.logits(h)
+            norm = z.logsumexp(-1)
+            logprobs.append(z.gather(1, ids[:, None])[:, 0] - norm)
+            probs = (z - norm[:, None]).exp_()
+            entropies.append(norm - torch.linalg.vecdot(probs, z))
+            norms.append(norm)
+        keep = probs if len(norms) == 1 and softcap is None else None
+        ctx.save_for_backward(hidden, weight, bias, token_ids, torch.cat(norms), keep)
+        ctx.settings = (scale, softcap, rows)
+        entropy = torch.cat(entropies)
+        ctx.mark_non_differentiable(entropy)
+        return torch.cat(logprobs), entropy
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        hidden, weight, bias, token_ids, norms, keep = ctx.saved_tensors
+        scale, softcap, rows = ctx.settings
+        head = Head(weight=weight, bias=bias, scale=scale, softcap=softcap)
+        wide = grad.dtype
+        d_hidden = torch.empty_like(hidden)
+        d_weight = torch.zeros_like(weight, dtype=wide)
+        d_bias = None if bias is None else torch.zeros_like(bias, dtype=wide)
+        for first in range(0, len(hidden), rows):
+            part = slice(first, first + rows)
+            dz = _logit_gradient(head, hidden[part], token_ids[part], norms[part], keep, grad[part])
+            if d_bias is not None:
+                d_bias += dz.sum(0)
+            dz = dz.to(weight.dtype)
+            torch.mm(dz, weight, out=d_hidden[part])
+            if weight.dtype == wide:
+                d_weight.addmm_(dz.T, hidden[part])
+            else:
+                d_weight += dz.T @ hidden[part]
+        bias_grad = None if d_bias is None else d_bias.to(bias.dtype)
+        return d_hidden, d_weight.to(weight.dtype), bias_grad, None, None, None, None
+
+
+def _logit_gradient(
+    head: Head,
+    hidden: Tensor,
+    token_ids: Tensor,
+    norm: Tensor,
+    probs: Tensor | None,
+    grad: Tensor,
+) -> Tensor:
+    """Gradient of the linear output: grad * (one-hot - softmax) through scale and cap, [n, V]."""
+    z = None
+    if probs is None:
+        z = head.logits(hidden)
+        probs = (z - norm[:, None]).exp_()
+    dz = probs.mul(-grad[:, None])
+    dz.scatter_add_(1, token_ids[:, None], grad[:, None])
+    if head.softcap is not None and z is not None:
+        dz *= 1 - (z / (head.scale * head.softcap)).square()
+    return dz if head.scale == 1.0 else dz.mul_(head.scale)
+
+
+def _candidates(model: PreTrainedModel, module: nn.Linear) -> Iterator[Head]:
+    config = model.config.get_text_config()
+    weight, bias = module.weight, module.bias
+    yield Head(weight=weight, bias=bias)
+    softcap = getattr(config, "final_logit_softcapping", None)
+    if softcap is not None:
+        yield Head(weight=weight, bias=bias, softcap=float(softcap))
+    factor = getattr(config, "logit_scale", None)
+    if factor is not None:
+        yield Head(weight=weight, bias=bias, scale=float(factor))
+    divisor = getattr(config, "logits_scaling", None)
+    if divisor is not None:
+        yield Head(weight=weight, bias=bias, scale=1 / float(divisor))
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    a, b = a.double(), b.double()
+    limit = 1e-2 if max(a.abs().max(), b.abs().max()) == 0 else 1e-5
+    return bool(torch.isfinite(a).all()) and torch.allclose(a, b, rtol=limit, atol=limit)

@@ -1,0 +1,247 @@
+"""Forward and backward of one micro-batch of trees, and the check that the tree is exact."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from treepo.config import LossConfig
+from treepo.engine.hook import (
+    AttentionContext,
+    evaluating,
+    plain_attention,
+    probe,
+)
+from treepo.errors import (
+    InvalidConfigError,
+    InvalidInputError,
+    NotFiniteError,
+    UnsupportedModelError,
+)
+from treepo.forest import Forest
+from treepo.train.attention import packed_context
+from treepo.train.head import Head, output_head, token_logprobs
+from treepo.train.losses import LossTerms, dapo_loss
+from treepo.train.pack import PackedForest, pack
+
+F64 = npt.NDArray[np.float64]
+ContextFactory = Callable[[PackedForest, torch.device], AttentionContext]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepMetrics:
+    """What one micro-batch did; `combine` joins those of one optimizer step.
+
+    Means are over trajectory tokens: a token counts once for each trajectory that holds it.
+
+    Attributes:
+        loss: this micro-batch's share of the loss; shares add up.
+        clip_ratio_low: fraction of trajectory tokens clipped below.
+        clip_ratio_high: fraction of trajectory tokens clipped above.
+        entropy: mean entropy at the sampling temperature, in nats.
+        abs_log_ratio: mean of abs(logprob - old_logprob), in nats.
+        ratio_min: smallest probability ratio.
+        ratio_max: largest probability ratio.
+        num_unique_tokens: tokens that ran through the model, prompts included.
+        num_trajectory_tokens: sampled tokens, counted per trajectory.
+    """
+
+    loss: float
+    clip_ratio_low: float
+    clip_ratio_high: float
+    entropy: float
+    abs_log_ratio: float
+    ratio_min: float
+    ratio_max: float
+    num_unique_tokens: int
+    num_trajectory_tokens: int
+
+
+def combine(parts: Sequence[StepMetrics]) -> StepMetrics:
+    """Joins the metrics of micro-batches: losses and counts add up, means weigh by tokens.
+
+    Args:
+        parts: metrics of the micro-batches, at least one.
+
+    Returns:
+        The metrics of all of them together.
+    """
+    total = sum(part.num_trajectory_tokens for part in parts)
+    weights = [part.num_trajectory_tokens / total for part in parts]
+
+    def mean(name: str) -> float:
+        values = [float(getattr(part, name)) for part in parts]
+        return sum(weight * value for weight, value in zip(weights, values, strict=True))
+
+    return StepMetrics(
+        loss=sum(part.loss for part in parts),
+        clip_ratio_low=mean("clip_ratio_low"),
+        clip_ratio_high=mean("clip_ratio_high"),
+        entropy=mean("entropy"),
+        abs_log_ratio=mean("abs_log_ratio"),
+        ratio_min=min(part.ratio_min for part in parts),
+        ratio_max=max(part.ratio_max for part in parts),
+        num_unique_tokens=sum(part.num_unique_tokens for part in parts),
+        num_trajectory_tokens=total,
+    )
+
+
+class TrainStep:
+    """Runs packed trees through a model and accumulates the gradient of the clipped loss."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        loss_config: LossConfig,
+        temperature: float,
+        *,
+        context: ContextFactory = packed_context,
+    ) -> None:
+        """Installs the attention hook on the model and finds out what its head computes.
+
+        Args:
+            model: a causal LM; its parameters receive the gradients.
+            loss_config: clip edges of the loss.
+            temperature: temperature that the trajectories were sampled at, above 0.
+            context: attention context of a packed forest on a device.
+
+        Raises:
+            InvalidConfigError: if the temperature is 0 or below.
+            UnsupportedModelError: if the model cannot run on trees.
+        """
+        if temperature <= 0:
+            raise InvalidConfigError(
+                f"sampling.temperature = {temperature} cannot be trained at: a greedy choice has "
+                f"no log-prob, set it above 0"
+            )
+        probe(model)
+        self._model = model
+        self._loss_config = loss_config
+        self._temperature = temperature
+        self._context = context
+        self._head = output_head(model)
+
+    def backward(
+        self, packed: PackedForest, advantages: npt.ArrayLike, num_loss_tokens: int
+    ) -> StepMetrics:
+        """Forward and backward of one micro-batch; gradients add to those already there.
+
+        Args:
+            packed: the trees of the micro-batch.
+            advantages: one advantage a path of the forest that was packed, float[P].
+            num_loss_tokens: trajectory tokens of the whole optimizer step.
+
+        Returns:
+            The metrics of this micro-batch.
+
+        Raises:
+            InvalidInputError: if no token was sampled or an advantage is missing.
+            NotFiniteError: if advantages, log-probs or loss hold NaN or infinity; no gradient has
+                been added then.
+        """
+        per_path = np.asarray(advantages, dtype=np.float64)
+        _check_input(packed, per_path, num_loss_tokens)
+        logprob, entropy = self.logprobs(packed)
+        _check_finite("the model's log-probs", logprob)
+        src = self._tensor(packed.src)
+        old = self._tensor(packed.old_logprob).to(logprob.dtype)
+        terms = dapo_loss(
+            F.embedding(src, logprob[:, None])[:, 0],
+            old[src],
+            self._tensor(per_path[packed.src_path]).to(logprob.dtype),
+            self._loss_config,
+            num_loss_tokens,
+        )
+        _check_finite("the loss", terms.loss)
+        terms.loss.backward()  # type: ignore[no-untyped-call]
+        return _metrics(packed, terms, entropy[src].mean())
+
+    def logprobs(self, packed: PackedForest) -> tuple[Tensor, Tensor]:
+        """Log-probs and entropies of the unique sampled tokens under the current weights.
+
+        Args:
+            packed: the trees.
+
+        Returns:
+            Log-probs with a gradient and entropies in nats without, [U] each, at the sampling
+            temperature.
+        """
+        hidden = self._model.base_model(
+            input_ids=self._tensor(packed.token_ids)[None],
+            position_ids=self._tensor(packed.positions)[None],
+            use_cache=False,
+            treepo=self._context(packed, self._model.device),
+        ).last_hidden_state[0]
+        rows = F.embedding(self._tensor(packed.predictor), hidden)
+        targets = self._tensor(packed.token_ids[packed.target])
+        return token_logprobs(rows, self._head, targets, self._temperature)
+
+    def plain_logprobs(self, token_ids: npt.ArrayLike) -> Tensor:
+        """Log-probs of a single sequence's tokens by the model's own attention, without a tree.
+
+        Args:
+            token_ids: the sequence, int[n], n at least 2.
+
+        Returns:
+            Log-prob of every token after the first, [n - 1], without a gradient.
+        """
+        ids = self._tensor(np.asarray(token_ids, dtype=np.int64))
+        with torch.no_grad(), plain_attention(self._model), evaluating(self._model):
+            hidden = self._model.base_model(input_ids=ids[None], use_cache=False)
+            rows = hidden.last_hidden_state[0, :-1]
+            return token_logprobs(rows, self._head, ids[1:], self._temperature)[0]
+
+    def _tensor(self, array: npt.NDArray[np.generic]) -> Tensor:
+        return torch.from_numpy(array).to(self._model.device)
+
+
+def first_step_check(
+    model: PreTrainedModel,
+    forest: Forest,
+    temperature: float,
+    *,
+    tolerance: float | None = None,
+) -> float:
+    """Compares the log-probs of two leaves on the tree with a plain forward of their tokens.
+
+    The leaves come from the tree with the most paths: its first path and the path that forks
+    deepest. A model whose attention sees more or less than its ancestors fails here.
+
+    Args:
+        model: the causal LM.
+        forest: a forest with sampled tokens.
+        temperature: temperature of the log-probs, above 0.
+        tolerance: largest allowed difference in nats; absent: 1e-3 in float32 and float64, 0.25
+            in shorter formats.
+
+    Returns:
+        The largest difference found, in nats.
+
+    Raises:
+        UnsupportedModelError: if the difference is above the tolerance.
+    """
+    if tolerance is None:
+        tolerance = 0.25 if model.dtype in (torch.float16, torch.bfloat16) else 1e-3
+    step = TrainStep(model, LossConfig(), temperature)
+    packed = pack(forest, _widest_tree(forest))
+    with torch.no_grad(), evaluating(model):
+        on_tree = step.logprobs(packed)[0][torch.from_numpy(packed.src)]
+    worst = 0.0
+    for path in _two_leaves(forest):
+        tree = on_tree[torch.from_numpy(packed.src_path == path)]
+        plain = step.plain_logprobs(forest.token_ids(path))[_sampled_positions(forest, path) - 1]
+        if len(tree):
+            worst = max(worst, float((tree - plain).abs().max()))
+    if not worst <= tolerance:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} gives log-probs on the tree that differ by {worst:.3g} from "
+            f"a plain forward, above {tolerance:g}: it cannot be trained on trees"
+        )
+    return worst
