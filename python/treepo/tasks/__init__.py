@@ -1,0 +1,1 @@
+"""Tasks that come with treepo: problems with a known answer, and the default model."""
