@@ -1,0 +1,84 @@
+"""Paged attention in plain torch operations: right on every device, and the oracle for others.
+
+Rows of one group are gathered into a padded batch and attended to together. Query heads that share
+a key head are folded into the query dimension, so grouped-query attention copies no keys.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from treepo.engine.attention.base import Feature, LayerCall
+from treepo.engine.inputs import RowGroup, StepInputs
+
+
+class TorchBackend:
+    """Gather plus scaled dot-product attention; an `AttentionBackend`."""
+
+    name = "torch"
+    features = frozenset(Feature)
+
+    def attend(
+        self, query: Tensor, keys: Tensor, values: Tensor, inputs: StepInputs, call: LayerCall
+    ) -> Tensor:
+        """Attend group by group; shapes as in `AttentionBackend.attend`."""
+        groups = inputs.groups
+        if len(groups) == 1 and groups[0].tokens is None:
+            return _attend_group(query, keys, values, groups[0], call)
+        output = query.new_empty(query.shape[0], query.shape[1], values.shape[-1])
+        for group in groups:
+            result = _attend_group(query[group.tokens], keys, values, group, call)
+            output[group.tokens] = result
+        return output
+
+
+def _attend_group(
+    query: Tensor, keys: Tensor, values: Tensor, group: RowGroup, call: LayerCall
+) -> Tensor:
+    """Attend from the tokens of one group, row by row: [R * Q, H, D] to [R * Q, H, Dv]."""
+    num_heads, num_kv_heads = query.shape[1], keys.shape[2]
+    num_rows, query_len, fold = group.num_rows, group.query_len, num_heads // num_kv_heads
+    folded = (
+        query.reshape(num_rows, query_len, num_kv_heads, fold, -1)
+        .permute(0, 2, 3, 1, 4)
+        .reshape(num_rows, num_kv_heads, fold * query_len, -1)
+    )
+    gathered_keys = _gather(keys, group)
+    gathered_values = _gather(values, group)
+    mask = group.visible(call.sliding_window, fold)
+    if call.softcap is None and call.sinks is None:
+        output = F.scaled_dot_product_attention(
+            folded, gathered_keys, gathered_values, attn_mask=mask, scale=call.scaling
+        )
+    else:
+        output = _explicit_attention(folded, gathered_keys, gathered_values, mask, call)
+    return (
+        output.view(num_rows, num_kv_heads, fold, query_len, -1)
+        .permute(0, 3, 1, 2, 4)
+        .reshape(num_rows * query_len, num_heads, -1)
+    )
+
+
+def _gather(pool: Tensor, group: RowGroup) -> Tensor:
+    """Collect the rows' blocks: [num_blocks, B, Hkv, D] to a view [R, Hkv, kv_len, D]."""
+    # index_select copies whole rows of a matrix much faster than slices of a 4-d tensor.
+    rows = pool.view(pool.shape[0], -1).index_select(0, group.blocks)
+    padded = rows.view(group.num_rows, -1, pool.shape[2], pool.shape[3])
+    return padded[:, : group.kv_len].transpose(1, 2)
+
+
+def _explicit_attention(
+    query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, call: LayerCall
+) -> Tensor:
+    """Softmax attention with soft cap and sinks: [R, Hkv, fold * Q, D] to [..., Dv]."""
+    scores = (query @ keys.transpose(2, 3)).float() * call.scaling
+    if call.softcap is not None:
+        scores = call.softcap * torch.tanh(scores / call.softcap)
+    scores = scores.masked_fill(~mask, float("-inf"))
+    if call.sinks is None:
+        return torch.softmax(scores, dim=-1).to(values.dtype) @ values
+    sinks = call.sinks.float().view(1, keys.shape[1], -1, 1)
+    query_len = query.shape[2] // sinks.shape[2]
+    sinks = sinks.repeat_interleave(query_len, dim=2).expand(query.shape[0], -1, -1, -1)
+    weights = torch.softmax(torch.cat([scores, sinks], dim=-1), dim=-1)
+    return weights[..., :-1].to(values.dtype) @ values

@@ -1,0 +1,279 @@
+"""Sample forests from a Hugging Face causal LM over a paged KV pool."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from transformers import PreTrainedModel
+
+from treepo import core
+from treepo.config import EngineConfig, SamplingParams, SearchConfig
+from treepo.engine.attention import AttentionBackend, PagedContext, TorchBackend
+from treepo.engine.hook import evaluating, install, probe
+from treepo.engine.inputs import InputBuilder, PlanSizes, StepInputs
+from treepo.engine.kv import KVPool, choose_num_blocks
+from treepo.engine.load import load_model
+from treepo.engine.sampler import Draws, sample
+from treepo.engine.stats import EngineStats
+from treepo.errors import InvalidInputError, NotFiniteError, PromptTooLongError
+from treepo.forest import Forest
+from treepo.prompts import Prompt, encode, eos_token_ids
+
+OnStep = Callable[[EngineStats], None]
+
+
+class Engine:
+    """A model, a KV pool and the loop that grows forests.
+
+    Attributes:
+        model: The Hugging Face model; shared with whoever trains it, never copied.
+        tokenizer: Its tokenizer.
+        config: Device, memory and batch limits.
+        shapes: What the one-token probe found about each attention layer.
+        eos_token_ids: Tokens that end a completion.
+        max_model_len: Tokens that a path holds at most, prompt included.
+        policy_version: Recorded with each token; `weights_changed` raises it.
+        stats: Counts of the latest rollout.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: Any, config: EngineConfig | None = None
+    ) -> None:
+        """Install the attention hook on `model` and probe it; the pool is made when needed.
+
+        Args:
+            model: A causal LM on its device; `config.device` and `config.dtype` are not applied.
+            tokenizer: Its tokenizer; None if every prompt is given as token ids.
+            config: Memory and batch limits.
+
+        Raises:
+            UnsupportedModelError: If the engine cannot run this class of model.
+        """
+        self.model = model
+        self.tokenizer = tokenizer
+        self.config = EngineConfig() if config is None else config
+        self.shapes = probe(model)
+        self.eos_token_ids = eos_token_ids(model, tokenizer)
+        self.max_model_len = _max_model_len(model, self.config)
+        self.policy_version = 0
+        self.stats = EngineStats()
+        self._backend: AttentionBackend = TorchBackend()
+        self._pool: KVPool | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls, path_or_id: str, config: EngineConfig | None = None, **overrides: Any
+    ) -> Self:
+        """Load a model and make an engine for it.
+
+        Args:
+            path_or_id: A Hugging Face folder, or a name on the hub.
+            config: Engine settings; the defaults if absent.
+            **overrides: Fields of `EngineConfig` that replace those of `config`.
+
+        Raises:
+            CheckpointError: If there is no readable model.
+            UnsupportedModelError: If the engine cannot run this class of model.
+        """
+        config = dataclasses.replace(config or EngineConfig(), **overrides)
+        model, tokenizer = load_model(str(path_or_id), config)
+        return cls(model, tokenizer, config)
+
+    def rollout(
+        self,
+        prompts: Sequence[Prompt],
+        search: SearchConfig,
+        sampling: SamplingParams | None = None,
+        seed: int = 0,
+        keys: Sequence[int] | None = None,
+        on_step: OnStep | None = None,
+    ) -> Forest:
+        """Grow one tree of answers for each prompt.
+
+        Args:
+            prompts: Texts, message lists or arrays of token ids.
+            search: How a tree branches and when it ends.
+            sampling: Temperature, top-k and top-p of every token.
+            seed: With a tree's key, decides every random draw of that tree.
+            keys: One key a tree; the prompt's index if absent. A tree is the same in any batch.
+            on_step: Called with the statistics after every step.
+
+        Returns:
+            The forest; tree i belongs to prompt i.
+
+        Raises:
+            PromptTooLongError: If a prompt leaves no room for a token in the context.
+            PoolTooSmallError: If the KV pool cannot hold one path.
+            NotFiniteError: If the model returns NaN or infinite logits.
+        """
+        began = time.perf_counter()
+        encoded = [self._encode(index, prompt) for index, prompt in enumerate(prompts)]
+        keys = range(len(encoded)) if keys is None else keys
+        if len(keys) != len(encoded):
+            raise InvalidInputError(f"{len(encoded)} prompts have {len(keys)} keys; give one each")
+        pool = self.acquire()
+        scheduler = core.Scheduler(
+            search.to_core(self.eos_token_ids, self.max_model_len),
+            seed=seed,
+            num_blocks=pool.num_blocks,
+            block_size=pool.block_size,
+            max_num_seqs=self.config.max_num_seqs,
+            max_num_batched_tokens=self.config.max_num_batched_tokens,
+            policy_version=self.policy_version,
+        )
+        for key, prompt in zip(keys, encoded, strict=True):
+            scheduler.add_tree(key, prompt)
+        self.stats = EngineStats(num_trees=len(encoded))
+        run = _Run(self, scheduler, pool, sampling or SamplingParams(), began)
+        install(self.model)
+        try:
+            with torch.inference_mode(), evaluating(self.model):
+                while run.step():
+                    if on_step is not None:
+                        on_step(self.stats)
+        except NotFiniteError:
+            pool.clear()  # What the model wrote may be NaN too, and would spoil later rollouts.
+            raise
+        return Forest(scheduler.forest())
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        n: int = 1,
+        max_tokens: int = 64,
+        sampling: SamplingParams | None = None,
+        seed: int = 0,
+        keys: Sequence[int] | None = None,
+        on_step: OnStep | None = None,
+    ) -> Forest:
+        """Sample `n` independent completions of each prompt: all forks are at the prompt.
+
+        Args:
+            prompts: Texts, message lists or arrays of token ids.
+            n: Completions of each prompt.
+            max_tokens: Tokens of a completion at most.
+            sampling: As in `rollout`.
+            seed: As in `rollout`.
+            keys: As in `rollout`.
+            on_step: As in `rollout`.
+
+        Returns:
+            The forest; raises as `rollout` does.
+        """
+        search = SearchConfig.flat(n, max_tokens)
+        return self.rollout(prompts, search, sampling, seed, keys, on_step)
+
+    def weights_changed(self) -> None:
+        """Say that the model's weights are new: later tokens carry the next policy version."""
+        self.policy_version += 1
+
+    def acquire(self) -> KVPool:
+        """Return the KV pool; make it if it was released or never made."""
+        if self._pool is None:
+            device = self.model.device
+            num_blocks = choose_num_blocks(
+                self.config, self.shapes, max_model_len=self.max_model_len, device=device
+            )
+            self._pool = KVPool(
+                self.shapes,
+                num_blocks=num_blocks,
+                block_size=self.config.block_size,
+                device=device,
+            )
+        return self._pool
+
+    def release(self) -> None:
+        """Free the KV pool, for instance while training; the next rollout makes a new one."""
+        self._pool = None
+
+    def _encode(self, index: int, prompt: Prompt) -> npt.NDArray[np.uint32]:
+        token_ids = encode(self.tokenizer, prompt)
+        vocab_size = self.model.get_input_embeddings().num_embeddings
+        if len(token_ids) >= self.max_model_len:
+            raise PromptTooLongError(
+                f"prompt {index} has {len(token_ids)} tokens and the context holds "
+                f"{self.max_model_len}; shorten the prompt to at most {self.max_model_len - 1}"
+            )
+        if int(token_ids.max()) >= vocab_size:
+            raise InvalidInputError(
+                f"prompt {index} holds token {token_ids.max()}, the model knows {vocab_size}"
+            )
+        return token_ids
+
+
+class _Run:
+    """The loop of one rollout: plan, copy, forward, sample, commit."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        scheduler: core.Scheduler,
+        pool: KVPool,
+        sampling: SamplingParams,
+        began: float,
+    ) -> None:
+        self._engine = engine
+        self._scheduler = scheduler
+        self._pool = pool
+        self._sampling = sampling
+        self._began = began
+        self._buffers = core.PlanBuffers(scheduler)
+        self._inputs = InputBuilder(
+            max_num_seqs=engine.config.max_num_seqs,
+            max_model_len=engine.max_model_len,
+            block_size=pool.block_size,
+            device=engine.model.device,
+        )
+
+    def step(self) -> bool:
+        """Run one step; False if nothing was left to do."""
+        sizes = PlanSizes(*self._scheduler.plan_step(self._buffers))
+        if sizes.num_rows == 0:
+            return False
+        inputs = self._inputs.build(self._buffers, sizes)
+        if sizes.num_copies:
+            self._pool.copy_blocks(inputs.copies[0], inputs.copies[1])
+        logits = self._forward(inputs)
+        draws = sample(logits, inputs.uniforms, self._sampling)
+        self._commit(draws)
+        return True
+
+    def _forward(self, inputs: StepInputs) -> torch.Tensor:
+        """Return the logits of every sample, [num_samples, vocab_size]."""
+        context = PagedContext(self._pool, self._engine._backend, inputs)
+        output = self._engine.model(
+            input_ids=inputs.token_ids,
+            position_ids=inputs.positions,
+            use_cache=False,
+            logits_to_keep=inputs.logit_rows,
+            treepo=context,
+        )
+        logits: torch.Tensor = output.logits[0]
+        return logits if inputs.sample_rows is None else logits[inputs.sample_rows]
+
+    def _commit(self, draws: Draws) -> None:
+        finished = self._scheduler.commit_step(
+            draws.token_ids.cpu().numpy().astype(np.uint32),
+            draws.logprobs.cpu().numpy(),
+            draws.entropies.cpu().numpy(),
+        )
+        stats = self._engine.stats
+        stats.steps += 1
+        stats.finished_trees += finished
+        stats.seconds = time.perf_counter() - self._began
+
+
+def _max_model_len(model: PreTrainedModel, config: EngineConfig) -> int:
+    """Return the config's context length, or the model's own."""
+    if config.max_model_len is not None:
+        return config.max_model_len
+    own = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    if own is None:
+        raise InvalidInputError(
+            f"{type(model).__name__} does not say how long its context is; set max_model_len"
+        )
+    return int(own)

@@ -1,0 +1,198 @@
+"""From a step plan (numpy arrays that the scheduler filled) to the tensors of a forward pass."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from treepo.core import PlanBuffers
+
+# Slots gathered at once for a group. On a CPU more would fall out of the cache between the gather
+# and the product; on a GPU fewer would leave it idle.
+_MAX_GATHERED_SLOTS = {"cpu": 16_384, "cuda": 524_288}
+
+I32 = npt.NDArray[np.int32]
+I64 = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RowGroup:
+    """Rows of equal query length whose attention is computed as one padded batch.
+
+    Attributes:
+        tokens: i64 [num_rows * query_len], the rows' tokens in the flat step; None if the group
+            is the whole step in order.
+        blocks: i32 [num_rows * blocks_per_row], block 0 where a row is shorter than the longest.
+        kv_lens: i64 [num_rows], resident tokens of each row, the step's own included.
+        num_rows: Rows in the group.
+        query_len: Tokens of each row in this step.
+        kv_len: The largest of `kv_lens`.
+    """
+
+    tokens: Tensor | None
+    blocks: Tensor
+    kv_lens: Tensor
+    num_rows: int
+    query_len: int
+    kv_len: int
+    _masks: dict[tuple[int | None, int], Tensor] = field(default_factory=dict)
+
+    def visible(self, sliding_window: int | None, fold: int) -> Tensor:
+        """Return which keys each query sees; layers share the result.
+
+        Args:
+            sliding_window: A query at position p sees keys above p - sliding_window; None: all.
+            fold: Query heads folded into the query dimension, head-major.
+
+        Returns:
+            bool [num_rows, 1, fold * query_len, kv_len]; the third dimension is 1 if every query
+            of a row sees the same keys.
+        """
+        key = (sliding_window, fold)
+        if key not in self._masks:
+            self._masks[key] = self._make_visible(sliding_window, fold)
+        return self._masks[key]
+
+    def _make_visible(self, sliding_window: int | None, fold: int) -> Tensor:
+        device = self.kv_lens.device
+        offsets = torch.arange(1 - self.query_len, 1, device=device)
+        last = (self.kv_lens - 1).view(-1, 1, 1, 1)
+        position = last + offsets.view(1, 1, -1, 1)
+        keys = torch.arange(self.kv_len, device=device)
+        visible = keys <= position
+        if sliding_window is not None:
+            visible &= keys > position - sliding_window
+        return visible if self.query_len == 1 else visible.repeat(1, 1, fold, 1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepInputs:
+    """One step on the model's device.
+
+    Attributes:
+        token_ids: i64 [1, num_tokens].
+        positions: i64 [1, num_tokens].
+        slot_mapping: i64 [num_tokens], where each token's keys and values are written.
+        copies: i64 [2, num_copies], source and destination blocks to copy before the step.
+        logit_rows: i64 [num_logit_rows], ascending token positions whose logits are needed.
+        sample_rows: i64 [num_samples], the entry of `logit_rows` that each sample reads; None if
+            they are one to one.
+        uniforms: f64 [num_samples], in [0, 1).
+        groups: The rows, grouped for attention.
+    """
+
+    token_ids: Tensor
+    positions: Tensor
+    slot_mapping: Tensor
+    copies: Tensor
+    logit_rows: Tensor
+    sample_rows: Tensor | None
+    uniforms: Tensor
+    groups: tuple[RowGroup, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlanSizes:
+    """Valid lengths of the plan arrays, in the order `Scheduler.plan_step` returns them."""
+
+    num_rows: int
+    num_tokens: int
+    num_samples: int
+    num_copies: int
+    num_table_updates: int
+
+
+class InputBuilder:
+    """Builds `StepInputs` and keeps the block table between steps."""
+
+    def __init__(
+        self, *, max_num_seqs: int, max_model_len: int, block_size: int, device: torch.device
+    ) -> None:
+        """Make an empty block table of `max_num_seqs` rows.
+
+        Args:
+            max_num_seqs: Rows of the table.
+            max_model_len: Tokens that a row's blocks hold at most.
+            block_size: Slots of a block.
+            device: Where the inputs are needed.
+        """
+        self._block_size = block_size
+        self._device = device
+        self._max_slots = _MAX_GATHERED_SLOTS.get(device.type, _MAX_GATHERED_SLOTS["cuda"])
+        num_blocks = -(-max_model_len // block_size)
+        self._table = np.zeros((max_num_seqs, num_blocks), dtype=np.int32)
+
+    def build(self, buffers: PlanBuffers, sizes: PlanSizes) -> StepInputs:
+        """Read a plan and return the step's tensors, valid until the next plan."""
+        updates = buffers.table_updates[: sizes.num_table_updates]
+        self._table[updates[:, 0], updates[:, 1]] = updates[:, 2]
+        num_tokens = sizes.num_tokens
+        index = buffers.sample_index[: sizes.num_samples]
+        logit_rows, sample_rows = _unique_sorted(index)
+        copies = buffers.copies[: sizes.num_copies, :2].T.astype(np.int64)
+        return StepInputs(
+            token_ids=self._tensor(buffers.token_ids[:num_tokens]).unsqueeze(0),
+            positions=self._tensor(buffers.positions[:num_tokens]).unsqueeze(0),
+            slot_mapping=self._tensor(buffers.slot_mapping[:num_tokens]),
+            copies=self._tensor(copies),
+            logit_rows=self._tensor(logit_rows),
+            sample_rows=None if sample_rows is None else self._tensor(sample_rows),
+            uniforms=self._tensor(buffers.uniforms[: sizes.num_samples]),
+            groups=tuple(self._groups(buffers, sizes.num_rows)),
+        )
+
+    def _groups(self, buffers: PlanBuffers, num_rows: int) -> Iterator[RowGroup]:
+        starts = buffers.query_starts[: num_rows + 1]
+        kv_lens = buffers.kv_lens[:num_rows]
+        row_ids = buffers.row_ids[:num_rows]
+        query_lens = np.diff(starts)
+        for rows in _split(query_lens, kv_lens, self._max_slots):
+            query_len = int(query_lens[rows[0]])
+            kv_len = int(kv_lens[rows].max())
+            blocks = self._table[row_ids[rows], : -(-kv_len // self._block_size)]
+            tokens = starts[rows, None].astype(np.int64) + np.arange(query_len)
+            yield RowGroup(
+                tokens=None if len(rows) == num_rows else self._tensor(tokens.reshape(-1)),
+                blocks=self._tensor(blocks.reshape(-1)),
+                kv_lens=self._tensor(kv_lens[rows].astype(np.int64)),
+                num_rows=len(rows),
+                query_len=query_len,
+                kv_len=kv_len,
+            )
+
+    def _tensor(self, array: npt.NDArray[np.generic]) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
+
+
+def _unique_sorted(index: I64) -> tuple[I64, I64 | None]:
+    """Return a sorted array's distinct values and each entry's place among them if any repeat."""
+    is_first = np.ones(len(index), dtype=bool)
+    np.not_equal(index[1:], index[:-1], out=is_first[1:])
+    if is_first.all():
+        return index, None
+    return index[is_first], np.cumsum(is_first) - 1
+
+
+def _split(query_lens: I32, kv_lens: I32, max_slots: int) -> Iterator[I64]:
+    """Cut rows into groups of one query length that gather at most `max_slots` padded slots.
+
+    A group of all rows keeps their order; otherwise rows of similar length come together.
+    """
+    num_rows = len(query_lens)
+    if (query_lens == query_lens[0]).all() and num_rows * int(kv_lens.max()) <= max_slots:
+        yield np.arange(num_rows)
+        return
+    order = np.lexsort((kv_lens, query_lens))
+    first = 0
+    for i in range(1, num_rows + 1):
+        # Ascending lengths: the row at i would be the longest of its group.
+        if (
+            i == num_rows
+            or query_lens[order[i]] != query_lens[order[first]]
+            or (i + 1 - first) * int(kv_lens[order[i]]) > max_slots
+        ):
+            yield order[first:i]
+            first = i

@@ -1,0 +1,117 @@
+"""The KV pool: keys and values of every layer in fixed blocks, and how many blocks to make."""
+
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from treepo.config import EngineConfig
+from treepo.engine.hook import KVShapes
+
+# Share of the free memory that the pool takes when the config leaves its size open. A training
+# phase shares the memory, and on a CPU the rest of the machine does.
+_FREE_SHARE = {"cpu": 0.25, "cuda": 0.5}
+_GIB = 1 << 30
+
+
+class KVPool:
+    """Keys and values of all layers in blocks that share one id space.
+
+    A slot is block * block_size + offset. Block 0 belongs to no path: keys and values that nobody
+    reads are written there.
+    """
+
+    def __init__(
+        self, shapes: KVShapes, *, num_blocks: int, block_size: int, device: torch.device
+    ) -> None:
+        """Allocate the pool, zeroed: a masked slot that held a NaN would spoil the sum.
+
+        Args:
+            shapes: Head counts and widths of each layer, and the dtype.
+            num_blocks: Blocks, block 0 included.
+            block_size: Slots of a block.
+            device: Where the pool lives.
+        """
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+
+        def zeros(heads: int, dim: int) -> Tensor:
+            size = (num_blocks, block_size, heads, dim)
+            return torch.zeros(size, dtype=shapes.dtype, device=device)
+
+        self._keys = [zeros(x.num_kv_heads, x.key_dim) for x in shapes.layers]
+        self._values = [zeros(x.num_kv_heads, x.value_dim) for x in shapes.layers]
+        num_slots = num_blocks * block_size
+        self._slots = [
+            (key.view(num_slots, -1), value.view(num_slots, -1))
+            for key, value in zip(self._keys, self._values, strict=True)
+        ]
+        self._blocks = [x.view(num_blocks, -1) for x in (*self._keys, *self._values)]
+
+    def layer(self, index: int) -> tuple[Tensor, Tensor]:
+        """Return a layer's keys and values: [num_blocks, block_size, num_kv_heads, dim] each."""
+        return self._keys[index], self._values[index]
+
+    def write(self, layer: int, slots: Tensor, key: Tensor, value: Tensor) -> None:
+        """Write tokens' keys and values of one layer.
+
+        Args:
+            layer: The layer's index.
+            slots: i64 [num_tokens].
+            key: [num_kv_heads, num_tokens, key_dim].
+            value: [num_kv_heads, num_tokens, value_dim].
+        """
+        key_slots, value_slots = self._slots[layer]
+        num_tokens = len(slots)
+        key_slots.index_copy_(0, slots, key.transpose(0, 1).reshape(num_tokens, -1))
+        value_slots.index_copy_(0, slots, value.transpose(0, 1).reshape(num_tokens, -1))
+
+    def copy_blocks(self, sources: Tensor, destinations: Tensor) -> None:
+        """Copy whole blocks in every layer; all sources are read before any is written.
+
+        A copy may carry slots beyond those that are wanted: its destination has no reader yet, and
+        the step writes those slots before anyone reads them.
+
+        Args:
+            sources: i64 [num_copies] block ids.
+            destinations: i64 [num_copies] block ids, distinct.
+        """
+        for blocks in self._blocks:
+            blocks.index_copy_(0, destinations, blocks.index_select(0, sources))
+
+    def clear(self) -> None:
+        """Zero every slot."""
+        for blocks in self._blocks:
+            blocks.zero_()
+
+
+def choose_num_blocks(
+    config: EngineConfig, shapes: KVShapes, *, max_model_len: int, device: torch.device
+) -> int:
+    """Return the pool's size in blocks, block 0 included.
+
+    `config.num_blocks` decides, then `config.kv_cache_gib`. With neither, every row can reach
+    the context length if that fits in a share of the free memory (a quarter on a CPU, half on a
+    GPU).
+    """
+    if config.num_blocks is not None:
+        return config.num_blocks
+    bytes_per_block = shapes.bytes_per_token * config.block_size
+    if config.kv_cache_gib is not None:
+        return int(config.kv_cache_gib * _GIB) // bytes_per_block
+    wanted = 1 + config.max_num_seqs * -(-max_model_len // config.block_size)
+    share = _FREE_SHARE.get(device.type, _FREE_SHARE["cuda"])
+    return max(2, min(wanted, int(free_bytes(device) * share) // bytes_per_block))
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return the memory in bytes that a new allocation on `device` can take."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        for line in meminfo.read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2

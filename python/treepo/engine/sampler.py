@@ -1,0 +1,149 @@
+"""Draw one token a row from logits with one uniform a row.
+
+Inverse CDF in two levels: the vocabulary is cut into chunks, the uniform picks a chunk by the
+chunks' masses and then a token within it. One random number a row instead of one a logit makes a
+row's draw independent of the batch it stands in.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from treepo.config import SamplingParams
+from treepo.errors import NotFiniteError
+
+_CHUNK = 256
+# Candidates that top-p sorts first; a distribution flatter than that has its whole row sorted.
+_TOP_P_CANDIDATES = 1024
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Draws:
+    """Tokens drawn and what they were drawn from.
+
+    Attributes:
+        token_ids: i64 [num_rows].
+        logprobs: f32 [num_rows], log-probability under the distribution that was sampled from
+            (temperature, top-k and top-p applied, renormalised); greedy: at temperature 1.
+        entropies: f32 [num_rows], entropy in nats of the full vocabulary at the sampling
+            temperature, before top-k and top-p; greedy: at temperature 1.
+    """
+
+    token_ids: Tensor
+    logprobs: Tensor
+    entropies: Tensor
+
+
+def sample(logits: Tensor, uniforms: Tensor, params: SamplingParams) -> Draws:
+    """Draw one token for each row.
+
+    Args:
+        logits: [num_rows, vocab_size], any float dtype; not changed.
+        uniforms: f64 [num_rows] in [0, 1); not read if greedy.
+        params: Temperature (0: the most likely token), top-k and top-p.
+
+    Returns:
+        The draws. A token of probability 0 is never drawn.
+
+    Raises:
+        NotFiniteError: If a logit is NaN or infinite; names the first such row.
+    """
+    is_greedy = params.temperature == 0
+    shifted = logits.float()
+    shifted = shifted - shifted.amax(dim=-1, keepdim=True)
+    if not is_greedy and params.temperature != 1:
+        shifted /= params.temperature
+    mass, chunk_sums = _exponentiate(shifted)
+    total = chunk_sums.sum(dim=-1)
+    flat_mass = mass.view(len(mass), -1)[:, : shifted.shape[1]]
+    entropies = total.log() - torch.linalg.vecdot(flat_mass, shifted).double() / total
+    _check_finite(entropies)
+    if is_greedy:
+        token_ids = shifted.argmax(dim=-1)
+    else:
+        threshold = _threshold(shifted, total, params)
+        if threshold is not None:
+            flat_mass.masked_fill_(shifted < threshold, 0.0)
+            chunk_sums = mass.sum(dim=-1).double()
+            total = chunk_sums.sum(dim=-1)
+        token_ids = _invert(mass, chunk_sums, uniforms)
+    chosen = shifted.gather(1, token_ids.unsqueeze(1)).squeeze(1)
+    logprobs = (chosen.double() - total.log()).float()
+    return Draws(token_ids=token_ids, logprobs=logprobs, entropies=entropies.float())
+
+
+def _exponentiate(shifted: Tensor) -> tuple[Tensor, Tensor]:
+    """Return exp in zero-padded chunks [S, C, chunk] and each chunk's sum, f64 [S, C]."""
+    num_rows, vocab_size = shifted.shape
+    chunk = min(_CHUNK, vocab_size)
+    num_chunks = -(-vocab_size // chunk)
+    mass = shifted.new_empty(num_rows, num_chunks * chunk)
+    torch.exp(shifted, out=mass[:, :vocab_size])
+    mass[:, vocab_size:] = 0.0
+    mass = mass.view(num_rows, num_chunks, chunk)
+    return mass, mass.sum(dim=-1).double()
+
+
+def _check_finite(entropies: Tensor) -> None:
+    # A NaN or an infinity anywhere in a row makes its entropy NaN.
+    if not bool(torch.isfinite(entropies).all()):
+        row = int(torch.isfinite(entropies).logical_not().nonzero()[0])
+        raise NotFiniteError(f"row {row} of the logits holds a NaN or an infinity")
+
+
+def _threshold(shifted: Tensor, total: Tensor, params: SamplingParams) -> Tensor | None:
+    """Return the smallest logit that may be drawn, [S, 1]; None if every one may.
+
+    Tokens that tie with the last one kept are kept too.
+    """
+    vocab_size = shifted.shape[1]
+    has_top_k = 0 < params.top_k < vocab_size
+    if params.top_p >= 1:
+        return shifted.topk(params.top_k).values[:, -1:] if has_top_k else None
+    num_candidates = min(vocab_size, params.top_k if has_top_k else _TOP_P_CANDIDATES)
+    values = shifted.topk(num_candidates).values
+    mass = values.double().exp()
+    if has_top_k:
+        total = mass.sum(dim=-1)
+    target = params.top_p * total.unsqueeze(1)
+    if num_candidates < vocab_size and not has_top_k and (mass.sum(1, keepdim=True) < target).any():
+        values = shifted.sort(descending=True).values
+        mass = values.double().exp()
+    # A token is kept if the mass before it has not reached the target; the first always is.
+    num_kept = ((mass.cumsum(dim=-1) - mass) < target).sum(dim=-1, keepdim=True)
+    return values.gather(1, num_kept - 1)
+
+
+def _invert(mass: Tensor, chunk_sums: Tensor, uniforms: Tensor) -> Tensor:
+    """Return the token whose interval of the cumulative mass holds each uniform, i64 [S]."""
+    num_rows, num_chunks, chunk = mass.shape
+    if num_chunks == 1:
+        return _pick(mass.view(num_rows, chunk), uniforms)[0]
+    chunk_index, within = _pick(chunk_sums, uniforms)
+    rows = torch.arange(num_rows, device=mass.device)
+    return chunk_index * chunk + _pick(mass[rows, chunk_index], within)[0]
+
+
+def _pick(mass: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    """Pick an entry of each row in proportion to its mass.
+
+    Args:
+        mass: [S, n], not negative, a positive sum in each row.
+        uniforms: f64 [S].
+
+    Returns:
+        The entries, i64 [S], each of positive mass, and where within its entry each uniform fell,
+        f64 [S] in [0, 1].
+    """
+    cumulative = mass.cumsum(dim=-1, dtype=torch.float64)
+    total = cumulative[:, -1:]
+    # Below the total, so that the first cumulative mass above the target exists; that entry's own
+    # mass is then positive.
+    below_total = torch.nextafter(total, torch.zeros_like(total))
+    target = torch.minimum(uniforms.unsqueeze(1) * total, below_total)
+    entry = torch.searchsorted(cumulative, target, right=True)
+    width = mass.gather(1, entry).double()
+    before = cumulative.gather(1, entry) - width
+    within = ((target - before) / width).clamp(0.0, 1.0)
+    return entry.squeeze(1), within.squeeze(1)
