@@ -62,7 +62,7 @@ class TrainConfig(Section):
     minibatches_per_step: int = 2
     """Optimizer steps a rollout step."""
     max_tokens_per_microbatch: int = 4096
-    """Unique tokens of one forward and backward pass at most; a larger tree runs alone."""
+    """Unique tokens of one forward and backward pass at most; one tree must fit."""
     max_sampling_batches: int = 1
     """Batches of prompts that a step samples at most to replace trees whose rewards all agree;
     1 drops them without replacement."""

@@ -177,19 +177,20 @@ class DataConfig(Section):
 class RewardConfig(Section):
     """How completions are scored."""
 
-    name: str = "exact_match"
-    """A reward of treepo.rewards, or `package.module:function` with TRL's signature."""
+    name: str | None = None
+    """A reward of treepo.rewards, or `package.module:function` with TRL's signature; absent: the
+    reward of the embedded task, or exact_match with other data."""
     timeout_s: float = 5.0
     """Seconds one call may take before its worker is stopped."""
     num_workers: int = 1
-    """Worker processes."""
+    """Worker processes; 0 calls the function in the training process, without time limit."""
     shuffle: bool = False
     """A control, not a method: rewards are permuted over the whole batch, so that a sound
     pipeline learns nothing."""
 
     def _check(self) -> None:
         above("timeout_s", self.timeout_s, 0)
-        at_least("num_workers", self.num_workers, 1)
+        at_least("num_workers", self.num_workers, 0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -94,8 +95,7 @@ class StepInputs:
     groups: tuple[RowGroup, ...]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PlanSizes:
+class PlanSizes(NamedTuple):
     """Valid lengths of the plan arrays, in the order `Scheduler.plan_step` returns them."""
 
     num_rows: int

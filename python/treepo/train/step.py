@@ -13,12 +13,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from treepo.config import LossConfig
-from treepo.engine.hook import (
-    AttentionContext,
-    evaluating,
-    plain_attention,
-    probe,
-)
+from treepo.engine.hook import AttentionContext, evaluating, plain_attention, probe
 from treepo.errors import (
     InvalidConfigError,
     InvalidInputError,
@@ -27,7 +22,7 @@ from treepo.errors import (
 )
 from treepo.forest import Forest
 from treepo.train.attention import packed_context
-from treepo.train.head import Head, output_head, token_logprobs
+from treepo.train.head import output_head, token_logprobs
 from treepo.train.losses import LossTerms, dapo_loss
 from treepo.train.pack import PackedForest, pack
 
@@ -153,7 +148,7 @@ class TrainStep:
         src = self._tensor(packed.src)
         old = self._tensor(packed.old_logprob).to(logprob.dtype)
         terms = dapo_loss(
-            F.embedding(src, logprob[:, None])[:, 0],
+            logprob.index_select(0, src),
             old[src],
             self._tensor(per_path[packed.src_path]).to(logprob.dtype),
             self._loss_config,
@@ -225,23 +220,105 @@ def first_step_check(
         The largest difference found, in nats.
 
     Raises:
+        InvalidInputError: if the forest has no sampled token.
         UnsupportedModelError: if the difference is above the tolerance.
     """
     if tolerance is None:
         tolerance = 0.25 if model.dtype in (torch.float16, torch.bfloat16) else 1e-3
     step = TrainStep(model, LossConfig(), temperature)
-    packed = pack(forest, _widest_tree(forest))
+    tree_paths, leaves = _paths_to_compare(forest)
+    packed = pack(forest, tree_paths)
     with torch.no_grad(), evaluating(model):
-        on_tree = step.logprobs(packed)[0][torch.from_numpy(packed.src)]
+        on_tree = step.logprobs(packed)[0].cpu()
     worst = 0.0
-    for path in _two_leaves(forest):
-        tree = on_tree[torch.from_numpy(packed.src_path == path)]
-        plain = step.plain_logprobs(forest.token_ids(path))[_sampled_positions(forest, path) - 1]
-        if len(tree):
-            worst = max(worst, float((tree - plain).abs().max()))
+    for leaf in leaves:
+        tree = on_tree[torch.from_numpy(packed.src[packed.src_path == leaf])]
+        predictor = pack(forest, [leaf]).predictor
+        plain = step.plain_logprobs(forest.token_ids(leaf)).cpu()[torch.from_numpy(predictor)]
+        worst = max(worst, float((tree - plain).abs().max()))
     if not worst <= tolerance:
         raise UnsupportedModelError(
             f"{type(model).__name__} gives log-probs on the tree that differ by {worst:.3g} from "
             f"a plain forward, above {tolerance:g}: it cannot be trained on trees"
         )
     return worst
+
+
+def _paths_to_compare(forest: Forest) -> tuple[npt.NDArray[np.int64], list[int]]:
+    """Paths of the tree with the most of them, and the two leaves to compare."""
+    bounds = np.asarray(forest.trees.path_start)
+    tree = int(np.diff(bounds).argmax())
+    paths = np.arange(bounds[tree], bounds[tree + 1], dtype=np.int64)
+    tokens = np.diff(np.asarray(forest.paths.token_start))[paths]
+    prompt_len = int(np.asarray(forest.trees.prompt_len)[tree])
+    own = np.where(np.arange(len(paths)) == 0, tokens - prompt_len, tokens)
+    grown = paths[own > 0]
+    if len(grown) == 0:
+        raise InvalidInputError("no tree has a sampled token to check: sample completions first")
+    deepest = grown[np.asarray(forest.paths.at)[grown].argmax()]
+    return paths, sorted({int(grown[0]), int(deepest)})
+
+
+def _check_input(packed: PackedForest, advantages: F64, num_loss_tokens: int) -> None:
+    if packed.num_trajectory_tokens == 0:
+        raise InvalidInputError("the packed trees hold no sampled token: there is no loss")
+    if num_loss_tokens < packed.num_trajectory_tokens:
+        raise InvalidInputError(
+            f"num_loss_tokens = {num_loss_tokens} is below the {packed.num_trajectory_tokens} "
+            f"trajectory tokens of this micro-batch: pass the count of the whole optimizer step"
+        )
+    if len(advantages) <= packed.src_path.max():
+        raise InvalidInputError(
+            f"{len(advantages)} advantages for path {packed.src_path.max()}: pass one a path of "
+            f"the forest that was packed"
+        )
+    for name, values in (
+        ("an advantage", advantages[packed.src_path]),
+        ("a log-prob recorded at sampling", packed.old_logprob),
+    ):
+        bad = np.flatnonzero(~np.isfinite(values))
+        if len(bad):
+            raise NotFiniteError(
+                f"{name} is {values[bad[0]]} ({len(bad)} of {len(values)} tokens): the update is "
+                f"refused, check rewards and sampling"
+            )
+
+
+def _check_finite(name: str, values: Tensor) -> None:
+    finite = torch.isfinite(values)
+    if not bool(finite.all()):
+        bad = values[~finite].flatten()
+        raise NotFiniteError(
+            f"{name}: {bad[0].item()} in {len(bad)} of {values.numel()} values; the update is "
+            f"refused, lower the learning rate or go back to an earlier checkpoint"
+        )
+
+
+def _metrics(packed: PackedForest, terms: LossTerms, entropy: Tensor) -> StepMetrics:
+    low, high, abs_log_ratio, ratio_min, ratio_max, loss, mean_entropy = (
+        torch.stack(
+            [
+                terms.clipped_low.to(terms.loss.dtype),
+                terms.clipped_high.to(terms.loss.dtype),
+                terms.abs_log_ratio,
+                terms.ratio_min,
+                terms.ratio_max,
+                terms.loss.detach(),
+                entropy,
+            ]
+        )
+        .cpu()
+        .tolist()
+    )
+    count = packed.num_trajectory_tokens
+    return StepMetrics(
+        loss=loss,
+        clip_ratio_low=low / count,
+        clip_ratio_high=high / count,
+        entropy=mean_entropy,
+        abs_log_ratio=abs_log_ratio / count,
+        ratio_min=ratio_min,
+        ratio_max=ratio_max,
+        num_unique_tokens=packed.num_tokens,
+        num_trajectory_tokens=count,
+    )

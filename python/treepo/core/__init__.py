@@ -1,0 +1,36 @@
+"""The Rust core: forest, search, block pool and scheduler, without torch.
+
+This module alone loads the extension. Embed `Search` at segment granularity over any function
+that continues token sequences, or `Scheduler` at token granularity over an engine with a paged
+key-value cache.
+"""
+
+from treepo._core import (
+    BufferTooSmallError,
+    Forest,
+    InvalidConfigError,
+    InvalidInputError,
+    LawBrokenError,
+    NotFiniteError,
+    PoolTooSmallError,
+    PromptTooLongError,
+    Search,
+    SearchConfig,
+    TreepoError,
+    __version__,
+)
+
+__all__ = [
+    "BufferTooSmallError",
+    "Forest",
+    "InvalidConfigError",
+    "InvalidInputError",
+    "LawBrokenError",
+    "NotFiniteError",
+    "PoolTooSmallError",
+    "PromptTooLongError",
+    "Search",
+    "SearchConfig",
+    "TreepoError",
+    "__version__",
+]

@@ -1,0 +1,141 @@
+"""Accuracy of a model on held-out prompts: sampled, greedy, and pass@k."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import comb
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from treepo.config import EvalConfig, SamplingParams
+from treepo.engine import Engine
+from treepo.engine.engine import OnStep
+from treepo.errors import InvalidInputError
+from treepo.scoring import Scorer
+
+CORRECT = 1.0
+"""A completion is correct from this reward on."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """Result of one evaluation; rates lie in 0..1.
+
+    Attributes:
+        num_prompts: Prompts evaluated.
+        num_samples: Sampled completions a prompt.
+        temperature: Temperature of the sampled completions.
+        accuracy: Fraction of sampled completions that are correct.
+        greedy_accuracy: Fraction of greedy completions that are correct.
+        pass_at: k to the chance that one of k sampled completions is correct.
+        num_unscored: Completions without a reward; they count as not correct.
+        num_tokens: Tokens decoded.
+        seconds: Wall clock.
+    """
+
+    num_prompts: int
+    num_samples: int
+    temperature: float
+    accuracy: float
+    greedy_accuracy: float
+    pass_at: Mapping[int, float]
+    num_unscored: int
+    num_tokens: int
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        values = {name: getattr(self, name) for name in self.__slots__}
+        return {**values, "pass_at": {str(k): value for k, value in self.pass_at.items()}}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Evaluation":
+        """Build an evaluation from what `to_dict` gave."""
+        pass_at = {int(k): float(value) for k, value in data["pass_at"].items()}
+        return cls(**{**data, "pass_at": pass_at})
+
+
+def evaluate(
+    engine: Engine,
+    scorer: Scorer,
+    rows: Sequence[Mapping[str, Any]],
+    config: EvalConfig,
+    *,
+    max_tokens: int,
+    on_step: OnStep | None = None,
+) -> Evaluation:
+    """Sample completions of held-out prompts and score them.
+
+    Args:
+        engine: Holds the model.
+        scorer: Holds the reward functions.
+        rows: Rows of the data set; the first `config.num_prompts` are used.
+        config: Samples, temperature and seed.
+        max_tokens: Tokens of a completion at most.
+        on_step: Called after every engine step.
+
+    Returns:
+        The evaluation; the same for the same weights and seed.
+
+    Raises:
+        InvalidInputError: There is no row.
+    """
+    began = time.perf_counter()
+    chosen = list(rows[: config.num_prompts])
+    if not chosen:
+        raise InvalidInputError("there is no prompt to evaluate; give rows and num_prompts above 0")
+
+    def rewards(n: int, temperature: float) -> npt.NDArray[np.float32]:
+        forest = engine.generate(
+            [row["prompt"] for row in chosen],
+            n=n,
+            max_tokens=max_tokens,
+            sampling=SamplingParams(temperature=temperature),
+            seed=config.seed,
+            on_step=on_step,
+        )
+        nonlocal num_tokens
+        num_tokens += engine.stats.decoded_tokens
+        return scorer.score(forest, chosen).values.reshape(len(chosen), n)
+
+    num_tokens = 0
+    sampled = rewards(config.num_samples, config.temperature)
+    greedy = rewards(1, 0.0)
+    correct = (sampled >= CORRECT).sum(axis=1)
+    return Evaluation(
+        num_prompts=len(chosen),
+        num_samples=config.num_samples,
+        temperature=config.temperature,
+        accuracy=float((sampled >= CORRECT).mean()),
+        greedy_accuracy=float((greedy >= CORRECT).mean()),
+        pass_at={k: pass_at_k(correct, config.num_samples, k) for k in _ks(config.num_samples)},
+        num_unscored=int(np.isnan(sampled).sum() + np.isnan(greedy).sum()),
+        num_tokens=num_tokens,
+        seconds=time.perf_counter() - began,
+    )
+
+
+def pass_at_k(num_correct: npt.ArrayLike, n: int, k: int) -> float:
+    """Return the unbiased estimate of pass@k (Chen et al. 2021, arXiv:2107.03374, eq. 1).
+
+    Args:
+        num_correct: Correct completions of each prompt, int[N], each 0..n.
+        n: Completions sampled a prompt.
+        k: Completions that a user would draw, 1..n.
+
+    Returns:
+        Mean over prompts of 1 - C(n - c, k) / C(n, k).
+
+    Raises:
+        InvalidInputError: k is not in 1..n.
+    """
+    if not 1 <= k <= n:
+        raise InvalidInputError(f"k must be in 1..{n}, got {k}; sample more completions")
+    counts = np.asarray(num_correct).tolist()
+    return float(np.mean([1 - comb(n - c, k) / comb(n, k) for c in counts]))
+
+
+def _ks(n: int) -> list[int]:
+    return sorted({n, *(1 << power for power in range(n.bit_length()) if 1 << power <= n)})

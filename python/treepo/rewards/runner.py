@@ -1,0 +1,299 @@
+"""Scoring completions in worker processes, under a time limit."""
+
+import inspect
+import itertools
+import math
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from multiprocessing import connection
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from treepo.errors import RewardError
+from treepo.rewards import base
+from treepo.rewards.registry import resolve
+from treepo.rewards.worker import (
+    Arguments,
+    Failure,
+    Refusal,
+    Reply,
+    Values,
+    Worker,
+    attempt,
+    pack_function,
+)
+
+MAX_SINGLE_TIMEOUTS = 8
+"""Completions of a batch that may hang before the rest is given up: it bounds the wait."""
+
+_RESERVED = ("prompts", "completions", "completion_ids")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardResult:
+    """The rewards of a batch.
+
+    Attributes:
+        values: f32[N]; NaN where the function returned None, raised or ran out of time.
+        num_timeouts: Completions without a reward because of the time limit.
+        num_errors: Completions without a reward because the function raised or its process died.
+        first_error: One of those errors as a line of text, or None.
+    """
+
+    values: npt.NDArray[np.float32]
+    num_timeouts: int
+    num_errors: int
+    first_error: str | None
+
+
+@dataclass(slots=True, kw_only=True)
+class _Batch:
+    """Calls to make and what came out so far."""
+
+    arguments: Arguments
+    values: npt.NDArray[np.float32]
+    pending: deque[range]
+    num_timeouts: int = 0
+    num_errors: int = 0
+    first_error: str | None = None
+    _num_single_timeouts: int = field(default=0)
+
+    def slice(self, span: range) -> Arguments:
+        """The arguments of the completions of a span."""
+        return {name: column[span.start : span.stop] for name, column in self.arguments.items()}
+
+    def take(self, span: range, reply: Reply) -> None:
+        """Record how a call ended; a failed call of several completions is redone one by one."""
+        match reply:
+            case Values(values=values):
+                self.values[span.start : span.stop] = values
+            case Refusal(message=message):
+                raise RewardError(message)
+            case Failure() if len(span) > 1:
+                self._redo(span)
+            case Failure(message=message):
+                self.num_errors += 1
+                self.first_error = self.first_error or message
+
+    def time_out(self, span: range) -> None:
+        """Record a call that ran out of time."""
+        if len(span) > 1:
+            self._redo(span)
+            return
+        self.num_timeouts += 1
+        self._num_single_timeouts += 1
+        if self._num_single_timeouts >= MAX_SINGLE_TIMEOUTS:
+            self.num_timeouts += sum(map(len, self.pending))
+            self.pending.clear()
+
+    def _redo(self, span: range) -> None:
+        self.pending.extend(range(i, i + 1) for i in span)
+
+    def result(self) -> RewardResult:
+        """The batch as the caller sees it."""
+        return RewardResult(
+            values=self.values,
+            num_timeouts=self.num_timeouts,
+            num_errors=self.num_errors,
+            first_error=self.first_error,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Call:
+    """A call that a worker is busy with."""
+
+    worker: Worker
+    span: range
+    deadline: float
+
+
+class RewardRunner:
+    """Calls a reward function in worker processes.
+
+    A batch is one call; with several workers each of them gets a contiguous part of it. A call that
+    raises, kills its process or exceeds the time limit is made again for one completion at a time,
+    so that only those to blame go without a reward. Use it as a context manager or call `close`;
+    the workers also end with this process.
+    """
+
+    def __init__(
+        self,
+        reward: str | Callable[..., object],
+        timeout_s: float = 5.0,
+        num_workers: int = 1,
+    ) -> None:
+        """Check the function; workers start with the first batch.
+
+        Args:
+            reward: A name for `treepo.rewards.resolve`, or a function of an importable module.
+            timeout_s: Wall-clock seconds that one call may take, above 0.
+            num_workers: Processes; 0 calls the function in this process, without a time limit, which
+                suits functions that exist in this process only.
+
+        Raises:
+            RewardError: The function is not found or cannot be sent to a worker, or a number is out
+                of range.
+        """
+        if not timeout_s > 0:
+            raise RewardError(f"timeout_s is {timeout_s}, must be above 0")
+        if num_workers < 0:
+            raise RewardError(f"num_workers is {num_workers}, must be at least 0")
+        self._function = resolve(reward) if isinstance(reward, str) else reward
+        self._packed = pack_function(reward) if num_workers else b""
+        self._timeout_s = timeout_s
+        self._workers: list[Worker | None] = [None] * num_workers
+        self._finalizer = weakref.finalize(self, _stop_all, self._workers)
+
+    def score(
+        self,
+        prompts: Sequence[object],
+        completions: Sequence[base.Completion],
+        completion_ids: Sequence[Sequence[int]],
+        columns: Mapping[str, Sequence[object]],
+    ) -> RewardResult:
+        """Score a batch.
+
+        Waits at most `timeout_s * (2 + MAX_SINGLE_TIMEOUTS)` for calls that hang.
+
+        Args:
+            prompts: Texts or message lists, one a completion.
+            completions: Texts or message lists.
+            completion_ids: Token ids of the completions.
+            columns: Further columns of the data set, one entry a completion, passed by name.
+
+        Returns:
+            The rewards and how many are missing why.
+
+        Raises:
+            RewardError: Columns differ in length, the function needs a column that is missing, or
+                it returns something else than a number or None for each completion.
+        """
+        arguments = self._arguments(prompts, completions, completion_ids, columns)
+        spans = _split(len(completions), max(1, len(self._workers)))
+        batch = _Batch(
+            arguments=arguments,
+            values=np.full(len(completions), math.nan, dtype=np.float32),
+            pending=deque(spans),
+        )
+        if self._workers:
+            try:
+                self._run(batch)
+            except BaseException:
+                # a worker that still runs a call would answer the next batch with it
+                self.close()
+                raise
+        else:
+            while batch.pending:
+                span = batch.pending.popleft()
+                batch.take(span, attempt(self._function, batch.slice(span)))
+        return batch.result()
+
+    def close(self) -> None:
+        """End the workers; another `score` starts new ones."""
+        _stop_all(self._workers)
+
+    def __enter__(self) -> Self:
+        """Nothing to set up."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """End the workers."""
+        self.close()
+
+    def _arguments(
+        self,
+        prompts: Sequence[object],
+        completions: Sequence[base.Completion],
+        completion_ids: Sequence[Sequence[int]],
+        columns: Mapping[str, Sequence[object]],
+    ) -> Arguments:
+        arguments = dict(columns) | dict(
+            zip(_RESERVED, (prompts, completions, completion_ids), strict=True)
+        )
+        for name in _RESERVED:
+            if name in columns:
+                raise RewardError(f"a column is named {name}, which is reserved: rename it")
+        for name, column in arguments.items():
+            if len(column) != len(completions):
+                raise RewardError(
+                    f"{name} has {len(column)} entries, expected {len(completions)}: "
+                    "one for each completion"
+                )
+        _check_signature(self._function, arguments)
+        return arguments
+
+    def _run(self, batch: _Batch) -> None:
+        """Keep the workers busy until nothing is pending."""
+        calls: dict[int, _Call] = {}
+        while batch.pending or calls:
+            for i in range(len(self._workers)):
+                if batch.pending and i not in calls:
+                    calls[i] = self._start_call(i, batch)
+            for i in _answered(calls):
+                call = calls.pop(i)
+                batch.take(call.span, call.worker.receive())
+            for i in [i for i, call in calls.items() if call.deadline <= time.monotonic()]:
+                call = calls.pop(i)
+                call.worker.kill()
+                batch.time_out(call.span)
+
+    def _start_call(self, index: int, batch: _Batch) -> _Call:
+        worker = self._workers[index]
+        if worker is None or worker.is_stopped:
+            worker = self._workers[index] = Worker(self._packed)
+        worker.wait_ready()
+        span = batch.pending.popleft()
+        worker.send(batch.slice(span))
+        return _Call(worker=worker, span=span, deadline=time.monotonic() + self._timeout_s)
+
+
+def _answered(calls: Mapping[int, _Call]) -> list[int]:
+    """Workers that answered, after waiting for the first of them or for a time limit."""
+    if not calls:
+        return []
+    patience = min(call.deadline for call in calls.values()) - time.monotonic()
+    by_connection = {call.worker.connection: i for i, call in calls.items()}
+    ready = connection.wait(list(by_connection), max(0.0, patience))
+    return [i for conn, i in by_connection.items() if conn in ready]
+
+
+def _split(num_completions: int, num_parts: int) -> list[range]:
+    """Contiguous spans that cover all completions, as even as possible, none empty."""
+    bounds = [num_completions * part // num_parts for part in range(num_parts + 1)]
+    return [range(a, b) for a, b in itertools.pairwise(bounds) if a < b]
+
+
+def _check_signature(function: Callable[..., object], arguments: Arguments) -> None:
+    """Raise if the function cannot take the columns that there are."""
+    try:
+        signature = inspect.signature(function)
+    except ValueError:
+        # a builtin without a signature: the call will tell
+        return
+    try:
+        signature.bind(**arguments)
+    except TypeError as error:
+        columns = ", ".join(name for name in arguments if name not in _RESERVED) or "none"
+        raise RewardError(
+            f"reward function {base.name_of(function)}: {error}; columns of the data: {columns}; "
+            "take what you do not use as **columns"
+        ) from None
+
+
+def _stop_all(workers: list[Worker | None]) -> None:
+    for i, worker in enumerate(workers):
+        workers[i] = None
+        if worker is not None and not worker.is_stopped:
+            worker.stop()

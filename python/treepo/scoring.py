@@ -1,0 +1,152 @@
+"""From a finished forest to one reward a trajectory."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from treepo.config import RewardConfig
+from treepo.errors import RewardError
+from treepo.forest import Forest
+from treepo.prompts import is_messages
+from treepo.rewards import RewardResult, RewardRunner
+
+F32 = npt.NDArray[np.float32]
+RewardSource = str | Callable[..., object]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scores:
+    """Rewards of a forest's trajectories.
+
+    Attributes:
+        values: Sum over the reward functions, f32[P]; NaN where none gave a number.
+        by_function: Values of each function by its name, f32[P] each.
+        num_timeouts: Calls that ran out of time, for one completion each.
+        num_errors: Calls that failed, for one completion each.
+        first_error: One of those errors, None if there was none.
+    """
+
+    values: F32
+    by_function: Mapping[str, F32]
+    num_timeouts: int
+    num_errors: int
+    first_error: str | None
+
+
+class Scorer:
+    """Reward functions, their worker processes and the tokenizer that makes texts for them."""
+
+    def __init__(
+        self,
+        rewards: RewardSource | Sequence[RewardSource],
+        config: RewardConfig,
+        tokenizer: Any,
+        eos_token_ids: Sequence[int],
+    ) -> None:
+        """Find the functions; their processes start at the first call.
+
+        Args:
+            rewards: One reward function or name, or several; their values are added.
+            config: Time limit and number of workers.
+            tokenizer: Turns completions into text.
+            eos_token_ids: Tokens that end a completion; not part of its text.
+
+        Raises:
+            RewardError: A function cannot be found, or there is none.
+        """
+        listed = [rewards] if isinstance(rewards, str) or callable(rewards) else list(rewards)
+        if not listed:
+            raise RewardError("there is no reward function; give at least one")
+        self._runners = {
+            _name(reward): RewardRunner(reward, config.timeout_s, config.num_workers)
+            for reward in listed
+        }
+        if len(self._runners) < len(listed):
+            raise RewardError(f"two reward functions share a name: {[_name(x) for x in listed]}")
+        self._tokenizer = tokenizer
+        self._eos = frozenset(eos_token_ids)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the worker processes."""
+        for runner in self._runners.values():
+            runner.close()
+
+    def score(self, forest: Forest, rows: Sequence[Mapping[str, Any]]) -> Scores:
+        """Score every trajectory.
+
+        Args:
+            forest: A finished rollout; tree i answers row i.
+            rows: Rows of the data set: `prompt` and any columns.
+
+        Returns:
+            The rewards.
+
+        Raises:
+            RewardError: A function breaks its contract, or failed on every completion.
+        """
+        tree = np.asarray(forest.paths.tree)
+        own_rows = [rows[int(index)] for index in tree]
+        prompts = [row["prompt"] for row in own_rows]
+        ids = [forest.completion_ids(path).tolist() for path in range(forest.num_paths)]
+        completions = [
+            self._completion(token_ids, prompt)
+            for token_ids, prompt in zip(ids, prompts, strict=True)
+        ]
+        names = dict.fromkeys(name for row in rows for name in row if name != "prompt")
+        columns = {name: [row.get(name) for row in own_rows] for name in names}
+        results = {
+            name: runner.score(prompts, completions, ids, columns)
+            for name, runner in self._runners.items()
+        }
+        return _combine(results)
+
+    def _completion(self, token_ids: list[int], prompt: Any) -> Any:
+        ended = bool(token_ids) and token_ids[-1] in self._eos
+        text = self._tokenizer.decode(
+            token_ids[:-1] if ended else token_ids,
+            skip_special_tokens=True,
+            clean_up_tokenization_spaces=False,
+        )
+        return [{"role": "assistant", "content": text}] if is_messages(prompt) else text
+
+
+def _combine(results: Mapping[str, RewardResult]) -> Scores:
+    by_function = {name: result.values for name, result in results.items()}
+    stacked = np.stack(list(by_function.values()))
+    known = np.isfinite(stacked).any(axis=0)
+    values = np.where(known, np.nansum(stacked, axis=0), math.nan).astype(np.float32)
+    errors = [result.first_error for result in results.values() if result.first_error]
+    num_errors = sum(result.num_errors for result in results.values())
+    num_timeouts = sum(result.num_timeouts for result in results.values())
+    if len(values) and not known.any() and num_errors + num_timeouts > 0:
+        reason = errors[0] if errors else "the time limit reward.timeout_s ran out"
+        raise RewardError(f"the reward failed on all {len(values)} completions: {reason}")
+    return Scores(
+        values=values,
+        by_function=by_function,
+        num_timeouts=num_timeouts,
+        num_errors=num_errors,
+        first_error=errors[0] if errors else None,
+    )
+
+
+def _name(reward: RewardSource) -> str:
+    if isinstance(reward, str):
+        return reward.rpartition(":")[2]
+    return str(getattr(reward, "__name__", type(reward).__name__))

@@ -1,0 +1,58 @@
+"""Progress on a terminal: a bar with the latest numbers, or a line now and then in a log."""
+
+import sys
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Self
+
+from tqdm import tqdm
+
+_LINES = 10
+
+
+class Progress:
+    """Shows reward, accuracy, tokens a second and share ratio while a run goes on."""
+
+    def __init__(self, num_steps: int, *, first_step: int) -> None:
+        """Open the bar.
+
+        Args:
+            num_steps: Steps of the whole run.
+            first_step: Steps that are done already.
+        """
+        self._num_steps = num_steps
+        self._every = max(1, num_steps // _LINES)
+        self._bar: tqdm[None] = tqdm(
+            total=num_steps,
+            initial=first_step,
+            unit="step",
+            file=sys.stderr,
+            disable=not sys.stderr.isatty(),
+            dynamic_ncols=True,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.close()
+
+    def show(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Show the numbers of a finished step."""
+        text = (
+            f"reward {metrics['reward']:.3f}  accuracy {metrics['accuracy']:.3f}  "
+            f"{metrics['perf/tok_per_s']:.0f} tokens/s  share {metrics['tree/share_ratio']:.2f}"
+        )
+        self._bar.set_postfix_str(text, refresh=False)
+        self._bar.update()
+        if self._bar.disable and (step % self._every == 0 or step == self._num_steps):
+            self.say(f"step {step}/{self._num_steps}  {text}")
+
+    def say(self, text: str) -> None:
+        """Print a line without disturbing the bar."""
+        tqdm.write(text, file=sys.stderr)

@@ -1,0 +1,186 @@
+//! `Forest` and its columns as numpy arrays.
+
+use numpy::{Element, IntoPyArray, PyArray1, PyArrayMethods, PyReadonlyArray1};
+use pyo3::exceptions::PyKeyError;
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+use treepo::forest::Columns;
+use treepo::{Error, FinishReason, ForkOrigin, PathId, SampledToken, TreeId};
+
+use crate::error::{IntoPy, to_py};
+
+/// Trees of token paths.
+#[pyclass(module = "treepo.core")]
+#[derive(Debug)]
+pub(crate) struct Forest(pub(crate) treepo::Forest);
+
+/// Pairs up the three arrays of sampled tokens.
+pub(crate) fn sampled_tokens(
+    ids: &[u32],
+    logprobs: &[f32],
+    entropies: &[f32],
+) -> PyResult<Vec<SampledToken>> {
+    if ids.len() != logprobs.len() || ids.len() != entropies.len() {
+        let (i, l, e) = (ids.len(), logprobs.len(), entropies.len());
+        let message = format!("{i} token ids, {l} log-probabilities and {e} entropies");
+        return Err(to_py(&Error::InvalidInput(message)));
+    }
+    let rows = ids.iter().zip(logprobs).zip(entropies);
+    Ok(rows.map(|((&id, &logprob), &entropy)| SampledToken { id, logprob, entropy }).collect())
+}
+
+fn input(message: &str) -> PyErr {
+    to_py(&Error::InvalidInput(message.into()))
+}
+
+fn read<T: Element + Copy>(columns: &Bound<'_, PyAny>, name: &str) -> PyResult<Vec<T>> {
+    let column = columns.get_item(name).map_err(|_| PyKeyError::new_err(name.to_owned()))?;
+    let array = column.cast::<PyArray1<T>>().map_err(|_| {
+        input(&format!("forest column {name} has the wrong dtype or number of dimensions"))
+    })?;
+    Ok(array.try_readonly()?.to_vec()?)
+}
+
+fn put<T: Element>(dict: &Bound<'_, PyDict>, name: &str, values: Vec<T>) -> PyResult<()> {
+    let array = values.into_pyarray(dict.py());
+    array.try_readwrite()?.make_nonwriteable();
+    dict.set_item(name, array)
+}
+
+/// One list of the column names and fields for both directions.
+macro_rules! for_each_column {
+    ($action:ident) => {
+        $action!(
+            tree_key, tree_stream, tree_prompt_len, path_start, path_tree, path_parent, path_at,
+            token_start, path_length, path_stream, path_finish, path_origin, path_weight,
+            path_reward, token_id, token_kind, token_logprob, token_entropy, token_version,
+            mark_path, mark_pos
+        )
+    };
+}
+
+#[pymethods]
+impl Forest {
+    #[new]
+    fn new() -> Self {
+        Self(treepo::Forest::new())
+    }
+
+    #[staticmethod]
+    fn from_columns(columns: &Bound<'_, PyAny>) -> PyResult<Self> {
+        macro_rules! read_all {
+            ($($name:ident),*) => { Columns { $($name: read(columns, stringify!($name))?),* } };
+        }
+        let columns = for_each_column!(read_all);
+        Ok(Self(treepo::Forest::from_columns(&columns).into_py()?))
+    }
+
+    #[pyo3(signature = (key, prompt, *, seed=0))]
+    fn add_tree(&mut self, key: u64, prompt: PyReadonlyArray1<'_, u32>, seed: u64) -> PyResult<u32> {
+        Ok(self.0.add_tree(seed, key, prompt.as_slice()?).into_py()?.0)
+    }
+
+    fn fork(&mut self, tree: u32, path: u32, at: u32) -> PyResult<u32> {
+        let path = self.0.fork(TreeId(tree), PathId(path), at, ForkOrigin::Caller).into_py()?;
+        Ok(path.0)
+    }
+
+    #[pyo3(signature = (tree, path, token_ids, logprobs, entropies, *, version=0))]
+    #[allow(clippy::too_many_arguments, reason = "one call appends all columns")]
+    fn append(
+        &mut self,
+        tree: u32,
+        path: u32,
+        token_ids: PyReadonlyArray1<'_, u32>,
+        logprobs: PyReadonlyArray1<'_, f32>,
+        entropies: PyReadonlyArray1<'_, f32>,
+        version: u32,
+    ) -> PyResult<()> {
+        let (tree, path) = (TreeId(tree), PathId(path));
+        let (ids, logprobs) = (token_ids.as_slice()?, logprobs.as_slice()?);
+        let tokens = sampled_tokens(ids, logprobs, entropies.as_slice()?)?;
+        for token in &tokens {
+            token.check(tree, path).into_py()?;
+        }
+        for token in tokens {
+            self.0.push_token(tree, path, token, version).into_py()?;
+        }
+        Ok(())
+    }
+
+    fn append_given(
+        &mut self,
+        tree: u32,
+        path: u32,
+        token_ids: PyReadonlyArray1<'_, u32>,
+    ) -> PyResult<()> {
+        self.0.push_given(TreeId(tree), PathId(path), token_ids.as_slice()?).into_py()
+    }
+
+    fn mark(&mut self, tree: u32, path: u32) -> PyResult<()> {
+        self.0.mark(TreeId(tree), PathId(path)).into_py()
+    }
+
+    fn finish(&mut self, tree: u32, path: u32, reason: u8) -> PyResult<()> {
+        let reason = FinishReason::from_u8(reason)
+            .ok_or_else(|| input(&format!("no finish reason has the number {reason}")))?;
+        self.0.finish(TreeId(tree), PathId(path), reason).into_py()
+    }
+
+    fn set_rewards(&mut self, rewards: PyReadonlyArray1<'_, f32>) -> PyResult<()> {
+        self.0.set_rewards(rewards.as_slice()?).into_py()
+    }
+
+    #[getter]
+    fn num_trees(&self) -> usize {
+        self.0.trees().len()
+    }
+
+    #[getter]
+    fn num_paths(&self) -> usize {
+        self.0.num_paths()
+    }
+
+    #[getter]
+    fn num_tokens(&self) -> usize {
+        self.0.num_tokens()
+    }
+
+    fn columns<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let dict = PyDict::new(py);
+        let columns = py.detach(|| self.0.columns());
+        macro_rules! put_all {
+            ($($name:ident),*) => { $(put(&dict, stringify!($name), columns.$name)?;)* };
+        }
+        for_each_column!(put_all);
+        Ok(dict)
+    }
+
+    fn nodes<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let dict = PyDict::new(py);
+        let nodes = py.detach(|| self.0.nodes());
+        put(&dict, "tree", nodes.tree)?;
+        put(&dict, "path", nodes.path)?;
+        put(&dict, "start", nodes.start)?;
+        put(&dict, "end", nodes.end)?;
+        put(&dict, "parent", nodes.parent)?;
+        put(&dict, "depth", nodes.depth)?;
+        put(&dict, "subtree_end", nodes.subtree_end)?;
+        put(&dict, "leaf", nodes.leaf)?;
+        Ok(dict)
+    }
+
+    fn select(&self, trees: PyReadonlyArray1<'_, u32>) -> PyResult<Self> {
+        let trees: Vec<_> = trees.as_slice()?.iter().map(|&tree| TreeId(tree)).collect();
+        Ok(Self(self.0.select(&trees).into_py()?))
+    }
+
+    #[staticmethod]
+    fn concatenate(forests: Vec<PyRef<'_, Self>>) -> Self {
+        Self(treepo::Forest::concatenate(forests.iter().map(|forest| &forest.0)))
+    }
+
+    fn check(&self) -> PyResult<()> {
+        self.0.check().into_py()
+    }
+}

@@ -1,0 +1,18 @@
+//! Python binding of the `treepo` crate: parse, call, convert. It decides nothing.
+
+mod config;
+mod error;
+mod forest;
+mod search;
+
+use pyo3::prelude::*;
+
+/// The extension module; `treepo.core` is its only importer.
+#[pymodule]
+fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    error::register(module)?;
+    module.add_class::<config::SearchConfig>()?;
+    module.add_class::<forest::Forest>()?;
+    module.add_class::<search::Search>()
+}

@@ -1,0 +1,64 @@
+//! `Search` at segment granularity.
+
+use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1};
+use pyo3::prelude::*;
+use treepo::{PathId, TreeId};
+
+use crate::config::SearchConfig;
+use crate::error::IntoPy;
+use crate::forest::{Forest, sampled_tokens};
+
+/// The tree search, over any function that continues token sequences.
+#[pyclass(module = "treepo.core")]
+#[derive(Debug)]
+pub(crate) struct Search(treepo::Search);
+
+#[pymethods]
+impl Search {
+    #[new]
+    #[pyo3(signature = (config, *, seed=0))]
+    fn new(config: &SearchConfig, seed: u64) -> PyResult<Self> {
+        Ok(Self(treepo::Search::new(config.0.clone(), seed).into_py()?))
+    }
+
+    fn add_tree(&mut self, key: u64, prompt: PyReadonlyArray1<'_, u32>) -> PyResult<u32> {
+        Ok(self.0.add_tree(key, prompt.as_slice()?).into_py()?.0)
+    }
+
+    fn segments(&self) -> Vec<(u32, u32, u32)> {
+        let segments = self.0.segments().into_iter();
+        segments.map(|segment| (segment.tree.0, segment.path.0, segment.max_new_tokens)).collect()
+    }
+
+    fn tokens<'py>(
+        &self,
+        py: Python<'py>,
+        tree: u32,
+        path: u32,
+    ) -> PyResult<Bound<'py, PyArray1<u32>>> {
+        let (tree, path) = (TreeId(tree), PathId(path));
+        self.0.forest().path(tree, path).into_py()?;
+        Ok(self.0.forest().tree(tree).into_py()?.tokens(path).into_pyarray(py))
+    }
+
+    fn complete_segment(
+        &mut self,
+        tree: u32,
+        path: u32,
+        token_ids: PyReadonlyArray1<'_, u32>,
+        logprobs: PyReadonlyArray1<'_, f32>,
+        entropies: PyReadonlyArray1<'_, f32>,
+    ) -> PyResult<()> {
+        let (ids, logprobs) = (token_ids.as_slice()?, logprobs.as_slice()?);
+        let tokens = sampled_tokens(ids, logprobs, entropies.as_slice()?)?;
+        self.0.complete_segment(TreeId(tree), PathId(path), &tokens).into_py()
+    }
+
+    fn is_done(&self) -> bool {
+        self.0.is_done()
+    }
+
+    fn forest(&self) -> Forest {
+        Forest(self.0.forest().clone())
+    }
+}

@@ -1,0 +1,195 @@
+//! The forest as flat columns, tree-major, and back.
+
+use super::{FinishReason, ForkOrigin, Forest, Path, TokenKind, Tree};
+use crate::error::{Error, Result};
+use crate::ids::PathId;
+use crate::key::Stream;
+
+/// All columns of a forest. Paths are numbered through all trees; tree `t` owns the paths
+/// `path_start[t]..path_start[t + 1]`, path `p` the tokens `token_start[p]..token_start[p + 1]`.
+#[derive(Debug, Clone, Default, PartialEq)]
+#[allow(missing_docs, reason = "the names are those of Tree and Path")]
+pub struct Columns {
+    pub tree_key: Vec<u64>,
+    pub tree_stream: Vec<u64>,
+    pub tree_prompt_len: Vec<i32>,
+    pub path_start: Vec<i32>,
+    pub path_tree: Vec<i32>,
+    /// Number of the parent path, -1 without one.
+    pub path_parent: Vec<i32>,
+    pub path_at: Vec<i32>,
+    pub token_start: Vec<i64>,
+    pub path_length: Vec<i32>,
+    pub path_stream: Vec<u64>,
+    /// [`FinishReason`] as a number, 0 for none.
+    pub path_finish: Vec<u8>,
+    pub path_origin: Vec<u8>,
+    pub path_weight: Vec<f32>,
+    pub path_reward: Vec<f32>,
+    pub token_id: Vec<i32>,
+    pub token_kind: Vec<u8>,
+    pub token_logprob: Vec<f32>,
+    pub token_entropy: Vec<f32>,
+    pub token_version: Vec<i32>,
+    pub mark_path: Vec<i32>,
+    pub mark_pos: Vec<i32>,
+}
+
+impl Forest {
+    /// Copies the forest to flat columns in one pass, O(tokens).
+    pub fn columns(&self) -> Columns {
+        let mut columns = Columns { path_start: vec![0], token_start: vec![0], ..Columns::default() };
+        for (t, tree) in self.trees.iter().enumerate() {
+            let first = columns.path_tree.len() as i32;
+            columns.tree_key.push(tree.key);
+            columns.tree_stream.push(tree.stream.0);
+            columns.tree_prompt_len.push(tree.prompt_len as i32);
+            for path in &tree.paths {
+                columns.push_path(t as i32, first, path);
+            }
+            columns.path_start.push(columns.path_tree.len() as i32);
+        }
+        columns
+    }
+
+    /// Rebuilds a forest from its columns and checks it.
+    ///
+    /// # Errors
+    /// `InvalidInput` or `LawBroken` if the columns do not describe a forest.
+    pub fn from_columns(columns: &Columns) -> Result<Self> {
+        columns.check_shape()?;
+        let mut forest = Self::new();
+        for t in 0..columns.tree_key.len() {
+            forest.trees.push(columns.tree(t)?);
+        }
+        forest.check()?;
+        Ok(forest)
+    }
+}
+
+impl Columns {
+    fn push_path(&mut self, tree: i32, first: i32, path: &Path) {
+        let number = self.path_tree.len() as i32;
+        self.path_tree.push(tree);
+        self.path_parent.push(path.parent.map_or(-1, |parent| first + parent.0 as i32));
+        self.path_at.push(path.at as i32);
+        self.path_length.push(path.len() as i32);
+        self.path_stream.push(path.stream.0);
+        self.path_finish.push(path.finish.map_or(0, |reason| reason as u8));
+        self.path_origin.push(path.origin as u8);
+        self.path_weight.push(path.weight);
+        self.path_reward.push(path.reward);
+        self.token_id.extend(path.ids.iter().map(|&id| id as i32));
+        self.token_kind.extend(path.kinds.iter().map(|&kind| kind as u8));
+        self.token_logprob.extend_from_slice(&path.logprobs);
+        self.token_entropy.extend_from_slice(&path.entropies);
+        let first_token = self.token_version.len();
+        self.token_version.resize(self.token_id.len(), 0);
+        for &(start, version) in &path.versions {
+            self.token_version[first_token + start as usize..].fill(version as i32);
+        }
+        self.token_start.push(self.token_id.len() as i64);
+        self.mark_path.resize(self.mark_path.len() + path.marks.len(), number);
+        self.mark_pos.extend(path.marks.iter().map(|&mark| mark as i32));
+    }
+
+    fn tree(&self, t: usize) -> Result<Tree> {
+        let (first, end) = (self.path_start[t], self.path_start[t + 1]);
+        let mut tree = Tree {
+            key: self.tree_key[t],
+            prompt_len: self.tree_prompt_len[t] as u32,
+            stream: Stream(self.tree_stream[t]),
+            paths: Vec::new(),
+        };
+        for p in first..end {
+            let mut path = self.path(p as usize, first)?;
+            if let Some(parent) = path.parent {
+                path.depth_at_fork = tree.depth_at(parent, path.at);
+            }
+            tree.paths.push(path);
+        }
+        Ok(tree)
+    }
+
+    fn path(&self, p: usize, first: i32) -> Result<Path> {
+        let bad = |what: &str| Error::InvalidInput(format!("forest columns: path {p}: {what}"));
+        let parent = match self.path_parent[p] {
+            -1 => None,
+            parent if (first..p as i32).contains(&parent) => Some(PathId((parent - first) as u32)),
+            _ => return Err(bad("its parent is not an older path of its tree")),
+        };
+        let origin = ForkOrigin::from_u8(self.path_origin[p]).ok_or_else(|| bad("origin"))?;
+        let stream = Stream(self.path_stream[p]);
+        let mut path = Path::new(parent, self.path_at[p] as u32, 0, stream, origin);
+        let own = self.token_start[p] as usize..self.token_start[p + 1] as usize;
+        path.ids = self.token_id[own.clone()].iter().map(|&id| id as u32).collect();
+        path.logprobs = self.token_logprob[own.clone()].to_vec();
+        path.entropies = self.token_entropy[own.clone()].to_vec();
+        path.kinds = self.token_kind[own.clone()]
+            .iter()
+            .map(|&kind| TokenKind::from_u8(kind).ok_or_else(|| bad("token kind")))
+            .collect::<Result<_>>()?;
+        for (offset, &version) in self.token_version[own].iter().enumerate() {
+            path.start_version(offset as u32, version as u32);
+        }
+        let marks = self.mark_path.partition_point(|&owner| owner < p as i32)
+            ..self.mark_path.partition_point(|&owner| owner <= p as i32);
+        path.marks = self.mark_pos[marks].iter().map(|&mark| mark as u32).collect();
+        path.finish = FinishReason::from_u8(self.path_finish[p]);
+        path.weight = self.path_weight[p];
+        path.reward = self.path_reward[p];
+        Ok(path)
+    }
+
+    fn check_shape(&self) -> Result<()> {
+        let (trees, paths) = (self.tree_key.len(), self.path_tree.len());
+        let (tokens, marks) = (self.token_id.len(), self.mark_path.len());
+        let lengths = [
+            ("tree", trees, vec![self.tree_stream.len(), self.tree_prompt_len.len()]),
+            ("path", paths, self.path_lengths()),
+            ("token", tokens, self.token_lengths()),
+            ("mark", marks, vec![self.mark_pos.len()]),
+        ];
+        let uneven = lengths.iter().find(|(_, n, others)| others.iter().any(|other| other != n));
+        if let Some((kind, n, others)) = uneven {
+            let message = format!("forest columns: {kind} columns of {n} and {others:?} elements");
+            return Err(Error::InvalidInput(message));
+        }
+        let paths_fit = offsets_fit(self.path_start.iter().map(|&x| i64::from(x)), trees, paths);
+        let tokens_fit = offsets_fit(self.token_start.iter().copied(), paths, tokens);
+        if !paths_fit || !tokens_fit || !self.mark_path.is_sorted() {
+            return Err(Error::InvalidInput("forest columns: offsets do not ascend".into()));
+        }
+        Ok(())
+    }
+
+    fn path_lengths(&self) -> Vec<usize> {
+        vec![
+            self.path_parent.len(),
+            self.path_at.len(),
+            self.path_length.len(),
+            self.path_stream.len(),
+            self.path_finish.len(),
+            self.path_origin.len(),
+            self.path_weight.len(),
+            self.path_reward.len(),
+        ]
+    }
+
+    fn token_lengths(&self) -> Vec<usize> {
+        vec![
+            self.token_kind.len(),
+            self.token_logprob.len(),
+            self.token_entropy.len(),
+            self.token_version.len(),
+        ]
+    }
+}
+
+/// Whether `offsets` has `rows + 1` elements that ascend from 0 to `end`.
+fn offsets_fit(offsets: impl Iterator<Item = i64> + Clone, rows: usize, end: usize) -> bool {
+    offsets.clone().count() == rows + 1
+        && offsets.clone().next() == Some(0)
+        && offsets.clone().last() == Some(end as i64)
+        && offsets.is_sorted()
+}

@@ -1,0 +1,282 @@
+"""Law L1: the tree loss has the gradient of the same loss on separate trajectories."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+from transformers.models.llama import modeling_llama
+
+from treepo.config import LossConfig
+from treepo.engine.hook import plain_attention
+from treepo.errors import (
+    InvalidConfigError,
+    InvalidInputError,
+    NotFiniteError,
+    UnsupportedModelError,
+)
+from treepo.forest import TokenKind
+from treepo.train.attention import DensePackedContext, PackedContext
+from treepo.train.losses import dapo_loss
+from treepo.train.pack import pack
+from treepo.train.step import TrainStep, combine, first_step_check
+
+LOSS = LossConfig()
+TEMPERATURE = 0.7
+TINY = {
+    "vocab_size": 23,
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 4,
+    "initializer_range": 0.3,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+def norm_in_own_dtype(self, hidden_states):
+    variance = hidden_states.square().mean(-1, keepdim=True)
+    return self.weight * hidden_states * torch.rsqrt(variance + self.variance_epsilon)
+
+
+def rotary_in_own_dtype(self, x, position_ids):
+    angles = position_ids[:, :, None].to(x.dtype) * self.inv_freq.to(x.dtype)
+    angles = torch.cat([angles, angles], -1)
+    return angles.cos(), angles.sin()
+
+
+@pytest.fixture
+def llama64(monkeypatch):
+    """A tiny random Llama whose norms and rotary embedding really compute in float64."""
+    monkeypatch.setattr(modeling_llama.LlamaRMSNorm, "forward", norm_in_own_dtype)
+    monkeypatch.setattr(modeling_llama.LlamaRotaryEmbedding, "forward", rotary_in_own_dtype)
+    torch.manual_seed(1)
+    return LlamaForCausalLM(LlamaConfig(**TINY, tie_word_embeddings=True)).double()
+
+
+@pytest.fixture
+def llama():
+    torch.manual_seed(1)
+    return LlamaForCausalLM(LlamaConfig(**TINY))
+
+
+def random_advantages(forest, seed):
+    return np.random.default_rng(seed).normal(size=forest.num_paths)
+
+
+def flat_logprobs(model, forest, implementation):
+    """Log-probs [paths, n - 1] of padded trajectories by a plain forward, and the loss mask."""
+    rows = [forest.token_ids(path) for path in range(forest.num_paths)]
+    longest = max(len(row) for row in rows)
+    ids = torch.zeros(len(rows), longest, dtype=torch.int64)
+    mask = torch.zeros(len(rows), longest, dtype=torch.int64)
+    sampled = torch.zeros(len(rows), longest, dtype=torch.bool)
+    kind = np.asarray(forest.tokens.kind)
+    for path, row in enumerate(rows):
+        ids[path, : len(row)] = torch.from_numpy(row.astype(np.int64))
+        mask[path, : len(row)] = 1
+        kinds = kind[forest.token_index(path)]
+        sampled[path, : len(row)] = torch.from_numpy(kinds == TokenKind.SAMPLED)
+    with plain_attention(model, implementation):
+        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+    logp = torch.log_softmax(logits[:, :-1] / TEMPERATURE, -1)
+    return logp.gather(2, ids[:, 1:, None])[..., 0], sampled[:, 1:]
+
+
+def flat_loss(model, forest, advantages, implementation="sdpa"):
+    """The textbook DAPO loss over padded trajectories."""
+    logp, sampled = flat_logprobs(model, forest, implementation)
+    old = torch.zeros_like(logp)
+    for path in range(forest.num_paths):
+        recorded = np.asarray(forest.tokens.logprob)[forest.token_index(path)][1:]
+        old[path, : len(recorded)] = torch.from_numpy(np.nan_to_num(recorded)).to(old.dtype)
+    advantage = torch.from_numpy(advantages).to(logp.dtype)[:, None]
+    ratio = torch.exp(logp - old)
+    clipped = torch.clamp(ratio, 1 - LOSS.clip_low, 1 + LOSS.clip_high)
+    per_token = -torch.minimum(ratio * advantage, clipped * advantage)
+    return (per_token * sampled).sum() / sampled.sum()
+
+
+def gradient(model):
+    flat = [parameter.grad.reshape(-1) for parameter in model.parameters()]
+    model.zero_grad()
+    return torch.cat(flat)
+
+
+def flat_gradient(model, forest, advantages, implementation="sdpa"):
+    flat_loss(model, forest, advantages, implementation).backward()
+    return gradient(model)
+
+
+def tree_gradient(model, packed, advantages, **options):
+    step = TrainStep(model, LOSS, TEMPERATURE, **options)
+    metrics = step.backward(packed, advantages, packed.num_trajectory_tokens)
+    return gradient(model), metrics
+
+
+def error(ours, reference):
+    return float((ours - reference).norm() / reference.norm())
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("context", [PackedContext, DensePackedContext])
+def test_tree_gradient_equals_separate_trajectories(llama64, grow_forest, seed, context):
+    forest = grow_forest(seed, vocab=23)
+    advantages = random_advantages(forest, seed)
+    reference = flat_gradient(llama64, forest, advantages)
+    ours, metrics = tree_gradient(llama64, pack(forest), advantages, context=context)
+    assert error(ours, reference) <= 1e-12
+    assert metrics.loss == pytest.approx(float(flat_loss(llama64, forest, advantages)), rel=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_forests_clip_at_both_edges(llama64, grow_forest, seed):
+    forest = grow_forest(seed, vocab=23)
+    _, metrics = tree_gradient(llama64, pack(forest), random_advantages(forest, seed))
+    assert metrics.clip_ratio_low > 0.02
+    assert metrics.clip_ratio_high > 0.02
+    assert metrics.ratio_min < 0.5
+    assert metrics.ratio_max > 2
+
+
+def test_gradients_of_micro_batches_add_up(llama64, grow_forest):
+    forest = grow_forest(11, vocab=23, num_trees=4)
+    advantages = random_advantages(forest, 11)
+    reference = flat_gradient(llama64, forest, advantages)
+    bounds = np.asarray(forest.trees.path_start)
+    step = TrainStep(llama64, LOSS, TEMPERATURE)
+    parts = [pack(forest, np.arange(bounds[a], bounds[b])) for a, b in ((0, 1), (1, 3), (3, 4))]
+    total = sum(part.num_trajectory_tokens for part in parts)
+    metrics = combine([step.backward(part, advantages, total) for part in parts])
+    assert error(gradient(llama64), reference) <= 1e-12
+    assert metrics.num_trajectory_tokens == total == pack(forest).num_trajectory_tokens
+    assert metrics.loss == pytest.approx(float(flat_loss(llama64, forest, advantages)), rel=1e-12)
+
+
+def test_gradient_checkpointing_changes_nothing(llama64, grow_forest):
+    forest = grow_forest(2, vocab=23)
+    advantages = random_advantages(forest, 2)
+    plain, _ = tree_gradient(llama64, pack(forest), advantages)
+    llama64.gradient_checkpointing_enable()
+    llama64.train()
+    checkpointed, _ = tree_gradient(llama64, pack(forest), advantages)
+    assert error(checkpointed, plain) <= 1e-14
+
+
+def test_predicting_from_the_previous_packed_token_is_caught(llama64, grow_forest):
+    forest = grow_forest(0, vocab=23)
+    advantages = random_advantages(forest, 0)
+    reference = flat_gradient(llama64, forest, advantages)
+    packed = pack(forest)
+    wrong = replace(packed, predictor=packed.target - 1)
+    assert error(tree_gradient(llama64, wrong, advantages)[0], reference) > 1e-3
+
+
+def test_clipping_a_summed_advantage_is_caught(llama64, grow_forest):
+    forest = grow_forest(0, vocab=23)
+    advantages = random_advantages(forest, 0)
+    reference = flat_gradient(llama64, forest, advantages)
+    packed = pack(forest)
+    summed = np.bincount(packed.src, weights=advantages[packed.src_path])
+    logprob, _ = TrainStep(llama64, LOSS, TEMPERATURE).logprobs(packed)
+    old = torch.from_numpy(packed.old_logprob).double()
+    count = packed.num_trajectory_tokens
+    dapo_loss(logprob, old, torch.from_numpy(summed), LOSS, count).loss.backward()
+    assert error(gradient(llama64), reference) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("model_class", "config"),
+    [
+        (Qwen2ForCausalLM, Qwen2Config(**TINY)),
+        (Gemma2ForCausalLM, Gemma2Config(**TINY, sliding_window=4, query_pre_attn_scalar=4)),
+    ],
+    ids=["qwen2", "gemma2"],
+)
+def test_other_families_agree_in_float32(grow_forest, model_class, config):
+    torch.manual_seed(1)
+    model = model_class(config)
+    forest = grow_forest(4, vocab=23)
+    advantages = random_advantages(forest, 4)
+    reference = flat_gradient(model, forest, advantages, "eager")
+    ours, _ = tree_gradient(model, pack(forest), advantages)
+    assert error(ours, reference) < 1e-4
+
+
+def test_metrics_weigh_a_token_by_its_trajectories(llama, grow_forest):
+    forest = grow_forest(6, vocab=23)
+    packed = pack(forest)
+    _, metrics = tree_gradient(llama, packed, random_advantages(forest, 6))
+    with torch.no_grad():
+        logp, sampled = flat_logprobs(llama, forest, "sdpa")
+    old = [
+        np.asarray(forest.tokens.logprob)[forest.token_index(path)] for path in range(len(logp))
+    ]
+    old = np.concatenate([row[1:][mask[: len(row) - 1]] for row, mask in zip(old, sampled.numpy(), strict=True)])
+    difference = np.abs(logp[sampled].numpy() - old)
+    assert metrics.abs_log_ratio == pytest.approx(difference.mean(), rel=1e-4)
+    assert metrics.num_unique_tokens == forest.num_tokens
+    assert metrics.num_trajectory_tokens == int(sampled.sum())
+
+
+def test_first_step_check_passes_a_sound_model(llama, grow_forest):
+    assert first_step_check(llama, grow_forest(1, vocab=23), TEMPERATURE) < 1e-4
+
+
+def test_first_step_check_stops_a_model_that_ignores_positions(llama, grow_forest, monkeypatch):
+    original = modeling_llama.LlamaRotaryEmbedding.forward
+
+    def row_order(self, x, position_ids):
+        return original(self, x, torch.arange(x.shape[1])[None])
+
+    monkeypatch.setattr(modeling_llama.LlamaRotaryEmbedding, "forward", row_order)
+    with pytest.raises(UnsupportedModelError, match="LlamaForCausalLM"):
+        first_step_check(llama, grow_forest(1, vocab=23), TEMPERATURE)
+
+
+def test_nan_weights_are_refused_before_the_gradient_changes(llama, grow_forest):
+    forest = grow_forest(1, vocab=23)
+    step = TrainStep(llama, LOSS, TEMPERATURE)
+    with torch.no_grad():
+        llama.model.layers[0].mlp.up_proj.weight[0, 0] = float("nan")
+    packed = pack(forest)
+    with pytest.raises(NotFiniteError, match="log-probs"):
+        step.backward(packed, random_advantages(forest, 1), packed.num_trajectory_tokens)
+    assert all(parameter.grad is None for parameter in llama.parameters())
+
+
+def test_a_nan_advantage_is_named(llama, grow_forest):
+    forest = grow_forest(1, vocab=23)
+    packed = pack(forest)
+    with pytest.raises(NotFiniteError, match="advantage is nan"):
+        tree_gradient(llama, packed, np.full(forest.num_paths, np.nan))
+
+
+def test_a_missing_advantage_is_refused(llama, grow_forest):
+    forest = grow_forest(1, vocab=23)
+    with pytest.raises(InvalidInputError, match="2 advantages"):
+        tree_gradient(llama, pack(forest), np.zeros(2))
+
+
+def test_a_local_token_count_is_refused(llama, grow_forest):
+    forest = grow_forest(1, vocab=23)
+    step = TrainStep(llama, LOSS, TEMPERATURE)
+    with pytest.raises(InvalidInputError, match="num_loss_tokens = 1"):
+        step.backward(pack(forest), random_advantages(forest, 1), 1)
+
+
+def test_greedy_trajectories_are_refused(llama):
+    with pytest.raises(InvalidConfigError, match="temperature"):
+        TrainStep(llama, LOSS, 0.0)
