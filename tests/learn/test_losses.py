@@ -91,8 +91,10 @@ def head_inputs(bias, scale, softcap):
     weight = torch.randn(13, 6, generator=generator, dtype=torch.float64, requires_grad=True)
     offset = torch.randn(13, generator=generator, dtype=torch.float64, requires_grad=True)
     ids = torch.randint(0, 13, (11,), generator=generator)
-    return hidden, ids, Head(
-        weight=weight, bias=offset if bias else None, scale=scale, softcap=softcap
+    return (
+        hidden,
+        ids,
+        Head(weight=weight, bias=offset if bias else None, scale=scale, softcap=softcap),
     )
 
 
@@ -154,9 +156,10 @@ def test_half_precision_log_probs_are_computed_in_float32():
         (LlamaForCausalLM, LlamaConfig(**TINY, tie_word_embeddings=True), 1.0, None),
         (Gemma2ForCausalLM, Gemma2Config(**TINY, final_logit_softcapping=0.5), 1.0, 0.5),
         (CohereForCausalLM, CohereConfig(**TINY, logit_scale=0.0625), 0.0625, None),
+        (Gemma2ForCausalLM, Gemma2Config(**TINY, initializer_range=1e-3), 1.0, 30.0),
         (GraniteForCausalLM, GraniteConfig(**TINY, logits_scaling=4.0), 0.25, None),
     ],
-    ids=["llama", "tied", "gemma2", "cohere", "granite"],
+    ids=["llama", "tied", "gemma2", "cohere", "cap-far-above-logits", "granite"],
 )
 def test_head_is_found_by_what_it_computes(model_class, config, scale, softcap):
     torch.manual_seed(0)

@@ -116,8 +116,9 @@ def gradient(model):
 
 
 def flat_gradient(model, forest, advantages, implementation="sdpa"):
-    flat_loss(model, forest, advantages, implementation).backward()
-    return gradient(model)
+    loss = flat_loss(model, forest, advantages, implementation)
+    loss.backward()
+    return gradient(model), loss.item()
 
 
 def tree_gradient(model, packed, advantages, **options):
@@ -135,10 +136,10 @@ def error(ours, reference):
 def test_tree_gradient_equals_separate_trajectories(llama64, grow_forest, seed, context):
     forest = grow_forest(seed, vocab=23)
     advantages = random_advantages(forest, seed)
-    reference = flat_gradient(llama64, forest, advantages)
+    reference, loss = flat_gradient(llama64, forest, advantages)
     ours, metrics = tree_gradient(llama64, pack(forest), advantages, context=context)
     assert error(ours, reference) <= 1e-12
-    assert metrics.loss == pytest.approx(float(flat_loss(llama64, forest, advantages)), rel=1e-12)
+    assert metrics.loss == pytest.approx(loss, rel=1e-12)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -154,7 +155,7 @@ def test_random_forests_clip_at_both_edges(llama64, grow_forest, seed):
 def test_gradients_of_micro_batches_add_up(llama64, grow_forest):
     forest = grow_forest(11, vocab=23, num_trees=4)
     advantages = random_advantages(forest, 11)
-    reference = flat_gradient(llama64, forest, advantages)
+    reference, loss = flat_gradient(llama64, forest, advantages)
     bounds = np.asarray(forest.trees.path_start)
     step = TrainStep(llama64, LOSS, TEMPERATURE)
     parts = [pack(forest, np.arange(bounds[a], bounds[b])) for a, b in ((0, 1), (1, 3), (3, 4))]
@@ -162,14 +163,14 @@ def test_gradients_of_micro_batches_add_up(llama64, grow_forest):
     metrics = combine([step.backward(part, advantages, total) for part in parts])
     assert error(gradient(llama64), reference) <= 1e-12
     assert metrics.num_trajectory_tokens == total == pack(forest).num_trajectory_tokens
-    assert metrics.loss == pytest.approx(float(flat_loss(llama64, forest, advantages)), rel=1e-12)
+    assert metrics.loss == pytest.approx(loss, rel=1e-12)
 
 
 def test_gradient_checkpointing_changes_nothing(llama64, grow_forest):
     forest = grow_forest(2, vocab=23)
     advantages = random_advantages(forest, 2)
     plain, _ = tree_gradient(llama64, pack(forest), advantages)
-    llama64.gradient_checkpointing_enable()
+    llama64.activation_checkpointing_enable()
     llama64.train()
     checkpointed, _ = tree_gradient(llama64, pack(forest), advantages)
     assert error(checkpointed, plain) <= 1e-14
@@ -178,7 +179,7 @@ def test_gradient_checkpointing_changes_nothing(llama64, grow_forest):
 def test_predicting_from_the_previous_packed_token_is_caught(llama64, grow_forest):
     forest = grow_forest(0, vocab=23)
     advantages = random_advantages(forest, 0)
-    reference = flat_gradient(llama64, forest, advantages)
+    reference, _ = flat_gradient(llama64, forest, advantages)
     packed = pack(forest)
     wrong = replace(packed, predictor=packed.target - 1)
     assert error(tree_gradient(llama64, wrong, advantages)[0], reference) > 1e-3
@@ -187,7 +188,7 @@ def test_predicting_from_the_previous_packed_token_is_caught(llama64, grow_fores
 def test_clipping_a_summed_advantage_is_caught(llama64, grow_forest):
     forest = grow_forest(0, vocab=23)
     advantages = random_advantages(forest, 0)
-    reference = flat_gradient(llama64, forest, advantages)
+    reference, _ = flat_gradient(llama64, forest, advantages)
     packed = pack(forest)
     summed = np.bincount(packed.src, weights=advantages[packed.src_path])
     logprob, _ = TrainStep(llama64, LOSS, TEMPERATURE).logprobs(packed)
@@ -210,7 +211,7 @@ def test_other_families_agree_in_float32(grow_forest, model_class, config):
     model = model_class(config)
     forest = grow_forest(4, vocab=23)
     advantages = random_advantages(forest, 4)
-    reference = flat_gradient(model, forest, advantages, "eager")
+    reference, _ = flat_gradient(model, forest, advantages, "eager")
     ours, _ = tree_gradient(model, pack(forest), advantages)
     assert error(ours, reference) < 1e-4
 
@@ -221,10 +222,9 @@ def test_metrics_weigh_a_token_by_its_trajectories(llama, grow_forest):
     _, metrics = tree_gradient(llama, packed, random_advantages(forest, 6))
     with torch.no_grad():
         logp, sampled = flat_logprobs(llama, forest, "sdpa")
-    old = [
-        np.asarray(forest.tokens.logprob)[forest.token_index(path)] for path in range(len(logp))
-    ]
-    old = np.concatenate([row[1:][mask[: len(row) - 1]] for row, mask in zip(old, sampled.numpy(), strict=True)])
+    index = np.concatenate([forest.token_index(path) for path in range(forest.num_paths)])
+    is_sampled = np.asarray(forest.tokens.kind)[index] == TokenKind.SAMPLED
+    old = np.asarray(forest.tokens.logprob)[index[is_sampled]]
     difference = np.abs(logp[sampled].numpy() - old)
     assert metrics.abs_log_ratio == pytest.approx(difference.mean(), rel=1e-4)
     assert metrics.num_unique_tokens == forest.num_tokens

@@ -254,9 +254,7 @@ def _chains(spans: Spans) -> list[I64]:
     return chains
 
 
-def _make_plan(
-    spans: Spans, chains: list[I64], window: int | None, device: torch.device
-) -> _Plan:
+def _make_plan(spans: Spans, chains: list[I64], window: int | None, device: torch.device) -> _Plan:
     by_shape: dict[tuple[int, int], list[int]] = {}
     for node, length in enumerate(spans.length.tolist()):
         kv_len = len(chains[node])

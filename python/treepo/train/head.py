@@ -199,21 +199,21 @@ def _logit_gradient(
 
 
 def _candidates(model: PreTrainedModel, module: nn.Linear) -> Iterator[Head]:
+    """Heads that the config hints at, the plain one last: a cap far above the logits looks plain."""
     config = model.config.get_text_config()
-    weight, bias = module.weight, module.bias
-    yield Head(weight=weight, bias=bias)
     softcap = getattr(config, "final_logit_softcapping", None)
-    if softcap is not None:
-        yield Head(weight=weight, bias=bias, softcap=float(softcap))
     factor = getattr(config, "logit_scale", None)
-    if factor is not None:
-        yield Head(weight=weight, bias=bias, scale=float(factor))
     divisor = getattr(config, "logits_scaling", None)
+    if softcap is not None:
+        yield Head(weight=module.weight, bias=module.bias, softcap=float(softcap))
+    if factor is not None:
+        yield Head(weight=module.weight, bias=module.bias, scale=float(factor))
     if divisor is not None:
-        yield Head(weight=weight, bias=bias, scale=1 / float(divisor))
+        yield Head(weight=module.weight, bias=module.bias, scale=1 / float(divisor))
+    yield Head(weight=module.weight, bias=module.bias)
 
 
-def _close(a: Tensor, b: Tensor) -> bool:
-    a, b = a.double(), b.double()
-    limit = 1e-2 if max(a.abs().max(), b.abs().max()) == 0 else 1e-5
-    return bool(torch.isfinite(a).all()) and torch.allclose(a, b, rtol=limit, atol=limit)
+def _close(ours: Tensor, theirs: Tensor) -> bool:
+    """Equal within a few roundings of the model's own number format."""
+    limit = 4 * torch.finfo(theirs.dtype).eps * float(theirs.abs().max())
+    return bool((ours.to(theirs.dtype) - theirs).abs().max() <= limit)
