@@ -211,7 +211,7 @@ class _Run:
     def __init__(
         self,
         engine: Engine,
-        scheduler: core.Scheduler,
+        scheduler: "core.Scheduler",
         pool: KVPool,
         sampling: SamplingParams,
         began: float,

@@ -2,14 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-
-from treepo.core import PlanBuffers
 
 # Slots gathered at once for a group. On a CPU more would fall out of the cache between the gather
 # and the product; on a GPU fewer would leave it idle.
@@ -17,6 +15,22 @@ _MAX_GATHERED_SLOTS = {"cpu": 16_384, "cuda": 524_288}
 
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
+F64 = npt.NDArray[np.float64]
+
+
+class Plan(Protocol):
+    """The arrays of a step plan, as `treepo.core.PlanBuffers` describes them."""
+
+    token_ids: I64
+    positions: I64
+    slot_mapping: I64
+    query_starts: I32
+    kv_lens: I32
+    row_ids: I32
+    copies: I32
+    table_updates: I32
+    sample_index: I64
+    uniforms: F64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,29 +139,29 @@ class InputBuilder:
         num_blocks = -(-max_model_len // block_size)
         self._table = np.zeros((max_num_seqs, num_blocks), dtype=np.int32)
 
-    def build(self, buffers: PlanBuffers, sizes: PlanSizes) -> StepInputs:
+    def build(self, plan: Plan, sizes: PlanSizes) -> StepInputs:
         """Read a plan and return the step's tensors, valid until the next plan."""
-        updates = buffers.table_updates[: sizes.num_table_updates]
+        updates = plan.table_updates[: sizes.num_table_updates]
         self._table[updates[:, 0], updates[:, 1]] = updates[:, 2]
         num_tokens = sizes.num_tokens
-        index = buffers.sample_index[: sizes.num_samples]
+        index = plan.sample_index[: sizes.num_samples]
         logit_rows, sample_rows = _unique_sorted(index)
-        copies = buffers.copies[: sizes.num_copies, :2].T.astype(np.int64)
+        copies = plan.copies[: sizes.num_copies, :2].T.astype(np.int64)
         return StepInputs(
-            token_ids=self._tensor(buffers.token_ids[:num_tokens]).unsqueeze(0),
-            positions=self._tensor(buffers.positions[:num_tokens]).unsqueeze(0),
-            slot_mapping=self._tensor(buffers.slot_mapping[:num_tokens]),
+            token_ids=self._tensor(plan.token_ids[:num_tokens]).unsqueeze(0),
+            positions=self._tensor(plan.positions[:num_tokens]).unsqueeze(0),
+            slot_mapping=self._tensor(plan.slot_mapping[:num_tokens]),
             copies=self._tensor(copies),
             logit_rows=self._tensor(logit_rows),
             sample_rows=None if sample_rows is None else self._tensor(sample_rows),
-            uniforms=self._tensor(buffers.uniforms[: sizes.num_samples]),
-            groups=tuple(self._groups(buffers, sizes.num_rows)),
+            uniforms=self._tensor(plan.uniforms[: sizes.num_samples]),
+            groups=tuple(self._groups(plan, sizes.num_rows)),
         )
 
-    def _groups(self, buffers: PlanBuffers, num_rows: int) -> Iterator[RowGroup]:
-        starts = buffers.query_starts[: num_rows + 1]
-        kv_lens = buffers.kv_lens[:num_rows]
-        row_ids = buffers.row_ids[:num_rows]
+    def _groups(self, plan: Plan, num_rows: int) -> Iterator[RowGroup]:
+        starts = plan.query_starts[: num_rows + 1]
+        kv_lens = plan.kv_lens[:num_rows]
+        row_ids = plan.row_ids[:num_rows]
         query_lens = np.diff(starts)
         for rows in _split(query_lens, kv_lens, self._max_slots):
             query_len = int(query_lens[rows[0]])
