@@ -11,7 +11,8 @@ from torch import Tensor
 
 # Slots gathered at once for a group. On a CPU more would fall out of the cache between the gather
 # and the product; on a GPU fewer would leave it idle.
-_MAX_GATHERED_SLOTS = {"cpu": 16_384, "cuda": 524_288}
+_CPU_GATHERED_SLOTS = 16_384
+_GPU_GATHERED_SLOTS = 524_288
 
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
@@ -123,7 +124,13 @@ class InputBuilder:
     """Builds `StepInputs` and keeps the block table between steps."""
 
     def __init__(
-        self, *, max_num_seqs: int, max_model_len: int, block_size: int, device: torch.device
+        self,
+        *,
+        max_num_seqs: int,
+        max_model_len: int,
+        block_size: int,
+        device: torch.device,
+        max_gathered_slots: int | None = None,
     ) -> None:
         """Make an empty block table of `max_num_seqs` rows.
 
@@ -132,10 +139,13 @@ class InputBuilder:
             max_model_len: Tokens that a row's blocks hold at most.
             block_size: Slots of a block.
             device: Where the inputs are needed.
+            max_gathered_slots: Padded slots of a group of more than one row at most; a value
+                that suits the device if absent.
         """
         self._block_size = block_size
         self._device = device
-        self._max_slots = _MAX_GATHERED_SLOTS.get(device.type, _MAX_GATHERED_SLOTS["cuda"])
+        default = _CPU_GATHERED_SLOTS if device.type == "cpu" else _GPU_GATHERED_SLOTS
+        self._max_slots = max_gathered_slots or default
         num_blocks = -(-max_model_len // block_size)
         self._table = np.zeros((max_num_seqs, num_blocks), dtype=np.int32)
 

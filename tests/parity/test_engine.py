@@ -1,0 +1,166 @@
+"""The engine reports bad input clearly and leaves the model as it found it."""
+
+import numpy as np
+import pytest
+import torch
+from treepo.config import EngineConfig, SamplingParams, SearchConfig
+from treepo.engine import Engine
+from treepo.errors import (
+    CheckpointError,
+    InvalidInputError,
+    NotFiniteError,
+    PoolTooSmallError,
+    PromptTooLongError,
+)
+
+SEARCH = SearchConfig(width=4, segment_len=4, max_depth=3)
+
+
+@pytest.fixture
+def engine(make_model):
+    return Engine(make_model("llama"), None, EngineConfig(block_size=4, num_blocks=200))
+
+
+def tokens(forest):
+    return [forest.token_ids(path).tolist() for path in range(forest.num_paths)]
+
+
+def test_a_rollout_has_width_leaves_for_each_prompt(engine, prompts):
+    forest = engine.rollout(prompts, SEARCH)
+    assert np.diff(forest.trees.path_start).tolist() == [4, 4, 4, 4]
+
+
+def test_equal_seeds_give_equal_forests_and_other_seeds_other_ones(engine, prompts):
+    first, again, other = (tokens(engine.rollout(prompts, SEARCH, seed=s)) for s in (5, 5, 6))
+    assert first == again
+    assert first != other
+
+
+def test_a_tree_follows_its_key_not_its_place(engine, prompts):
+    forward = engine.rollout(prompts, SEARCH, keys=[10, 11, 12, 13])
+    backward = engine.rollout(prompts[::-1], SEARCH, keys=[13, 12, 11, 10])
+    assert tokens(forward.select(np.array([1]))) == tokens(backward.select(np.array([2])))
+
+
+def test_generate_forks_only_at_the_prompt(engine, prompts):
+    forest = engine.generate(prompts, n=5, max_tokens=6)
+    assert forest.num_paths == 20
+    prompt_lens = forest.trees.prompt_len[forest.paths.tree]
+    forked = forest.paths.parent >= 0
+    assert (forest.paths.at[forked] == prompt_lens[forked]).all()
+    assert all(len(forest.completion_ids(path)) == 6 for path in range(20))
+
+
+def test_completions_end_at_an_end_of_sequence_token(make_model, prompts):
+    model = make_model("llama")
+    model.generation_config.eos_token_id = list(range(40))
+    forest = Engine(model, None).generate(prompts, n=8, max_tokens=30)
+    for path in range(forest.num_paths):
+        completion = forest.completion_ids(path)
+        ends = np.flatnonzero(completion < 40)
+        assert ends.tolist() in ([], [len(completion) - 1])
+
+
+def test_weights_changed_raises_the_recorded_policy_version(engine, prompts):
+    engine.weights_changed()
+    forest = engine.generate(prompts[:1], max_tokens=3)
+    sampled = np.isfinite(forest.tokens.logprob)
+    assert engine.policy_version == 1
+    assert (forest.tokens.version[sampled] == 1).all()
+
+
+def test_the_pool_can_be_released_and_made_again(engine, prompts):
+    before = tokens(engine.rollout(prompts, SEARCH))
+    engine.release()
+    assert tokens(engine.rollout(prompts, SEARCH)) == before
+
+
+def test_statistics_count_what_was_sampled(engine, prompts):
+    seen = []
+    forest = engine.generate(prompts, n=3, max_tokens=6, on_step=lambda s: seen.append(s.steps))
+    assert engine.stats.decoded_tokens == 4 * 3 * 6
+    assert engine.stats.prefill_tokens == sum(map(len, prompts))
+    assert seen == list(range(1, engine.stats.steps + 1))
+    assert engine.stats.finished_trees == forest.num_trees
+    assert engine.stats.decoded_tokens_per_s > 0
+
+
+def test_the_training_flag_of_every_module_is_restored(make_model, prompts):
+    model = make_model("llama").train()
+    model.model.layers[1].eval()
+    before = [module.training for module in model.modules()]
+    Engine(model, None).generate(prompts[:1], max_tokens=2)
+    assert [module.training for module in model.modules()] == before
+
+
+def test_a_model_that_sampled_can_be_trained(make_model, prompts):
+    model = make_model("llama")
+    engine = Engine(model, None)
+    engine.generate(prompts[:1], max_tokens=2)
+    model.set_attn_implementation("sdpa")
+    model(torch.tensor([[1, 2, 3]])).logits.sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+    engine.generate(prompts[:1], max_tokens=2)
+
+
+def test_new_weights_are_seen_by_the_next_rollout(engine, prompts):
+    greedy = SamplingParams(temperature=0.0)
+    before = tokens(engine.generate(prompts, max_tokens=5, sampling=greedy))
+    with torch.no_grad():
+        engine.model.lm_head.weight.neg_()
+    assert tokens(engine.generate(prompts, max_tokens=5, sampling=greedy)) != before
+
+
+def test_a_prompt_as_long_as_the_context_is_refused_with_both_lengths(engine):
+    with pytest.raises(PromptTooLongError, match="prompt 1 has 128 tokens.* 128"):
+        engine.generate([[1], [2] * 128])
+
+
+def test_a_pool_that_cannot_hold_one_path_is_refused_with_both_sizes(make_model):
+    engine = Engine(make_model("llama"), None, EngineConfig(block_size=4, num_blocks=5))
+    with pytest.raises(PoolTooSmallError, match=r"\d+ .*\d+"):
+        engine.generate([[1] * 20], max_tokens=30)
+
+
+def test_a_token_outside_the_vocabulary_is_refused(engine):
+    with pytest.raises(InvalidInputError, match="token 211"):
+        engine.generate([[1, 211]])
+
+
+def test_keys_that_do_not_match_the_prompts_are_refused(engine, prompts):
+    with pytest.raises(InvalidInputError, match="4 prompts have 1 keys"):
+        engine.generate(prompts, keys=[3])
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match=str(tmp_path)):
+        Engine.from_pretrained(tmp_path)
+
+
+def test_nan_weights_are_refused_and_do_not_spoil_later_rollouts(engine, prompts):
+    expected = tokens(engine.rollout(prompts, SEARCH))
+    weight = engine.model.model.layers[0].self_attn.v_proj.weight
+    saved = weight.detach().clone()
+    with torch.no_grad():
+        weight.fill_(float("nan"))
+    with pytest.raises(NotFiniteError):
+        engine.rollout(prompts, SEARCH)
+    with torch.no_grad():
+        weight.copy_(saved)
+    assert tokens(engine.rollout(prompts, SEARCH)) == expected
+
+
+def test_an_interrupted_engine_works_on(engine, prompts):
+    expected = tokens(engine.rollout(prompts, SEARCH))
+
+    def interrupt(stats):
+        if stats.steps == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        engine.rollout(prompts, SEARCH, on_step=interrupt)
+    assert tokens(engine.rollout(prompts, SEARCH)) == expected
+
+
+def test_no_prompts_give_an_empty_forest(engine):
+    assert engine.rollout([], SEARCH).num_trees == 0

@@ -1,0 +1,137 @@
+"""One attention function serves every model, and models it cannot serve are refused by name."""
+
+import pytest
+import torch
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    Llama4ForCausalLM,
+    Llama4TextConfig,
+    MambaConfig,
+    MambaForCausalLM,
+    Qwen3NextConfig,
+    Qwen3NextForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+from treepo.config import EngineConfig, SamplingParams
+from treepo.engine import Engine, install, plain_attention, probe
+from treepo.engine.attention import Feature, TorchBackend
+from treepo.errors import UnsupportedModelError
+
+
+def mamba():
+    return MambaForCausalLM(MambaConfig(vocab_size=32, hidden_size=16, num_hidden_layers=2))
+
+
+def bloom():
+    return BloomForCausalLM(BloomConfig(vocab_size=32, hidden_size=16, n_layer=2, n_head=2))
+
+
+def t5():
+    return T5ForConditionalGeneration(
+        T5Config(vocab_size=32, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    )
+
+
+def qwen3_next():
+    sizes = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 4}
+    return Qwen3NextForCausalLM(Qwen3NextConfig(**sizes, num_experts=2, num_experts_per_tok=1))
+
+
+def llama4():
+    config = Llama4TextConfig(
+        vocab_size=32,
+        hidden_size=16,
+        intermediate_size=16,
+        intermediate_size_mlp=16,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=8,
+        num_local_experts=2,
+    )
+    return Llama4ForCausalLM(config)
+
+
+def test_probe_finds_the_shapes_of_every_layer(make_model):
+    shapes = probe(make_model("gemma2"))
+    assert [layer.sliding_window for layer in shapes.layers] == [7, None, 7]
+    assert all(layer.softcap == 5.0 for layer in shapes.layers)
+    assert all((x.num_heads, x.num_kv_heads, x.key_dim) == (6, 2, 16) for x in shapes.layers)
+    assert shapes.dtype == torch.float32
+
+
+def test_probe_sees_sinks(make_model):
+    assert all(layer.has_sinks for layer in probe(make_model("gpt_oss")).layers)
+
+
+def test_a_model_without_k_proj_is_served():
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=97, n_embd=32, n_layer=2, n_head=4, n_positions=64, initializer_range=0.5,
+            bos_token_id=None, eos_token_id=None,
+        )
+    ).eval()
+    forest = Engine(model, None, EngineConfig(block_size=4)).generate(
+        [[3, 1, 4]], max_tokens=20, sampling=SamplingParams(temperature=0.0)
+    )
+    with plain_attention(model):
+        expected = model.generate(torch.tensor([[3, 1, 4]]), max_new_tokens=20, do_sample=False)
+    assert forest.token_ids(0).tolist() == expected[0].tolist()
+
+
+@pytest.mark.parametrize("make", [mamba, bloom, t5, qwen3_next, llama4])
+def test_an_unsupported_model_is_refused_by_name(make):
+    model = make()
+    with pytest.raises(UnsupportedModelError, match=type(model).__name__):
+        Engine(model, None)
+
+
+def test_a_quantised_model_is_refused(make_model):
+    model = make_model("llama")
+    model.config.quantization_config = {"quant_method": "gptq"}
+    with pytest.raises(UnsupportedModelError, match="LlamaForCausalLM has quantised weights"):
+        probe(model)
+
+
+def test_a_layer_that_skips_the_hook_is_found(make_model):
+    model = make_model("llama")
+    attention = model.model.layers[1].self_attn
+    attention.forward = lambda hidden_states, **kwargs: (hidden_states, None)
+    with pytest.raises(UnsupportedModelError, match=r"3 layers .* layers \[0, 2\]"):
+        probe(model)
+
+
+def test_a_back_end_without_a_feature_refuses_the_layer_that_asks_for_it(make_model, monkeypatch):
+    monkeypatch.setattr(TorchBackend, "features", frozenset({Feature.SLIDING_WINDOW}))
+    engine = Engine(make_model("gpt_oss"), None)
+    with pytest.raises(UnsupportedModelError, match="layer 0 uses sinks, which the torch"):
+        engine.generate([[1, 2]], max_tokens=2)
+
+
+def test_a_plain_forward_of_a_hooked_model_says_what_to_do(make_model):
+    model = make_model("llama")
+    install(model)
+    with pytest.raises(UnsupportedModelError, match="plain_attention"):
+        model(torch.tensor([[1, 2, 3]]))
+
+
+def test_plain_attention_restores_the_hook(make_model):
+    model = make_model("llama")
+    before = model(torch.tensor([[1, 2, 3]])).logits
+    install(model)
+    with plain_attention(model, "sdpa"):
+        inside = model(torch.tensor([[1, 2, 3]])).logits
+    torch.testing.assert_close(inside, before)
+    assert model.config._attn_implementation == "treepo"
+
+
+def test_attention_dropout_is_refused(make_model):
+    model = make_model("llama", attention_dropout=0.1).train()
+    install(model)
+    with pytest.raises(UnsupportedModelError, match=r"dropout 0\.1"):
+        model(torch.tensor([[1]]), treepo=object())

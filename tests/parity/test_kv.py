@@ -1,0 +1,70 @@
+"""The KV pool stores, copies and sizes as it says."""
+
+import pytest
+import torch
+from treepo.config import EngineConfig
+from treepo.engine.hook import KVShapes, LayerShape
+from treepo.engine.kv import KVPool, choose_num_blocks
+
+LAYER = LayerShape(
+    num_heads=4,
+    num_kv_heads=2,
+    key_dim=3,
+    value_dim=5,
+    sliding_window=None,
+    softcap=None,
+    has_sinks=False,
+)
+SHAPES = KVShapes(layers=(LAYER, LAYER), dtype=torch.float32)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def pool():
+    return KVPool(SHAPES, num_blocks=6, block_size=4, device=CPU)
+
+
+def test_a_written_token_is_read_at_its_slot(pool):
+    key, value = torch.randn(2, 3, 3), torch.randn(2, 3, 5)
+    pool.write(1, torch.tensor([4, 23, 9]), key, value)
+    keys, values = pool.layer(1)
+    for token, (block, offset) in enumerate([(1, 0), (5, 3), (2, 1)]):
+        assert torch.equal(keys[block, offset], key[:, token])
+        assert torch.equal(values[block, offset], value[:, token])
+    assert pool.layer(0)[0].count_nonzero() == 0
+
+
+def test_copies_read_every_source_before_they_write(pool):
+    for tensor in (*pool.layer(0), *pool.layer(1)):
+        tensor.copy_(torch.arange(6.0).view(6, 1, 1, 1).expand_as(tensor))
+    # A chain and a swap: in sequence, block 3 would receive what block 2 has just received.
+    pool.copy_blocks(torch.tensor([1, 2, 4, 5]), torch.tensor([2, 3, 5, 4]))
+    for tensor in (*pool.layer(0), *pool.layer(1)):
+        assert tensor[:, 0, 0, 0].tolist() == [0.0, 1.0, 1.0, 2.0, 5.0, 4.0]
+
+
+def test_bytes_per_token_count_keys_and_values_of_all_layers():
+    assert SHAPES.bytes_per_token == 2 * 2 * (3 + 5) * 4
+
+
+def num_blocks(**settings):
+    return choose_num_blocks(EngineConfig(**settings), SHAPES, max_model_len=100, device=CPU)
+
+
+def test_the_number_of_blocks_wins_over_the_memory():
+    assert num_blocks(num_blocks=7, kv_cache_gib=1.0) == 7
+
+
+def test_the_memory_limits_the_pool():
+    blocks = num_blocks(kv_cache_gib=0.001, block_size=16)
+    assert blocks * 16 * SHAPES.bytes_per_token <= 0.001 * 2**30
+    assert (blocks + 1) * 16 * SHAPES.bytes_per_token > 0.001 * 2**30
+
+
+def test_by_default_every_row_can_reach_the_context_length():
+    assert num_blocks(max_num_seqs=8, block_size=16) == 1 + 8 * 7
+
+
+def test_by_default_the_pool_stays_within_a_quarter_of_the_free_memory(monkeypatch):
+    monkeypatch.setattr("treepo.engine.kv.free_bytes", lambda device: 80_000)
+    assert num_blocks(max_num_seqs=8, block_size=16) == 20_000 // (16 * SHAPES.bytes_per_token)

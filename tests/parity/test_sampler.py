@@ -1,0 +1,97 @@
+"""The sampler draws in proportion to the distribution that it reports."""
+
+import pytest
+import torch
+from treepo.config import SamplingParams
+from treepo.engine.sampler import sample
+from treepo.errors import NotFiniteError
+
+PARAMS = [
+    SamplingParams(),
+    SamplingParams(temperature=0.6),
+    SamplingParams(top_k=5),
+    SamplingParams(top_p=0.7),
+    SamplingParams(temperature=2.0, top_k=50, top_p=0.9),
+]
+GRID = 4000
+
+
+def reference(logits, params):
+    """The distribution by definition, in fp64: [vocab_size]."""
+    p = torch.softmax(logits.double() / params.temperature, -1)
+    if params.top_k:
+        p = torch.where(p >= p.topk(min(params.top_k, len(p))).values[-1], p, 0.0)
+        p /= p.sum()
+    order = p.argsort(descending=True)
+    before = p[order].cumsum(0) - p[order]
+    p[order[before >= params.top_p]] = 0.0
+    return p / p.sum()
+
+
+@pytest.mark.parametrize("vocab_size", [2, 18, 256, 1000, 3001])
+@pytest.mark.parametrize("params", PARAMS)
+def test_an_even_grid_of_uniforms_gives_the_distribution(vocab_size, params):
+    logits = torch.randn(vocab_size, generator=torch.Generator().manual_seed(vocab_size)) * 2
+    uniforms = (torch.arange(GRID, dtype=torch.float64) + 0.5) / GRID
+    draws = sample(logits.expand(GRID, -1), uniforms, params)
+    frequency = torch.bincount(draws.token_ids, minlength=vocab_size).double() / GRID
+    # An interval of length p holds p * GRID grid points, give or take one.
+    assert (frequency - reference(logits, params)).abs().max() <= 1.01 / GRID
+
+
+@pytest.mark.parametrize("params", PARAMS)
+def test_logprob_and_entropy_are_those_of_the_distribution(params):
+    logits = torch.randn(64, 1000, generator=torch.Generator().manual_seed(0)) * 2
+    uniforms = (torch.arange(64, dtype=torch.float64) + 0.5) / 64
+    draws = sample(logits, uniforms, params)
+    for row in range(64):
+        chosen = reference(logits[row], params)[draws.token_ids[row]]
+        assert draws.logprobs[row] == pytest.approx(float(chosen.log()), abs=1e-5)
+    full = torch.distributions.Categorical(logits=logits.double() / params.temperature).entropy()
+    torch.testing.assert_close(draws.entropies.double(), full, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("uniform", [0.0, 5e-324, 1 - 2**-53, 1.0])
+@pytest.mark.parametrize("vocab_size", [8, 1000])
+@pytest.mark.parametrize("only", [0, 3, 7])
+def test_extreme_uniforms_never_draw_a_token_of_probability_0(uniform, vocab_size, only):
+    logits = torch.full((1, vocab_size), -200.0)
+    logits[0, only] = 0.0
+    draws = sample(logits, torch.tensor([uniform], dtype=torch.float64), SamplingParams())
+    assert draws.token_ids.tolist() == [only]
+    assert draws.logprobs.tolist() == [0.0]
+
+
+@pytest.mark.parametrize("params", [SamplingParams(top_k=3), SamplingParams(top_p=0.5)])
+@pytest.mark.parametrize("uniform", [0.0, 1.0])
+def test_extreme_uniforms_never_draw_a_token_that_is_cut_off(params, uniform):
+    logits = torch.linspace(0.0, 3.0, 600)[None]
+    draws = sample(logits, torch.tensor([uniform], dtype=torch.float64), params)
+    assert reference(logits[0], params)[draws.token_ids[0]] > 0
+
+
+def test_a_row_is_drawn_alike_in_every_batch():
+    logits = torch.randn(16, 700, generator=torch.Generator().manual_seed(0))
+    uniforms = torch.rand(16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    together = sample(logits, uniforms, SamplingParams())
+    for row in range(16):
+        alone = sample(logits[row : row + 1], uniforms[row : row + 1], SamplingParams())
+        assert alone.token_ids[0] == together.token_ids[row]
+
+
+def test_greedy_takes_the_most_likely_token_and_reports_temperature_1():
+    logits = torch.tensor([[0.0, 2.0, 1.0], [3.0, -1.0, 0.0]])
+    draws = sample(logits, torch.zeros(2, dtype=torch.float64), SamplingParams(temperature=0.0))
+    assert draws.token_ids.tolist() == [1, 0]
+    expected = logits.log_softmax(-1)[torch.arange(2), torch.tensor([1, 0])]
+    torch.testing.assert_close(draws.logprobs, expected)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("temperature", [0.0, 0.6, 1.0])
+def test_a_logit_that_is_not_finite_is_refused_and_its_row_named(bad, temperature):
+    logits = torch.zeros(4, 600)
+    logits[2, 599] = bad
+    uniforms = torch.full((4,), 0.5, dtype=torch.float64)
+    with pytest.raises(NotFiniteError, match="row 2"):
+        sample(logits, uniforms, SamplingParams(temperature=temperature))
