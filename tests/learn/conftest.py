@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from treepo import core
-from treepo.forest import FinishReason, Forest, TokenKind
+from treepo.forest import FinishReason, Forest
 
 GrowForest = Callable[..., Forest]
 
@@ -30,13 +30,15 @@ class Grower:
         self.marks[tree, 0] = []
         return tree
 
-    def append(self, tree: int, path: int, count: int, kind: TokenKind) -> None:
+    def sample(self, tree: int, path: int, count: int) -> None:
         # Old log-probs of nearly zero to -6 put most ratios far outside the clip range.
         logprobs = self.rng.uniform(-6, -0.05, count).astype(np.float32)
         entropies = self.rng.uniform(0, 2, count).astype(np.float32)
-        if kind == TokenKind.GIVEN:
-            logprobs[:] = entropies[:] = np.nan
-        self.forest.append(tree, path, self.ids(count), logprobs, entropies, int(kind))
+        self.forest.append(tree, path, self.ids(count), logprobs, entropies)
+        self.lengths[tree, path] += count
+
+    def give(self, tree: int, path: int, count: int) -> None:
+        self.forest.append_given(tree, path, self.ids(count))
         self.lengths[tree, path] += count
 
     def mark(self, tree: int, path: int) -> None:
@@ -59,9 +61,9 @@ class Grower:
 def _extend(grower: Grower, tree: int, path: int) -> None:
     rng = grower.rng
     for _ in range(int(rng.integers(1, 4))):
-        kind = TokenKind.GIVEN if rng.random() < 0.25 else TokenKind.SAMPLED
-        grower.append(tree, path, int(rng.integers(1, 6)), kind)
-        if rng.random() < 0.5 and kind == TokenKind.SAMPLED:
+        extend = grower.give if rng.random() < 0.25 else grower.sample
+        extend(tree, path, int(rng.integers(1, 6)))
+        if rng.random() < 0.4:
             grower.mark(tree, path)
 
 
@@ -81,7 +83,7 @@ def _grow_tree(grower: Grower, num_paths: int) -> None:
             _extend(grower, tree, child)
         if rng.random() < 0.3:
             _extend(grower, tree, parent)
-    grower.append(tree, 0, 1, TokenKind.SAMPLED)
+    grower.sample(tree, 0, 1)
 
 
 @pytest.fixture
@@ -105,21 +107,20 @@ def small_forest() -> Forest:
     prompt a, path 0: b.
     """
     forest = core.Forest()
-    none = np.full(1, np.nan, np.float32)
 
-    def append(tree: int, path: int, token: int, logprob: float, kind: int = 1) -> None:
+    def sample(tree: int, path: int, token: int, logprob: float) -> None:
         logprobs = np.array([logprob], np.float32)
-        forest.append(tree, path, np.array([token], np.uint32), logprobs, -logprobs, kind)
+        forest.append(tree, path, np.array([token], np.uint32), logprobs, -logprobs)
 
     tree = forest.add_tree(7, np.array([10, 11], np.uint32))
-    append(tree, 0, 12, -1.0)
-    forest.append(tree, 0, np.array([13], np.uint32), none, none, int(TokenKind.GIVEN))
-    append(tree, 0, 14, -2.0)
+    sample(tree, 0, 12, -1.0)
+    forest.append_given(tree, 0, np.array([13], np.uint32))
+    sample(tree, 0, 14, -2.0)
     child = forest.fork(tree, 0, 3)
-    append(tree, child, 15, -3.0)
-    append(tree, child, 16, -4.0)
+    sample(tree, child, 15, -3.0)
+    sample(tree, child, 16, -4.0)
     other = forest.add_tree(8, np.array([20], np.uint32))
-    append(other, 0, 21, -5.0)
+    sample(other, 0, 21, -5.0)
     for tree_index, path in ((tree, 0), (tree, child), (other, 0)):
         forest.finish(tree_index, path, int(FinishReason.STOP))
     return Forest(forest)

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -128,7 +130,7 @@ def test_microbatches_are_as_full_as_the_order_allows(grow_forest):
     sizes = tree_sizes(forest)
     limit = int(sizes.max()) + 7
     parts = microbatches(forest, limit)
-    for part, after in zip(parts, parts[1:], strict=False):
+    for part, after in pairwise(parts):
         assert sizes[part].sum() + sizes[after[0]] > limit
 
 

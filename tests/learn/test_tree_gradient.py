@@ -166,11 +166,12 @@ def test_gradients_of_micro_batches_add_up(llama64, grow_forest):
     assert metrics.loss == pytest.approx(loss, rel=1e-12)
 
 
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable:FutureWarning")
 def test_gradient_checkpointing_changes_nothing(llama64, grow_forest):
     forest = grow_forest(2, vocab=23)
     advantages = random_advantages(forest, 2)
     plain, _ = tree_gradient(llama64, pack(forest), advantages)
-    llama64.activation_checkpointing_enable()
+    llama64.gradient_checkpointing_enable()
     llama64.train()
     checkpointed, _ = tree_gradient(llama64, pack(forest), advantages)
     assert error(checkpointed, plain) <= 1e-14

@@ -199,7 +199,7 @@ def _logit_gradient(
 
 
 def _candidates(model: PreTrainedModel, module: nn.Linear) -> Iterator[Head]:
-    """Heads that the config hints at, the plain one last: a cap far above the logits looks plain."""
+    """The heads a config hints at, plain last: a cap far above the logits looks plain."""
     config = model.config.get_text_config()
     softcap = getattr(config, "final_logit_softcapping", None)
     factor = getattr(config, "logit_scale", None)
