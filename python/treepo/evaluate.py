@@ -31,7 +31,7 @@ class Evaluation:
         greedy_accuracy: Fraction of greedy completions that are correct.
         pass_at: k to the chance that one of k sampled completions is correct.
         num_unscored: Completions without a reward; they count as not correct.
-        num_tokens: Tokens decoded.
+        num_tokens: Tokens sampled.
         seconds: Wall clock.
     """
 
@@ -87,7 +87,7 @@ def evaluate(
     if not chosen:
         raise InvalidInputError("there is no prompt to evaluate; give rows and num_prompts above 0")
 
-    def rewards(n: int, temperature: float) -> npt.NDArray[np.float32]:
+    def run(n: int, temperature: float) -> tuple[npt.NDArray[np.float32], int]:
         forest = engine.generate(
             [row["prompt"] for row in chosen],
             n=n,
@@ -96,13 +96,11 @@ def evaluate(
             seed=config.seed,
             on_step=on_step,
         )
-        nonlocal num_tokens
-        num_tokens += engine.stats.decoded_tokens
-        return scorer.score(forest, chosen).values.reshape(len(chosen), n)
+        values = scorer.score(forest, chosen).values.reshape(len(chosen), n)
+        return values, forest.num_unique_completion_tokens
 
-    num_tokens = 0
-    sampled = rewards(config.num_samples, config.temperature)
-    greedy = rewards(1, 0.0)
+    sampled, num_sampled_tokens = run(config.num_samples, config.temperature)
+    greedy, num_greedy_tokens = run(1, 0.0)
     correct = (sampled >= CORRECT).sum(axis=1)
     return Evaluation(
         num_prompts=len(chosen),
@@ -112,7 +110,7 @@ def evaluate(
         greedy_accuracy=float((greedy >= CORRECT).mean()),
         pass_at={k: pass_at_k(correct, config.num_samples, k) for k in _ks(config.num_samples)},
         num_unscored=int(np.isnan(sampled).sum() + np.isnan(greedy).sum()),
-        num_tokens=num_tokens,
+        num_tokens=num_sampled_tokens + num_greedy_tokens,
         seconds=time.perf_counter() - began,
     )
 

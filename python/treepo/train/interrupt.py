@@ -3,7 +3,7 @@
 import signal
 import threading
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any, Self
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -13,7 +13,7 @@ class StepAbandonedError(Exception):
     """A step was given up before it changed anything."""
 
 
-class TrainingInterrupted(KeyboardInterrupt):  # noqa: N818 - an interruption, not an error
+class TrainingInterrupted(KeyboardInterrupt):
     """The run stopped early, on request, with a checkpoint.
 
     Attributes:
@@ -55,7 +55,7 @@ class Interruption:
         if self.requested:
             raise StepAbandonedError
 
-    def _remember(self, number: int, frame: FrameType | None) -> None:
+    def _remember(self, *_: object) -> None:
         self.requested = True
         self._restore()
 

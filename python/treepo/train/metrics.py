@@ -81,7 +81,7 @@ def completion_metrics(forest: Forest) -> Metrics:
         itself; the mean length of those that did.
     """
     lengths = completion_lengths(forest)
-    stopped = np.asarray(forest.paths.finish) == FinishReason.STOP
+    stopped = forest.paths.finish == FinishReason.STOP
     return {
         "completions/mean_length": _mean(lengths),
         "completions/min_length": float(lengths.min()),
@@ -93,8 +93,8 @@ def completion_metrics(forest: Forest) -> Metrics:
 
 def completion_lengths(forest: Forest) -> npt.NDArray[np.int64]:
     """Tokens of every completion, i64[P]."""
-    prompt_len = np.asarray(forest.trees.prompt_len)[np.asarray(forest.paths.tree)]
-    return np.asarray(forest.paths.length).astype(np.int64) - prompt_len
+    prompt_len = forest.trees.prompt_len[forest.paths.tree]
+    return forest.paths.length.astype(np.int64) - prompt_len
 
 
 def tree_metrics(forest: Forest) -> Metrics:
@@ -109,17 +109,15 @@ def tree_metrics(forest: Forest) -> Metrics:
         `share_ratio` is the first divided by the second; prompts count in neither.
     """
     nodes = forest.nodes()
-    flat = int(completion_lengths(forest).sum())
-    unique = forest.num_tokens - int(np.asarray(forest.trees.prompt_len).sum())
-    origin = np.asarray(forest.paths.origin)
+    origin = forest.paths.origin
     return {
         "tree/leaves": forest.num_paths / forest.num_trees,
         "tree/nodes": len(nodes.parent) / forest.num_trees,
-        "tree/depth_mean": _mean(np.asarray(nodes.depth)[np.asarray(nodes.leaf)]),
+        "tree/depth_mean": _mean(nodes.depth[nodes.leaf]),
         "tree/fallback_frac": _mean(origin == ForkOrigin.FALLBACK),
-        "tree/tokens_flat": float(flat),
-        "tree/tokens_unique": float(unique),
-        "tree/share_ratio": flat / max(unique, 1),
+        "tree/tokens_flat": float(forest.num_completion_tokens),
+        "tree/tokens_unique": float(forest.num_unique_completion_tokens),
+        "tree/share_ratio": forest.share_ratio,
     }
 
 

@@ -1,0 +1,1 @@
+"""The command line: `treepo train`, `treepo rollout`, `treepo eval`."""

@@ -1,0 +1,47 @@
+"""`treepo eval`: accuracy of a model on prompts with known answers."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from treepo.cli import options
+from treepo.cli.report import single
+from treepo.errors import InvalidConfigError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options to its parser."""
+    options.add_config_arguments(parser)
+    parser.add_argument("--data", metavar="FILE", dest="eval_data", help="JSON lines (data.eval)")
+    parser.add_argument("--out", metavar="FILE", help="where the numbers go (JSON)")
+
+
+def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
+    """Evaluate; returns the exit code."""
+    options.require_packages()
+    words = list(overrides)
+    if arguments.eval_data is not None:
+        words.insert(0, f"data.eval={arguments.eval_data}")
+    config = options.load_config(arguments, words)
+    rows = options.eval_rows(config)
+    if rows is None:
+        raise InvalidConfigError("there is nothing to evaluate; set eval.num_prompts above 0")
+    path = options.model_path(config)
+    options.set_threads(config)
+    import json
+
+    from treepo.engine import Engine
+    from treepo.evaluate import evaluate
+    from treepo.scoring import Scorer
+
+    model, tokenizer = options.load_model(path, config.engine)
+    engine = Engine(model, tokenizer, config.engine)
+    name = options.reward_name(config)
+    with Scorer(name, config.reward, tokenizer, engine.eos_token_ids) as scorer:
+        result = evaluate(
+            engine, scorer, rows, config.eval, max_tokens=config.search.completion_len
+        )
+    if arguments.out is not None:
+        Path(arguments.out).write_text(json.dumps(result.to_dict(), indent=2) + "\n")
+    print(single(result))
+    return 0

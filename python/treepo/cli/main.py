@@ -1,0 +1,83 @@
+"""Entry point of the command `treepo`; each command is imported when it is used."""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from treepo import core
+from treepo.errors import TreepoError
+
+EXIT_OK = 0
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+_COMMANDS = {
+    "train": "train a model on trees of its own answers",
+    "rollout": "sample one tree a prompt, show the first and save all",
+    "eval": "measure accuracy, greedy accuracy and pass@k on prompts",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise _UsageError(f"{message}; see {self.prog} --help")
+
+
+class _UsageError(TreepoError):
+    pass
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        argv: Words after `treepo`; those of the process if absent.
+
+    Returns:
+        Exit code: 0, 2 for a mistake of the user (one line on stderr), 130 after Ctrl-C.
+    """
+    try:
+        return _run(list(sys.argv[1:] if argv is None else argv))
+    except TreepoError as error:
+        print(f"treepo: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print("treepo: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def _run(argv: list[str]) -> int:
+    _prepare_environment()
+    parser = _Parser(prog="treepo", description="Sample and train language models on trees.")
+    parser.add_argument("--version", action="version", version=f"treepo {core.__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="command", parser_class=_Parser)
+    for name, summary in _COMMANDS.items():
+        commands.add_parser(name, help=summary, add_help=False)
+    known, rest = parser.parse_known_args(argv[:1])
+    if known.command is None:
+        if rest:
+            parser.error(f"unknown option '{rest[0]}'")
+        parser.print_help()
+        return EXIT_OK
+    module = importlib.import_module(f"treepo.cli.{known.command}")
+    command = _Parser(
+        prog=f"treepo {known.command}",
+        description=_COMMANDS[known.command],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    module.add_arguments(command)
+    arguments, overrides = command.parse_known_args(argv[1:])
+    return int(module.run(arguments, overrides))
+
+
+def _prepare_environment() -> None:
+    # Idle OpenMP threads that spin take the cores from everybody else; torch reads this once.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

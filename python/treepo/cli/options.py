@@ -1,0 +1,126 @@
+"""What the commands share: config options, data and models."""
+
+import argparse
+import importlib.util
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from treepo.config import EngineConfig, TrainConfig
+from treepo.config.schema import field_types, is_section
+from treepo.errors import InvalidConfigError
+from treepo.prompts import load_jsonl
+
+_TRAIN_PACKAGES = ("torch", "transformers", "safetensors", "yaml", "tqdm")
+_SHORT = {"model": "model.path", "data": "data.train", "reward": "reward.name"}
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add `--config`, `--model`, `--reward` and the list of all config keys to a parser."""
+    parser.add_argument("--config", metavar="FILE", help="YAML file of config keys")
+    parser.add_argument("--model", metavar="PATH", help="Hugging Face folder (model.path)")
+    parser.add_argument("--reward", metavar="NAME", help="reward function (reward.name)")
+    parser.epilog = f"config keys, set with key=value or --key value:\n{describe(TrainConfig())}"
+
+
+def load_config(arguments: argparse.Namespace, overrides: Sequence[str]) -> TrainConfig:
+    """Build the config from a file, short options and dotted overrides; the latter win."""
+    short = [
+        f"{key}={getattr(arguments, name)}"
+        for name, key in _SHORT.items()
+        if getattr(arguments, name, None) is not None
+    ]
+    words = [*short, *overrides]
+    if arguments.config is None:
+        return TrainConfig.load(overrides=words)
+    return TrainConfig.from_yaml(arguments.config, words)
+
+
+def describe(config: Any, prefix: str = "") -> str:
+    """Return one line a config key, with its default."""
+    lines: list[str] = []
+    for name, annotation in field_types(type(config)).items():
+        value = getattr(config, name)
+        if is_section(annotation):
+            lines.append(describe(value, f"{prefix}{name}."))
+        else:
+            shown = "none" if value is None else getattr(value, "value", value)
+            lines.append(f"  {prefix}{name}={shown}")
+    return "\n".join(lines)
+
+
+def require_packages() -> None:
+    """Check that the packages of the extra [train] are there.
+
+    Raises:
+        InvalidConfigError: One is missing.
+    """
+    missing = [name for name in _TRAIN_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InvalidConfigError(
+            f"this command needs {', '.join(missing)}; run: pip install 'treepo[train]'"
+        )
+
+
+def model_path(config: TrainConfig) -> str:
+    """Return the model's folder or hub name; a folder never makes transformers ask the hub."""
+    from treepo.tasks import embedded
+
+    path = str(embedded.MODEL_PATH) if config.model.path is None else config.model.path
+    if Path(path).is_dir():
+        # Has to be set before transformers is imported for the first time.
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    return path
+
+
+def load_model(path: str, config: EngineConfig) -> tuple[Any, Any]:
+    """Return model and tokenizer of a folder, without transformers' progress bars."""
+    from transformers.utils import logging as transformers_logging
+
+    from treepo.engine.load import load_model as load
+
+    logging: Any = transformers_logging
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    return load(path, config)
+
+
+def train_rows(config: TrainConfig) -> Sequence[Any]:
+    """Return the rows to train on: the file's, or the embedded task's."""
+    from treepo.tasks import embedded
+
+    if config.data.train is not None:
+        return load_jsonl(config.data.train)
+    return embedded.train_examples(seed=config.seed)
+
+
+def eval_rows(config: TrainConfig) -> Sequence[Any] | None:
+    """Return the held-out rows: the file's, the embedded task's, or None."""
+    from treepo.tasks import embedded
+
+    if config.eval.num_prompts == 0:
+        return None
+    if config.data.eval is not None:
+        return load_jsonl(config.data.eval)
+    if config.data.train is not None:
+        return None
+    return embedded.heldout_examples(config.eval.num_prompts)
+
+
+def reward_name(config: TrainConfig) -> str:
+    """Return the reward's name: the config's, or what suits the data."""
+    from treepo.tasks import embedded
+
+    if config.reward.name is not None:
+        return config.reward.name
+    is_embedded = config.data.train is None and config.data.eval is None
+    return embedded.REWARD if is_embedded else "exact_match"
+
+
+def set_threads(config: TrainConfig) -> None:
+    """Apply `num_threads`."""
+    import torch
+
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)

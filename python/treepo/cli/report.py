@@ -1,0 +1,57 @@
+"""Evaluations as tables for a terminal."""
+
+from treepo.evaluate import Evaluation
+
+
+def before_after(before: Evaluation, after: Evaluation) -> str:
+    """Return two evaluations of the same prompts as a table; a fall of pass@k is said.
+
+    Args:
+        before: Evaluation of the first weights.
+        after: Evaluation of the last weights.
+
+    Returns:
+        Lines of text.
+    """
+    names = _rows(before)
+    rows = zip(names, _rows(before).values(), _rows(after).values(), strict=True)
+    width = max(len(name) for name in names)
+    title = f"held-out, {after.num_prompts} prompts"
+    lines = [f"{title:{max(width, len(title))}}  before   after  change"]
+    pad = max(width, len(title))
+    lines += [
+        f"{name:{pad}}  {100 * low:5.1f}%  {100 * high:5.1f}%  {100 * (high - low):+6.1f}"
+        for name, low, high in rows
+    ]
+    k = max(after.pass_at)
+    if after.pass_at[k] < before.pass_at.get(k, 0.0):
+        lines.append(
+            f"pass@{k} fell from {100 * before.pass_at[k]:.1f}% to {100 * after.pass_at[k]:.1f}%: "
+            "the model gets more answers right and covers fewer of the prompts"
+        )
+    lines += _unscored(after)
+    return "\n".join(lines)
+
+
+def single(evaluation: Evaluation) -> str:
+    """Return one evaluation as a table."""
+    rows = _rows(evaluation)
+    width = max(len(name) for name in rows)
+    lines = [f"{evaluation.num_prompts} prompts, {evaluation.seconds:.0f} s"]
+    lines += [f"{name:{width}}  {100 * value:5.1f}%" for name, value in rows.items()]
+    return "\n".join(lines + _unscored(evaluation))
+
+
+def _rows(evaluation: Evaluation) -> dict[str, float]:
+    k = max(evaluation.pass_at)
+    return {
+        f"accuracy, temperature {evaluation.temperature:g}": evaluation.accuracy,
+        "accuracy, greedy": evaluation.greedy_accuracy,
+        f"pass@{k}": evaluation.pass_at[k],
+    }
+
+
+def _unscored(evaluation: Evaluation) -> list[str]:
+    if not evaluation.num_unscored:
+        return []
+    return [f"{evaluation.num_unscored} completions got no reward and count as not correct"]

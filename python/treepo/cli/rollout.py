@@ -1,0 +1,57 @@
+"""`treepo rollout`: sample trees, show one, save all."""
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from treepo.cli import options
+from treepo.cli.picture import picture
+from treepo.errors import InvalidConfigError
+from treepo.prompts import load_jsonl
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options to its parser."""
+    options.add_config_arguments(parser)
+    parser.add_argument("--prompts", metavar="FILE", help="JSON lines with 'prompt'")
+    parser.add_argument("--out", metavar="FILE", help="where the forest goes (safetensors)")
+    parser.add_argument("--num-prompts", type=int, default=4, help="prompts used, from the first")
+    parser.add_argument("--show", type=int, default=0, metavar="I", help="tree to draw")
+
+
+def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
+    """Sample trees; returns the exit code."""
+    options.require_packages()
+    config = options.load_config(arguments, overrides)
+    if arguments.num_prompts < 1:
+        raise InvalidConfigError(f"--num-prompts must be at least 1, got {arguments.num_prompts}")
+    if arguments.prompts is None and config.model.path is not None:
+        raise InvalidConfigError("--model needs --prompts FILE, JSON lines with a 'prompt'")
+    rows = (
+        options.train_rows(config) if arguments.prompts is None else load_jsonl(arguments.prompts)
+    )
+    rows = list(rows[: arguments.num_prompts])
+    if not 0 <= arguments.show < len(rows):
+        raise InvalidConfigError(f"--show must be in 0..{len(rows) - 1}, got {arguments.show}")
+    path = options.model_path(config)
+    options.set_threads(config)
+    from treepo.engine import Engine
+
+    model, tokenizer = options.load_model(path, config.engine)
+    engine = Engine(model, tokenizer, config.engine)
+    forest = engine.rollout(
+        [row["prompt"] for row in rows], config.search, config.sampling, seed=config.seed
+    )
+    out = Path(arguments.out or time.strftime("forest-%Y%m%d-%H%M%S.safetensors"))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    forest.save(out)
+    print(picture(forest, arguments.show, tokenizer))
+    print(
+        f"\n{forest.num_trees} trees, {forest.num_paths} trajectories: "
+        f"{forest.num_completion_tokens} completion tokens, "
+        f"{forest.num_unique_completion_tokens} of them decoded, "
+        f"share ratio {forest.share_ratio:.2f}; {engine.stats.seconds:.1f} s"
+    )
+    print(f"saved: {out}")
+    return 0

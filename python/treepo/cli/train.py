@@ -1,0 +1,91 @@
+"""`treepo train`: the main job, from a model and prompts to a better model."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from treepo.cli import options
+from treepo.cli.report import before_after
+from treepo.config import TrainConfig
+from treepo.errors import InvalidConfigError
+
+if TYPE_CHECKING:
+    from treepo.train.trainer import Trainer, TrainResult
+
+EXIT_INTERRUPTED = 130
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options to its parser."""
+    options.add_config_arguments(parser)
+    parser.add_argument("--data", metavar="FILE", help="JSON lines with 'prompt' (data.train)")
+    parser.add_argument("--resume", metavar="RUN", help="continue the run in this folder")
+
+
+def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
+    """Train; returns the exit code."""
+    options.require_packages()
+    config = _config(arguments, overrides)
+    trainer = _trainer(config, is_resumed=arguments.resume is not None)
+    from treepo.train.interrupt import TrainingInterrupted
+
+    try:
+        result = trainer.train(resume=arguments.resume is not None)
+    except TrainingInterrupted as interruption:
+        print(
+            f"interrupted after step {interruption.step} of {config.num_steps}; continue with: "
+            f"treepo train --resume {interruption.run_dir}",
+            file=sys.stderr,
+        )
+        return EXIT_INTERRUPTED
+    print(_summary(result))
+    return 0
+
+
+def _config(arguments: argparse.Namespace, overrides: Sequence[str]) -> TrainConfig:
+    if arguments.resume is None:
+        return options.load_config(arguments, overrides)
+    for name in ("config", "model", "data", "reward"):
+        if getattr(arguments, name) is not None:
+            raise InvalidConfigError(
+                f"--{name} cannot be changed by --resume; the run goes on with its own config"
+            )
+    from treepo.train.run_folder import read_config
+
+    run_dir = Path(arguments.resume)
+    words = [*overrides, f"output_dir={run_dir}"]
+    return TrainConfig.load(data=read_config(run_dir), overrides=words)
+
+
+def _trainer(config: TrainConfig, *, is_resumed: bool) -> "Trainer":
+    """Read data before the model: a mistake there is found at once."""
+    rows = options.train_rows(config)
+    held_out = options.eval_rows(config)
+    path = options.model_path(config)
+    options.set_threads(config)
+    from treepo.train import checkpoint
+    from treepo.train.trainer import Trainer
+
+    if is_resumed:
+        # The original model folder may be gone; a checkpoint is a model folder too.
+        saved = checkpoint.latest(Path(config.output_dir or ""))
+        path = path if saved is None else str(saved)
+    model, tokenizer = options.load_model(path, config.engine)
+    return Trainer(model, tokenizer, options.reward_name(config), rows, held_out, config)
+
+
+def _summary(result: "TrainResult") -> str:
+    from treepo.train import checkpoint
+
+    final = checkpoint.latest(result.run_dir)
+    lines = [
+        f"{result.num_steps} steps, {result.num_tokens} tokens sampled, {result.seconds:.0f} s",
+        f"run:   {result.run_dir}",
+        f"model: {final}",
+        f"next:  treepo rollout --model {final} --prompts FILE",
+    ]
+    if result.before is not None and result.after is not None:
+        lines = [before_after(result.before, result.after), "", *lines]
+    return "\n".join(lines)

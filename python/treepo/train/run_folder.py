@@ -1,0 +1,133 @@
+"""The folder of a run: what it was started with, what it measured, where it can go on."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from treepo import core
+from treepo.config import TrainConfig
+from treepo.errors import CheckpointError, InvalidConfigError
+from treepo.evaluate import Evaluation
+from treepo.forest import Forest
+from treepo.train.metrics import MetricsLog
+
+_CONFIG = "config.yaml"
+_PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "safetensors")
+
+
+class RunFolder:
+    """Paths and files of one run.
+
+    Attributes:
+        path: The folder.
+        log: Its `metrics.jsonl`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Name the folder; use `create` or `open`."""
+        self.path = path
+        self.log = MetricsLog(path / "metrics.jsonl")
+
+    @classmethod
+    def create(cls, config: TrainConfig) -> "RunFolder":
+        """Make the folder of a new run and write its config and environment.
+
+        Raises:
+            InvalidConfigError: The folder holds a run already or cannot be made.
+        """
+        path = Path(config.output_dir) if config.output_dir else _fresh_path()
+        if (path / _CONFIG).exists():
+            raise InvalidConfigError(
+                f"output_dir {path} holds a run already; continue it with --resume {path} or "
+                "choose another folder"
+            )
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InvalidConfigError(f"output_dir {path}: {error.strerror}") from None
+        return cls._write(path, config)
+
+    @classmethod
+    def open(cls, config: TrainConfig) -> "RunFolder":
+        """Open the folder `config.output_dir` of an earlier run to continue it.
+
+        Raises:
+            CheckpointError: There is no run.
+        """
+        path = Path(config.output_dir or "")
+        read_config(path)
+        return cls._write(path, config)
+
+    @classmethod
+    def _write(cls, path: Path, config: TrainConfig) -> "RunFolder":
+        folder = cls(path)
+        folder.write_text(_CONFIG, config.replace(output_dir=str(path)).to_yaml())
+        folder.write_text("env.json", json.dumps(environment(), indent=2) + "\n")
+        return folder
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a file of the run; a reader sees the old one or the new one, nothing between."""
+        target = self.path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        writing = target.with_name(f".writing_{target.name}")
+        writing.write_text(text, encoding="utf-8")
+        writing.replace(target)
+
+    def save_evaluation(self, name: str, evaluation: Evaluation) -> None:
+        """Write `eval/<name>.json`."""
+        self.write_text(f"eval/{name}.json", json.dumps(evaluation.to_dict(), indent=2) + "\n")
+
+    def load_evaluation(self, name: str) -> Evaluation | None:
+        """Read `eval/<name>.json`; None if it was not written."""
+        file = self.path / "eval" / f"{name}.json"
+        return Evaluation.from_dict(json.loads(file.read_text())) if file.exists() else None
+
+    def save_forest(self, step: int, forest: Forest) -> None:
+        """Write `forests/step_N.safetensors`."""
+        folder = self.path / "forests"
+        folder.mkdir(exist_ok=True)
+        forest.save(folder / f"step_{step}.safetensors")
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Return the config that a run was started with, as nested dictionaries.
+
+    Raises:
+        CheckpointError: The folder is no run.
+    """
+    from treepo.config.text import load_yaml
+
+    if not (path / _CONFIG).is_file():
+        raise CheckpointError(f"{path} is not a run: it has no {_CONFIG}")
+    return load_yaml(path / _CONFIG)
+
+
+def environment() -> dict[str, Any]:
+    """Return versions, machine, threads and command of this process."""
+    return {
+        "treepo": core.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "cpus": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "command": sys.argv,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def _fresh_path() -> Path:
+    stem = Path("runs") / time.strftime("%Y%m%d-%H%M%S")
+    path, number = stem, 1
+    while path.exists():
+        number += 1
+        path = stem.with_name(f"{stem.name}-{number}")
+    return path

@@ -1,0 +1,309 @@
+"""The training loop: sample trees, score them, update the weights, again."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from treepo.advantages import advantages
+from treepo.config import TrainConfig
+from treepo.engine import Engine
+from treepo.evaluate import Evaluation, evaluate
+from treepo.forest import Forest
+from treepo.scoring import RewardSource, Scorer
+from treepo.train import checkpoint, optimizer
+from treepo.train.checkpoint import LoopState
+from treepo.train.collect import Batch, Collector
+from treepo.train.dataset import PromptSource
+from treepo.train.interrupt import Interruption, StepAbandonedError, TrainingInterrupted
+from treepo.train.metrics import Metrics, update_metrics
+from treepo.train.pack import microbatches, pack
+from treepo.train.progress import Progress
+from treepo.train.run_folder import RunFolder
+from treepo.train.step import StepMetrics, TrainStep, combine, first_step_check
+
+F64 = npt.NDArray[np.float64]
+Row = Mapping[str, Any]
+
+NO_SIGNAL_STEPS = 5
+"""Steps in a row without a signal after which the run says so."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainResult:
+    """What a finished run leaves.
+
+    Attributes:
+        run_dir: Folder of the run.
+        before: Evaluation of the first weights, None without evaluation data.
+        after: Evaluation of the last weights, None without evaluation data.
+        num_steps: Steps of the run.
+        num_tokens: Tokens sampled in training.
+        seconds: Wall clock of this process's part of the run.
+    """
+
+    run_dir: Path
+    before: Evaluation | None
+    after: Evaluation | None
+    num_steps: int
+    num_tokens: int
+    seconds: float
+
+
+class Trainer:
+    """Trains a causal LM on trees of its own answers.
+
+    The model is trained in place. Two runs with the same data, config and thread count are
+    equal, and so are an interrupted run that is resumed and one that is not.
+
+    Attributes:
+        config: The config.
+        engine: Samples from the model.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        reward_funcs: RewardSource | Sequence[RewardSource],
+        train_dataset: Sequence[Row],
+        eval_dataset: Sequence[Row] | None = None,
+        config: TrainConfig | None = None,
+    ) -> None:
+        """Check that the parts fit; nothing is written yet.
+
+        Args:
+            model: A transformers causal LM on its device.
+            tokenizer: Its tokenizer.
+            reward_funcs: One reward function or name, or several whose values are added.
+            train_dataset: Rows with `prompt` and any columns for the reward functions.
+            eval_dataset: Held-out rows of the same kind; None for no evaluation.
+            config: The config; the defaults are those of the embedded task.
+
+        Raises:
+            TreepoError: A part cannot be used; the message says which and why.
+        """
+        self.config = config or TrainConfig()
+        self.engine = Engine(model, tokenizer, self.config.engine)
+        self._model = model
+        self._tokenizer = tokenizer
+        self._scorer = Scorer(
+            reward_funcs, self.config.reward, tokenizer, self.engine.eos_token_ids
+        )
+        self._source = PromptSource(train_dataset, self.config.seed)
+        self._eval_rows = eval_dataset if self.config.eval.num_prompts else None
+        self._update = TrainStep(model, self.config.loss, self.config.sampling.temperature)
+        self._optimizer = optimizer.build(model, self.config.optimizer)
+        self._state = LoopState()
+        self._stop = Interruption()
+
+    def train(self, *, resume: bool = False) -> TrainResult:
+        """Run all steps.
+
+        Args:
+            resume: Continue the run in `config.output_dir` from its newest complete checkpoint.
+
+        Returns:
+            The evaluations before and after, and where the run is.
+
+        Raises:
+            TrainingInterrupted: Ctrl-C or SIGTERM; a checkpoint was written.
+            TreepoError: The run cannot go on; earlier checkpoints stay usable.
+        """
+        began = time.perf_counter()
+        folder = RunFolder.open(self.config) if resume else RunFolder.create(self.config)
+        self._state = self._restore(folder) if resume else LoopState()
+        with self._scorer, self._stop:
+            try:
+                before = self._evaluation(folder, "before")
+                self._steps(folder)
+                after = self._evaluation(folder, "after")
+            except StepAbandonedError:
+                self._save(folder)
+                raise TrainingInterrupted(folder.path, self._state.step) from None
+        return TrainResult(
+            run_dir=folder.path,
+            before=before,
+            after=after,
+            num_steps=self._state.step,
+            num_tokens=self._state.num_tokens,
+            seconds=time.perf_counter() - began,
+        )
+
+    def _steps(self, folder: RunFolder) -> None:
+        config, first = self.config, self._state.step
+        collector = Collector(
+            self.engine, self._scorer, self._source, config, check=self._stop.check
+        )
+        with Progress(config.num_steps, first_step=first) as progress:
+            while self._state.step < config.num_steps:
+                self._stop.check()
+                began = time.perf_counter()
+                batch = collector.collect(self._state.cursor)
+                if batch.kept is not None and self._state.step == first:
+                    first_step_check(self._model, batch.kept, config.sampling.temperature)
+                sampled = time.perf_counter()
+                updated = self._train_on(batch.kept) if batch.kept is not None else {}
+                metrics = self._advance(batch, updated, began, sampled)
+                self._record(folder, progress, batch, metrics)
+
+    def _advance(self, batch: Batch, updated: Metrics, began: float, sampled: float) -> Metrics:
+        """Move the state on by one step and return the step's metrics."""
+        ended = time.perf_counter()
+        num_tokens = self._state.num_tokens + batch.sampled.num_unique_completion_tokens
+        silent = 0 if batch.kept is not None else self._state.steps_without_signal + 1
+        metrics = {
+            **batch.metrics,
+            **updated,
+            "learning_rate": self._learning_rate(),
+            "num_tokens": float(num_tokens),
+            "policy_version": float(self.engine.policy_version),
+            "step_time": ended - began,
+            "perf/sample_s": sampled - began,
+            "perf/train_s": ended - sampled,
+            "perf/tok_per_s": batch.metrics["tree/tokens_flat"] / (ended - began),
+        }
+        self._state = LoopState(
+            step=self._state.step + 1,
+            cursor=batch.cursor,
+            policy_version=self.engine.policy_version,
+            num_tokens=num_tokens,
+            steps_without_signal=silent,
+        )
+        return metrics
+
+    def _record(
+        self, folder: RunFolder, progress: Progress, batch: Batch, metrics: Metrics
+    ) -> None:
+        """Write, show and save what is due after a step."""
+        step, config = self._state.step, self.config
+        folder.log.append(step, metrics)
+        progress.show(step, metrics)
+        for alarm in alarms(self._state, metrics, batch.first_error):
+            progress.say(alarm)
+        if due(step, config.save_forests_every):
+            folder.save_forest(step, batch.sampled)
+        if due(step, config.save_every) or step == config.num_steps:
+            self._save(folder)
+        if due(step, config.eval.every) and step < config.num_steps:
+            self._evaluation(folder, f"step_{step}")
+
+    def _train_on(self, forest: Forest) -> Metrics:
+        """Make the optimizer steps of one rollout step."""
+        values = advantages(forest, forest.paths.reward, preset=self.config.advantage.preset)
+        count = min(self.config.minibatches_per_step, forest.num_trees)
+        parts: list[StepMetrics] = []
+        norms: list[float] = []
+        for trees in np.array_split(np.arange(forest.num_trees), count):
+            start = forest.trees.path_start[trees[0]]
+            end = forest.trees.path_start[trees[-1] + 1]
+            parts.append(self._accumulate(forest.select(trees), values[start:end]))
+            norms.append(
+                optimizer.apply(
+                    self._optimizer, self._learning_rate(), self.config.optimizer.grad_clip
+                )
+            )
+        self.engine.weights_changed()
+        return update_metrics(parts, norms)
+
+    def _accumulate(self, forest: Forest, values: F64) -> StepMetrics:
+        """Forward and backward of one minibatch, micro-batch by micro-batch."""
+        done: list[StepMetrics] = []
+        for trees in microbatches(forest, self.config.max_tokens_per_microbatch):
+            start = forest.trees.path_start[trees[0]]
+            end = forest.trees.path_start[trees[-1] + 1]
+            packed = pack(forest.select(trees))
+            done.append(
+                self._update.backward(packed, values[start:end], forest.num_completion_tokens)
+            )
+        return combine(done)
+
+    def _learning_rate(self) -> float:
+        config = self.config
+        return optimizer.learning_rate(self._state.step, config.num_steps, config.optimizer)
+
+    def _evaluation(self, folder: RunFolder, name: str) -> Evaluation | None:
+        """Return the evaluation of that name: the run's own file, or a new one."""
+        if not self._eval_rows:
+            return None
+        known = folder.load_evaluation(name)
+        if known is not None:
+            return known
+        self._stop.check()
+        result = evaluate(
+            self.engine,
+            self._scorer,
+            self._eval_rows,
+            self.config.eval,
+            max_tokens=self.config.search.completion_len,
+            on_step=self._stop.check,
+        )
+        self._stop.check()
+        folder.save_evaluation(name, result)
+        return result
+
+    def _save(self, folder: RunFolder) -> None:
+        checkpoint.save(
+            folder.path,
+            self._state,
+            model=self._model,
+            tokenizer=self._tokenizer,
+            optimizer=self._optimizer,
+            keep=self.config.keep_checkpoints,
+        )
+
+    def _restore(self, folder: RunFolder) -> LoopState:
+        """Load the newest checkpoint; a run that has none starts again."""
+        saved = checkpoint.latest(folder.path)
+        state = LoopState() if saved is None else checkpoint.load_state(saved)
+        if saved is not None:
+            checkpoint.load_weights(saved, self._model)
+            checkpoint.load_optimizer(saved, self._model, self._optimizer)
+        folder.log.truncate(state.step)
+        self.engine.policy_version = state.policy_version
+        return state
+
+
+def due(step: int, every: int) -> bool:
+    """Whether something that happens every `every` steps happens at `step`; 0 is never."""
+    return every > 0 and step % every == 0
+
+
+def alarms(state: LoopState, metrics: Metrics, first_error: str | None) -> list[str]:
+    """Return what a user should know about a step, one line each.
+
+    Args:
+        state: State after the step.
+        metrics: The step's metrics.
+        first_error: An error of the reward function, None if there was none.
+
+    Returns:
+        Lines for steps without signal and for missing rewards; usually none.
+    """
+    lines: list[str] = []
+    if state.steps_without_signal == NO_SIGNAL_STEPS:
+        if metrics["accuracy"] > 0.9:
+            reason = "solved: almost every completion is correct, take harder prompts"
+        elif metrics["reward"] <= 0 and metrics["accuracy"] < 0.1:
+            reason = (
+                "collapsed or too hard: no completion is correct; resume from an earlier "
+                "checkpoint with a lower optimizer.learning_rate, or take easier prompts"
+            )
+        else:
+            reason = "raise search.width or sampling.temperature, or look at the reward function"
+        lines.append(
+            f"alarm: {NO_SIGNAL_STEPS} steps without a learning signal (the rewards of every "
+            f"tree agree); {reason}"
+        )
+    missing = int(metrics["reward/timeouts"]), int(metrics["reward/errors"])
+    if any(missing):
+        detail = f", first error: {first_error}" if first_error else ""
+        lines.append(
+            f"warning: step {state.step}: no reward for {missing[0]} completions that ran out of "
+            f"time and {missing[1]} that failed; their trees are not trained on{detail}"
+        )
+    return lines
