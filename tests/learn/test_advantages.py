@@ -1,0 +1,199 @@
+"""Advantages of whole forests, against vectors computed by the published code of TreePO."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from treepo import core
+from treepo.advantages import PRESETS, advantages, num_sampled_tokens, whiten
+from treepo.advantages.baseline import center
+from treepo.advantages.presets import Groups
+from treepo.errors import InvalidConfigError, InvalidInputError
+from treepo.forest import FinishReason, Forest, TokenKind
+
+GOLDEN = json.loads((Path(__file__).parent / "golden/advantages.json").read_text())["trees"]
+VARIANTS = {"treepo": "tree_traj/average/keep", "grpo": "grpo/std"}
+by_tree = pytest.mark.parametrize("tree", GOLDEN, ids=[tree["id"] for tree in GOLDEN])
+
+
+def append(forest, tree, path, num_tokens, kind=TokenKind.SAMPLED):
+    zeros = np.zeros(num_tokens, dtype=np.float32)
+    forest.append(tree, path, np.zeros(num_tokens, dtype=np.uint32), zeros, zeros, int(kind))
+
+
+def add_tree(forest, paths, segment_lengths, prompt_len=3):
+    """Grow a tree from leaves such as 't00#1-0#2-1'; a known beginning is forked."""
+    tree = forest.add_tree(0, np.zeros(prompt_len, dtype=np.uint32))
+    known = {}
+    for leaf, (name, lengths) in enumerate(zip(paths, segment_lengths, strict=True)):
+        nodes = name.split("#")
+        shared = max(k for k in range(1, len(nodes)) if k == 1 or "#".join(nodes[:k]) in known)
+        parent, length = known.get("#".join(nodes[:shared]), (0, prompt_len))
+        path = forest.fork(tree, parent, length) if leaf else 0
+        for k, num_tokens in enumerate(lengths[shared - 1 :], start=shared + 1):
+            append(forest, tree, path, num_tokens)
+            forest.mark(tree, path)
+            length += num_tokens
+            known["#".join(nodes[:k])] = (path, length)
+        forest.finish(tree, path, int(FinishReason.STOP))
+
+
+def golden_forest(trees):
+    forest = core.Forest()
+    for tree in trees:
+        add_tree(forest, tree["paths"], tree["segment_lengths"])
+    return Forest(forest)
+
+
+def rewards_of(trees):
+    return np.array([reward for tree in trees for reward in tree["rewards"]])
+
+
+def assert_golden(actual, expected):
+    expected = np.array(expected)
+    difference = np.abs(actual - expected) / np.maximum(1, np.abs(expected))
+    assert difference.max() < 1e-5
+
+
+def whitened_token_by_token(values, token_counts):
+    tokens = np.repeat(values, token_counts)
+    return (values - tokens.mean()) / np.sqrt(tokens.var(ddof=1) + 1e-8)
+
+
+def flat_forest(num_leaves_of_trees):
+    forest = core.Forest()
+    for num_leaves in num_leaves_of_trees:
+        add_tree(forest, [f"t#1-{i}" for i in range(num_leaves)], [[2]] * num_leaves)
+    return Forest(forest)
+
+
+@by_tree
+@pytest.mark.parametrize("preset", VARIANTS)
+def test_a_tree_has_the_advantages_of_the_published_code(tree, preset):
+    actual = advantages(golden_forest([tree]), rewards_of([tree]), preset)
+    assert_golden(actual, tree["results"][VARIANTS[preset]]["post"])
+
+
+@by_tree
+def test_the_mean_over_ancestor_groups_is_that_of_the_published_code(tree):
+    actual = center(golden_forest([tree]), rewards_of([tree]), Groups.ANCESTORS)
+    assert_golden(actual, tree["results"]["tree_traj/average/keep"]["pre"])
+
+
+def test_baselines_do_not_depend_on_the_other_trees_of_a_forest():
+    actual = center(golden_forest(GOLDEN), rewards_of(GOLDEN), Groups.ANCESTORS)
+    assert_golden(
+        actual, [a for tree in GOLDEN for a in tree["results"]["tree_traj/average/keep"]["pre"]]
+    )
+
+
+def test_grpo_does_not_depend_on_the_other_trees_of_a_forest():
+    actual = advantages(golden_forest(GOLDEN), rewards_of(GOLDEN), "grpo")
+    assert_golden(actual, [a for tree in GOLDEN for a in tree["results"]["grpo/std"]["post"]])
+
+
+def test_whitening_is_over_all_trees_of_a_forest():
+    pre = np.array([a for t in GOLDEN for a in t["results"]["tree_traj/average/keep"]["pre"]])
+    token_counts = [sum(lengths) for tree in GOLDEN for lengths in tree["segment_lengths"]]
+    actual = advantages(golden_forest(GOLDEN), rewards_of(GOLDEN))
+    assert_golden(actual, whitened_token_by_token(pre, token_counts))
+
+
+def test_shared_tokens_count_once_for_each_trajectory():
+    expected = [sum(lengths) for tree in GOLDEN for lengths in tree["segment_lengths"]]
+    np.testing.assert_array_equal(num_sampled_tokens(golden_forest(GOLDEN)), expected)
+
+
+def test_given_tokens_have_no_weight():
+    forest = core.Forest()
+    add_tree(forest, ["t#1-0", "t#1-1"], [[2], [3]])
+    append(forest, 0, 1, 5, TokenKind.GIVEN)
+    append(forest, 0, 1, 1)
+    np.testing.assert_array_equal(num_sampled_tokens(Forest(forest)), [2, 4])
+
+
+def test_a_fork_in_the_middle_of_a_segment_makes_a_group():
+    forest = core.Forest()
+    add_tree(forest, ["t#1-0", "t#1-1"], [[4], [4]])
+    append(forest, 0, forest.fork(0, 1, 5), 2)
+    # leaves 1 and 2 share two tokens: for leaf 1 the mean of 1 - 1/3 and 1 - 1/2
+    actual = center(Forest(forest), np.array([0.0, 1.0, 0.0]), Groups.ANCESTORS)
+    np.testing.assert_allclose(actual, [-1 / 3, 7 / 12, -5 / 12])
+
+
+def test_a_trajectory_without_a_reward_is_in_no_group():
+    paths = ["t#1-0#2-0", "t#1-0#2-1", "t#1-1#2-2", "t#1-1#2-3"]
+    with_it, without_it = core.Forest(), core.Forest()
+    add_tree(with_it, paths, [[4, 4]] * 4)
+    add_tree(without_it, paths[:3], [[4, 4]] * 3)
+    expected = advantages(Forest(without_it), np.array([1.0, 0.0, 0.5]))
+    actual = advantages(Forest(with_it), np.array([1.0, 0.0, 0.5, np.nan]))
+    np.testing.assert_allclose(actual, [*expected, 0.0])
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_forest_without_any_reward_has_no_advantage(preset):
+    actual = advantages(flat_forest([2, 3]), np.full(5, np.nan), preset)
+    np.testing.assert_array_equal(actual, np.zeros(5))
+
+
+def test_the_only_scored_trajectory_among_several_has_no_advantage():
+    actual = advantages(flat_forest([2]), np.array([1.0, np.nan]), "grpo")
+    np.testing.assert_array_equal(actual, [0.0, 0.0])
+
+
+def test_the_only_trajectory_of_a_tree_keeps_its_reward():
+    rewards = np.array([0.25, 1.0, 0.0])
+    actual = center(flat_forest([1, 2]), rewards, Groups.ANCESTORS)
+    np.testing.assert_allclose(actual, [0.25, 0.5, -0.5])
+    actual = advantages(flat_forest([1, 2]), rewards, "grpo")
+    np.testing.assert_allclose(actual[0], 0.25, rtol=1e-5)
+
+
+def test_equal_rewards_have_no_advantage():
+    np.testing.assert_allclose(advantages(flat_forest([3]), np.full(3, 0.3)), 0, atol=1e-9)
+
+
+def test_whitened_values_have_mean_0_and_variance_1_over_tokens():
+    token_counts = np.array([5, 1, 9])
+    tokens = np.repeat(whiten(np.array([1.0, -2.0, 0.5]), token_counts), token_counts)
+    np.testing.assert_allclose([tokens.mean(), tokens.var(ddof=1)], [0, 1], atol=1e-6)
+
+
+def test_a_trajectory_without_tokens_is_not_whitened():
+    actual = whiten(np.array([1.0, 0.0, 7.0]), np.array([2, 2, 0]))
+    np.testing.assert_allclose(actual, [*whiten(np.array([1.0, 0.0]), np.array([2, 2])), 0.0])
+
+
+def test_a_wrong_number_of_rewards_is_refused():
+    with pytest.raises(InvalidInputError, match=r"shape \(3,\), expected \(2,\)"):
+        advantages(flat_forest([2]), np.zeros(3))
+
+
+def test_an_infinite_reward_is_refused():
+    with pytest.raises(InvalidInputError, match="reward of path 1 is infinite"):
+        advantages(flat_forest([2]), np.array([0.0, np.inf]))
+
+
+def test_an_unknown_preset_names_the_nearest():
+    with pytest.raises(InvalidConfigError, match="'trepo', did you mean treepo"):
+        advantages(flat_forest([2]), np.zeros(2), "trepo")
+
+
+def test_time_does_not_grow_with_depth_times_leaves():
+    # one stem of 20000 segments and a leaf at each of its ends: 2e8 pairs of a leaf and an ancestor
+    num_segments = 20_000
+    forest = core.Forest()
+    tree = forest.add_tree(0, np.zeros(1, dtype=np.uint32))
+    for _ in range(num_segments):
+        append(forest, tree, 0, 1)
+        forest.mark(tree, 0)
+    for at in range(1, num_segments):
+        append(forest, tree, forest.fork(tree, 0, at), 1)
+    rewards = np.arange(num_segments) % 2.0
+    actual = center(Forest(forest), rewards, Groups.ANCESTORS)
+    assert np.isfinite(actual).all()
+    # the deepest pair is compared in every group; the mean of the groups' means is near one half
+    np.testing.assert_allclose(np.abs(actual[-2:]), 0.5, atol=0.01)
