@@ -6,6 +6,7 @@ key-value cache.
 """
 
 from treepo._core import (
+    BlockPool,
     BufferTooSmallError,
     Forest,
     InvalidConfigError,
@@ -14,21 +15,27 @@ from treepo._core import (
     NotFiniteError,
     PoolTooSmallError,
     PromptTooLongError,
+    Scheduler,
     Search,
     SearchConfig,
     TreepoError,
     __version__,
 )
+from treepo.core.plan import PlanBuffers, PlanSizes
 
 __all__ = [
+    "BlockPool",
     "BufferTooSmallError",
     "Forest",
     "InvalidConfigError",
     "InvalidInputError",
     "LawBrokenError",
     "NotFiniteError",
+    "PlanBuffers",
+    "PlanSizes",
     "PoolTooSmallError",
     "PromptTooLongError",
+    "Scheduler",
     "Search",
     "SearchConfig",
     "TreepoError",

@@ -3,6 +3,8 @@
 mod config;
 mod error;
 mod forest;
+mod pool;
+mod scheduler;
 mod search;
 
 use pyo3::prelude::*;
@@ -14,5 +16,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     error::register(module)?;
     module.add_class::<config::SearchConfig>()?;
     module.add_class::<forest::Forest>()?;
+    module.add_class::<pool::BlockPool>()?;
+    module.add_class::<scheduler::Scheduler>()?;
     module.add_class::<search::Search>()
 }

@@ -1,0 +1,49 @@
+//! Counters of the scheduler.
+
+macro_rules! stats {
+    ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
+        /// Counters since the scheduler was made.
+        #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+        pub struct Stats {
+            $($(#[$doc])* pub $name: u64,)*
+        }
+
+        impl Stats {
+            /// Names and values, in order.
+            pub fn entries(&self) -> Vec<(&'static str, u64)> {
+                vec![$((stringify!($name), self.$name)),*]
+            }
+        }
+    };
+}
+
+stats! {
+    /// Steps committed.
+    steps,
+    /// Tokens sampled.
+    decoded_tokens,
+    /// Tokens sampled from logits that another path's row computed.
+    shared_samples,
+    /// Tokens fed to the model.
+    fed_tokens,
+    /// Fed tokens whose keys and values had been computed before and were evicted since.
+    recomputed_tokens,
+    /// Fed tokens whose keys and values were resident and only their logits were missing.
+    refed_tokens,
+    /// Rows that computed a part of a prefill only.
+    chunked_prefills,
+    /// Paths that lost their row to another one.
+    preemptions,
+    /// Blocks evicted.
+    evictions,
+    /// Partly filled blocks copied.
+    block_copies,
+    /// Partly filled blocks adopted without a copy.
+    block_adoptions,
+    /// Paths forked by branching.
+    branches,
+    /// Paths forked by fallback.
+    fallbacks,
+    /// The most blocks resident after a plan.
+    peak_blocks,
+}
