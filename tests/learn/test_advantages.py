@@ -11,16 +11,16 @@ from treepo.advantages import PRESETS, advantages, num_sampled_tokens, whiten
 from treepo.advantages.baseline import center
 from treepo.advantages.presets import Groups
 from treepo.errors import InvalidConfigError, InvalidInputError
-from treepo.forest import FinishReason, Forest, TokenKind
+from treepo.forest import FinishReason, Forest
 
 GOLDEN = json.loads((Path(__file__).parent / "golden/advantages.json").read_text())["trees"]
 VARIANTS = {"treepo": "tree_traj/average/keep", "grpo": "grpo/std"}
 by_tree = pytest.mark.parametrize("tree", GOLDEN, ids=[tree["id"] for tree in GOLDEN])
 
 
-def append(forest, tree, path, num_tokens, kind=TokenKind.SAMPLED):
+def append(forest, tree, path, num_tokens):
     zeros = np.zeros(num_tokens, dtype=np.float32)
-    forest.append(tree, path, np.zeros(num_tokens, dtype=np.uint32), zeros, zeros, int(kind))
+    forest.append(tree, path, np.zeros(num_tokens, dtype=np.uint32), zeros, zeros)
 
 
 def add_tree(forest, paths, segment_lengths, prompt_len=3):
@@ -109,9 +109,10 @@ def test_shared_tokens_count_once_for_each_trajectory():
 def test_given_tokens_have_no_weight():
     forest = core.Forest()
     add_tree(forest, ["t#1-0", "t#1-1"], [[2], [3]])
-    append(forest, 0, 1, 5, TokenKind.GIVEN)
-    append(forest, 0, 1, 1)
-    np.testing.assert_array_equal(num_sampled_tokens(Forest(forest)), [2, 4])
+    path = forest.fork(0, 0, 5)
+    forest.append_given(0, path, np.zeros(5, dtype=np.uint32))
+    append(forest, 0, path, 1)
+    np.testing.assert_array_equal(num_sampled_tokens(Forest(forest)), [2, 3, 3])
 
 
 def test_a_fork_in_the_middle_of_a_segment_makes_a_group():
