@@ -6,6 +6,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+
 from treepo.engine.attention import LayerCall, TorchBackend
 from treepo.engine.inputs import InputBuilder, PlanSizes
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+
 from treepo.config import EngineConfig, SamplingParams, SearchConfig
 from treepo.engine import Engine
 from treepo.errors import (
@@ -112,7 +113,7 @@ def test_new_weights_are_seen_by_the_next_rollout(engine, prompts):
 
 
 def test_a_prompt_as_long_as_the_context_is_refused_with_both_lengths(engine):
-    with pytest.raises(PromptTooLongError, match="prompt 1 has 128 tokens.* 128"):
+    with pytest.raises(PromptTooLongError, match=r"prompt 1 has 128 tokens.* 128"):
         engine.generate([[1], [2] * 128])
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+
 from treepo.config import EngineConfig, SamplingParams, SearchConfig
 from treepo.engine import Engine, plain_attention
 

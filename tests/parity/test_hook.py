@@ -16,6 +16,7 @@ from transformers import (
     T5Config,
     T5ForConditionalGeneration,
 )
+
 from treepo.config import EngineConfig, SamplingParams
 from treepo.engine import Engine, install, plain_attention, probe
 from treepo.engine.attention import Feature, TorchBackend
@@ -72,8 +73,14 @@ def test_a_model_without_k_proj_is_served():
     torch.manual_seed(0)
     model = GPT2LMHeadModel(
         GPT2Config(
-            vocab_size=97, n_embd=32, n_layer=2, n_head=4, n_positions=64, initializer_range=0.5,
-            bos_token_id=None, eos_token_id=None,
+            vocab_size=97,
+            n_embd=32,
+            n_layer=2,
+            n_head=4,
+            n_positions=64,
+            initializer_range=0.5,
+            bos_token_id=None,
+            eos_token_id=None,
         )
     ).eval()
     forest = Engine(model, None, EngineConfig(block_size=4)).generate(

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from treepo.config import EngineConfig
 from treepo.engine.hook import KVShapes, LayerShape
 from treepo.engine.kv import KVPool, choose_num_blocks

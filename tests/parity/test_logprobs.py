@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
 from treepo.config import EngineConfig, SamplingParams, SearchConfig
 from treepo.engine import Engine, plain_attention
 from treepo.forest import TokenKind

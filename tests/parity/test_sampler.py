@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from treepo.config import SamplingParams
 from treepo.engine.sampler import sample
 from treepo.errors import NotFiniteError
@@ -77,6 +78,22 @@ def test_a_row_is_drawn_alike_in_every_batch():
     for row in range(16):
         alone = sample(logits[row : row + 1], uniforms[row : row + 1], SamplingParams())
         assert alone.token_ids[0] == together.token_ids[row]
+
+
+def test_a_large_step_is_drawn_like_its_rows():
+    logits = torch.randn(40, 50_000, generator=torch.Generator().manual_seed(0))
+    uniforms = torch.rand(40, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    together = sample(logits, uniforms, SamplingParams())
+    for row in (0, 9, 10, 39):
+        alone = sample(logits[row : row + 1], uniforms[row : row + 1], SamplingParams())
+        assert [x[0] for x in alone] == [x[row] for x in together]
+
+
+def test_a_bad_row_deep_in_a_large_step_is_named():
+    logits = torch.zeros(40, 50_000)
+    logits[33, 0] = float("nan")
+    with pytest.raises(NotFiniteError, match="row 33"):
+        sample(logits, torch.full((40,), 0.5, dtype=torch.float64), SamplingParams())
 
 
 def test_greedy_takes_the_most_likely_token_and_reports_temperature_1():

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from treepo.config import EngineConfig, SamplingParams, SearchConfig
 from treepo.engine import Engine, plain_attention
 from treepo.forest import TokenKind

@@ -192,7 +192,7 @@ class Engine:
 
     def _encode(self, index: int, prompt: Prompt) -> npt.NDArray[np.uint32]:
         token_ids = encode(self.tokenizer, prompt)
-        vocab_size = self.model.get_input_embeddings().num_embeddings
+        vocab_size = self.model.config.get_text_config(decoder=True).vocab_size
         if len(token_ids) >= self.max_model_len:
             raise PromptTooLongError(
                 f"prompt {index} has {len(token_ids)} tokens and the context holds "

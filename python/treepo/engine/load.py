@@ -35,7 +35,7 @@ def load_model(path_or_id: str, config: EngineConfig) -> tuple[PreTrainedModel, 
         )
     except OSError as error:
         raise CheckpointError(f"cannot load {path_or_id}: {_first_line(error)}") from error
-    return model.to(config.device), tokenizer
+    return model.to(config.device), tokenizer  # type: ignore[arg-type]
 
 
 def _first_line(error: Exception) -> str:

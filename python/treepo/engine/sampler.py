@@ -5,7 +5,7 @@ chunks' masses and then a token within it. One random number a row instead of on
 row's draw independent of the batch it stands in.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,10 +16,11 @@ from treepo.errors import NotFiniteError
 _CHUNK = 256
 # Candidates that top-p sorts first; a distribution flatter than that has its whole row sorted.
 _TOP_P_CANDIDATES = 1024
+# Logits handled at once on a CPU, so that what is computed from them stays in the cache.
+_CPU_PART = 1 << 19
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Draws:
+class Draws(NamedTuple):
     """Tokens drawn and what they were drawn from.
 
     Attributes:
@@ -49,16 +50,29 @@ def sample(logits: Tensor, uniforms: Tensor, params: SamplingParams) -> Draws:
     Raises:
         NotFiniteError: If a logit is NaN or infinite; names the first such row.
     """
+    num_rows, vocab_size = logits.shape
+    part = num_rows if logits.device.type != "cpu" else max(1, _CPU_PART // vocab_size)
+    parts = [
+        _sample_part(logits[first : first + part], uniforms[first : first + part], params, first)
+        for first in range(0, num_rows, part)
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    return Draws(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+
+
+def _sample_part(logits: Tensor, uniforms: Tensor, params: SamplingParams, first_row: int) -> Draws:
+    """Draw as `sample` does, for rows that begin at `first_row` of the step."""
     is_greedy = params.temperature == 0
-    shifted = logits.float()
-    shifted = shifted - shifted.amax(dim=-1, keepdim=True)
+    logits = logits.float()
+    shifted = logits - logits.amax(dim=-1, keepdim=True)
     if not is_greedy and params.temperature != 1:
         shifted /= params.temperature
     mass, chunk_sums = _exponentiate(shifted)
     total = chunk_sums.sum(dim=-1)
     flat_mass = mass.view(len(mass), -1)[:, : shifted.shape[1]]
     entropies = total.log() - torch.linalg.vecdot(flat_mass, shifted).double() / total
-    _check_finite(entropies)
+    _check_finite(entropies, first_row)
     if is_greedy:
         token_ids = shifted.argmax(dim=-1)
     else:
@@ -85,10 +99,11 @@ def _exponentiate(shifted: Tensor) -> tuple[Tensor, Tensor]:
     return mass, mass.sum(dim=-1).double()
 
 
-def _check_finite(entropies: Tensor) -> None:
+def _check_finite(entropies: Tensor, first_row: int) -> None:
     # A NaN or an infinity anywhere in a row makes its entropy NaN.
-    if not bool(torch.isfinite(entropies).all()):
-        row = int(torch.isfinite(entropies).logical_not().nonzero()[0])
+    is_finite = torch.isfinite(entropies)
+    if not bool(is_finite.all()):
+        row = first_row + int(is_finite.logical_not().nonzero()[0])
         raise NotFiniteError(f"row {row} of the logits holds a NaN or an infinity")
 
 
