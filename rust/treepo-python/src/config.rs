@@ -10,7 +10,8 @@ use treepo::{Error, Fallback};
 #[derive(Debug)]
 pub(crate) struct SearchConfig(pub(crate) treepo::SearchConfig);
 
-const FALLBACKS: [(&str, Fallback); 2] = [("answered", Fallback::Answered), ("none", Fallback::None)];
+const FALLBACKS: [(&str, Fallback); 2] =
+    [("answered", Fallback::Answered), ("none", Fallback::None)];
 
 fn parse_fallback(name: &str) -> PyResult<Fallback> {
     let found = FALLBACKS.iter().find(|(known, _)| *known == name);

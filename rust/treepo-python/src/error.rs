@@ -25,7 +25,12 @@ const KINDS: [(&str, &str, &str); 7] = [
 
 static CLASSES: PyOnceLock<Classes> = PyOnceLock::new();
 
-fn new_class(py: Python<'_>, name: &str, bases: Bound<'_, PyTuple>, doc: &str) -> PyResult<Py<PyType>> {
+fn new_class(
+    py: Python<'_>,
+    name: &str,
+    bases: Bound<'_, PyTuple>,
+    doc: &str,
+) -> PyResult<Py<PyType>> {
     let namespace = PyDict::new(py);
     namespace.set_item("__doc__", doc)?;
     namespace.set_item("__module__", "treepo.errors")?;

@@ -51,10 +51,27 @@ fn put<T: Element>(dict: &Bound<'_, PyDict>, name: &str, values: Vec<T>) -> PyRe
 macro_rules! for_each_column {
     ($action:ident) => {
         $action!(
-            tree_key, tree_stream, tree_prompt_len, path_start, path_tree, path_parent, path_at,
-            token_start, path_length, path_stream, path_finish, path_origin, path_weight,
-            path_reward, token_id, token_kind, token_logprob, token_entropy, token_version,
-            mark_path, mark_pos
+            tree_key,
+            tree_stream,
+            tree_prompt_len,
+            path_start,
+            path_tree,
+            path_parent,
+            path_at,
+            token_start,
+            path_length,
+            path_stream,
+            path_finish,
+            path_origin,
+            path_weight,
+            path_reward,
+            token_id,
+            token_kind,
+            token_logprob,
+            token_entropy,
+            token_version,
+            mark_path,
+            mark_pos
         )
     };
 }
@@ -76,7 +93,12 @@ impl Forest {
     }
 
     #[pyo3(signature = (key, prompt, *, seed=0))]
-    fn add_tree(&mut self, key: u64, prompt: PyReadonlyArray1<'_, u32>, seed: u64) -> PyResult<u32> {
+    fn add_tree(
+        &mut self,
+        key: u64,
+        prompt: PyReadonlyArray1<'_, u32>,
+        seed: u64,
+    ) -> PyResult<u32> {
         Ok(self.0.add_tree(seed, key, prompt.as_slice()?).into_py()?.0)
     }
 

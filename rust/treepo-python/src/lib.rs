@@ -1,5 +1,7 @@
 //! Python binding of the `treepo` crate: parse, call, convert. It decides nothing.
 
+#![allow(clippy::needless_pass_by_value, reason = "pyo3 hands arguments over by value")]
+
 mod config;
 mod error;
 mod forest;

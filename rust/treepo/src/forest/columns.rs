@@ -1,6 +1,6 @@
 //! The forest as flat columns, tree-major, and back.
 
-use super::{FinishReason, ForkOrigin, Forest, Path, TokenKind, Tree};
+use super::{FinishReason, Forest, ForkOrigin, Path, TokenKind, Tree};
 use crate::error::{Error, Result};
 use crate::ids::PathId;
 use crate::key::Stream;
@@ -38,7 +38,8 @@ pub struct Columns {
 impl Forest {
     /// Copies the forest to flat columns in one pass, O(tokens).
     pub fn columns(&self) -> Columns {
-        let mut columns = Columns { path_start: vec![0], token_start: vec![0], ..Columns::default() };
+        let mut columns =
+            Columns { path_start: vec![0], token_start: vec![0], ..Columns::default() };
         for (t, tree) in self.trees.iter().enumerate() {
             let first = columns.path_tree.len() as i32;
             columns.tree_key.push(tree.key);

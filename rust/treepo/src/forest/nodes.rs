@@ -57,7 +57,9 @@ impl Splits {
             list.sort_unstable_by_key(|&(at, is_mark)| (at, !is_mark));
             list.dedup_by_key(|&mut (at, _)| at);
         }
-        forks.iter_mut().for_each(|list| list.sort_unstable());
+        for list in &mut forks {
+            list.sort_unstable();
+        }
         Self { cuts, forks }
     }
 

@@ -202,11 +202,10 @@ impl Memory {
             is_attached: true,
             link,
             first_block: full_blocks,
-            computed: shared,
             pending,
+            computed: shared,
             ..PathMemory::default()
         };
-        self.at_mut(tree, path).usage = Use::Waiting;
         self.offer(tree, path);
         Ok(())
     }
@@ -353,7 +352,11 @@ impl Memory {
     /// Blocks of the chain up to this path that links to it need.
     fn needed_blocks(&self, tree: TreeId, path: PathId) -> u32 {
         let linked = self.at(tree, path).linked.iter();
-        linked.filter_map(|&child| self.at(tree, child).link).map(|l| l.num_blocks).max().unwrap_or(0)
+        linked
+            .filter_map(|&child| self.at(tree, child).link)
+            .map(|l| l.num_blocks)
+            .max()
+            .unwrap_or(0)
     }
 
     /// Gives up the link of a path that owns nothing and that nobody links to.
@@ -401,7 +404,9 @@ impl Memory {
         for (t, paths) in self.trees.iter().enumerate() {
             for (p, own) in paths.iter().enumerate() {
                 let held = own.blocks.iter().copied().chain(own.pending.map(|copy| copy.from));
-                held.for_each(|block| holders[block.index()] += 1);
+                for block in held {
+                    holders[block.index()] += 1;
+                }
                 self.check_path(TreeId(t as u32), PathId(p as u32), own)?;
                 num_residue += if own.usage == Use::Finished { own.blocks.len() } else { 0 };
             }

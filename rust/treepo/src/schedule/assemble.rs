@@ -59,7 +59,9 @@ impl Scheduler {
         }
         self.order = order;
         let sizes = writer.sizes;
-        law(sizes.num_rows > 0 || self.is_done(), "S1", || "work remains, the plan is empty".into())?;
+        law(sizes.num_rows > 0 || self.is_done(), "S1", || {
+            "work remains, the plan is empty".into()
+        })?;
         self.plan.is_open = sizes.num_rows > 0;
         let resident = self.memory.pool().capacity() - self.memory.pool().num_free();
         self.stats.peak_blocks = self.stats.peak_blocks.max(u64::from(resident));
@@ -249,7 +251,13 @@ impl Scheduler {
         }
     }
 
-    fn write_table(&mut self, tree: TreeId, path: PathId, row: u32, writer: &mut PlanWriter<'_, '_>) {
+    fn write_table(
+        &mut self,
+        tree: TreeId,
+        path: PathId,
+        row: u32,
+        writer: &mut PlanWriter<'_, '_>,
+    ) {
         let Some(entry) = &mut self.rows[row as usize] else { return };
         let first = entry.table_len;
         entry.table_len = self.memory.num_blocks(tree, path);

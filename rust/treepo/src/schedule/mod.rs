@@ -362,15 +362,25 @@ impl Scheduler {
         self.memory.check()?;
         let num_rows = self.rows.iter().flatten().count();
         let num_free = self.free_rows.len();
-        law(num_rows + num_free == self.rows.len() && num_rows == self.running.len(), "S2", || {
-            format!("{num_rows} rows taken, {num_free} free, {} running", self.running.len())
-        })?;
+        law(
+            num_rows + num_free == self.rows.len() && num_rows == self.running.len(),
+            "S2",
+            || format!("{num_rows} rows taken, {num_free} free, {} running", self.running.len()),
+        )?;
         for (r, row) in self.rows.iter().enumerate() {
             let Some(Row { tree, path, .. }) = *row else { continue };
             law(self.state(tree, path).row == Some(r as u32), "S2", || format!("row {r}"))?;
         }
-        law(!self.is_done() || self.memory.pool().num_free() == self.memory.pool().capacity(), "B4", || {
-            format!("{} blocks are free of {}", self.memory.pool().num_free(), self.memory.pool().capacity())
-        })
+        law(
+            !self.is_done() || self.memory.pool().num_free() == self.memory.pool().capacity(),
+            "B4",
+            || {
+                format!(
+                    "{} blocks are free of {}",
+                    self.memory.pool().num_free(),
+                    self.memory.pool().capacity()
+                )
+            },
+        )
     }
 }

@@ -8,12 +8,7 @@ use crate::key::{Purpose, Stream};
 /// round, but never more than its missing leaves.
 ///
 /// `TreePO`: `total = max(A, min(W - F, N f + N A))`.
-pub(super) fn budget(
-    config: &SearchConfig,
-    missing: u32,
-    num_finished: u32,
-    num_live: u32,
-) -> u32 {
+pub(super) fn budget(config: &SearchConfig, missing: u32, num_finished: u32, num_live: u32) -> u32 {
     let wanted = config.branch_factor.saturating_mul(num_finished + num_live);
     wanted.min(missing).max(num_live)
 }

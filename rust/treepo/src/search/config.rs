@@ -57,7 +57,7 @@ impl SearchConfig {
     pub fn flat(n: u32, max_tokens: u32) -> Self {
         let (width, initial_divergence) = (n, n);
         let (segment_len, max_depth, fallback) = (max_tokens, 1, Fallback::None);
-        Self { width, initial_divergence, segment_len, max_depth, fallback, ..Self::default() }
+        Self { width, segment_len, max_depth, initial_divergence, fallback, ..Self::default() }
     }
 
     /// Tokens of a completion at most.

@@ -15,7 +15,7 @@ mod stop;
 pub use config::{Fallback, SearchConfig};
 
 use crate::error::{Error, Result, law};
-use crate::forest::{FinishReason, ForkOrigin, Forest, SampledToken};
+use crate::forest::{FinishReason, Forest, ForkOrigin, SampledToken};
 use crate::ids::{PathId, TreeId};
 
 /// A segment that waits to be run.
