@@ -129,9 +129,9 @@ class PackedContext:
             .reshape(-1, query.shape[1] * value.shape[3])
             for group, q, k, v in zip(
                 plan.groups,
-                queries.split(num_q),
-                keys.split(num_kv),
-                values.split(num_kv),
+                torch.split(queries, num_q),
+                torch.split(keys, num_kv),
+                torch.split(values, num_kv),
                 strict=True,
             )
         ]

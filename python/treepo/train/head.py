@@ -64,7 +64,7 @@ def output_head(model: PreTrainedModel) -> Head:
         UnsupportedModelError: if the head does something else.
     """
     name = type(model).__name__
-    module = model.get_output_embeddings()
+    module: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     if type(module) is not nn.Linear:
         raise UnsupportedModelError(
             f"the output head of {name} is a {type(module).__name__}: only a plain nn.Linear "
@@ -127,7 +127,7 @@ class _ChunkedLogProb(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         hidden: Tensor,
         weight: Tensor,
@@ -140,7 +140,7 @@ class _ChunkedLogProb(torch.autograd.Function):
         head = Head(weight=weight, bias=bias, scale=scale, softcap=softcap)
         logprobs, entropies, norms = [], [], []
         probs = None
-        for h, ids in zip(hidden.split(rows), token_ids.split(rows), strict=True):
+        for h, ids in zip(torch.split(hidden, rows), torch.split(token_ids, rows), strict=True):
             z = head.logits(h)
             norm = z.logsumexp(-1)
             logprobs.append(z.gather(1, ids[:, None])[:, 0] - norm)
@@ -155,7 +155,7 @@ class _ChunkedLogProb(torch.autograd.Function):
         return torch.cat(logprobs), entropy
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, token_ids, norms, keep = ctx.saved_tensors
         scale, softcap, rows = ctx.settings
         head = Head(weight=weight, bias=bias, scale=scale, softcap=softcap)
