@@ -56,9 +56,7 @@ def divide_by_group_std(forest: Forest, rewards: F64, centered: F64) -> F64:
     """
     deviations = center(forest, rewards, Groups.ROOT)
     squares = np.bincount(forest.paths.tree, deviations**2, minlength=forest.num_trees)
-    num_scored = np.bincount(
-        forest.paths.tree, ~np.isnan(rewards), minlength=forest.num_trees
-    )
+    num_scored = np.bincount(forest.paths.tree, ~np.isnan(rewards), minlength=forest.num_trees)
     std = np.sqrt(squares / np.maximum(num_scored - 1, 1))
     std[np.diff(forest.trees.path_start) == 1] = 1.0
     scaled: F64 = centered / (std + _STD_EPSILON)[forest.paths.tree]

@@ -44,7 +44,8 @@ def ancestor_sums(nodes: Nodes, values: npt.NDArray[Any]) -> F64:
     """
     num_nodes = len(nodes.subtree_end)
     ended = np.bincount(nodes.subtree_end, weights=values, minlength=num_nodes + 1)
-    return np.cumsum(values - ended[:num_nodes])[nodes.leaf]
+    running: F64 = np.cumsum(values - ended[:num_nodes])
+    return running[nodes.leaf]
 
 
 def num_sampled_tokens(forest: Forest) -> I64:

@@ -46,14 +46,12 @@ def completion_text(completion: Completion) -> str:
     return "".join(message["content"] for message in completion)
 
 
-def name_of(function: Callable[..., object]) -> str:
+def name_of(function: object) -> str:
     """Name of a reward function for messages."""
-    return getattr(function, "__qualname__", type(function).__qualname__)
+    return str(getattr(function, "__qualname__", type(function).__qualname__))
 
 
-def call(
-    function: Callable[..., object], arguments: Mapping[str, Sequence[object]]
-) -> list[float]:
+def call(function: Callable[..., object], arguments: Mapping[str, Sequence[object]]) -> list[float]:
     """Call a reward function and check what it returns.
 
     Args:

@@ -15,12 +15,13 @@ from treepo.rewards.base import Completion, completion_text
 # the value is expanded
 _NUMBER = re.compile(
     r"(?P<sign>(?<![\w)\]}])-)?\s?\$?(?P<inner>(?<=\$)-)?"
-    r"(?P<digits>(?<![\d.])\d{1,3}(?:,\d{3})+(?![\d,])|\d+|(?<!\d)(?=\.\d))"
+    r"(?P<digits>(?<![\d.])(?<!\d,)\d{1,3}(?:,\d{3})+(?![\d,])|\d+|(?<!\d)(?=\.\d))"
     r"(?P<rest>(?:\.\d+)?(?:[eE][-+]?\d{1,3}(?!\d))?)"
 )
 _FRACTION = re.compile(r"(-?)\\frac\{([^{}]+)\}\{([^{}]+)\}|([^/]+)/([^/]+)")
 _BRACE = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
-_SPACING = re.compile(r"\\[,!;: ]|\\left(?![a-z])|\\right(?![a-z])|\s+|~")
+# a space between two digits separates two numbers
+_SPACING = re.compile(r"\\[,!;: ]|\\left(?![a-z])|\\right(?![a-z])|(?<!\d)\s+|\s+(?!\d)|~")
 _TEXT = re.compile(r"\\(?:text|mathrm|textbf|mathbf)\{([^{}]*)\}")
 
 

@@ -36,7 +36,9 @@ def resolve(name: str) -> Callable[..., object]:
     if not (module_name and colon and path):
         close = difflib.get_close_matches(name, REWARDS, n=1)
         hint = f"did you mean {close[0]}" if close else f"known: {', '.join(REWARDS)}"
-        raise RewardError(f"unknown reward {name!r}, {hint}, or name yours 'package.module:function'")
+        raise RewardError(
+            f"unknown reward {name!r}, {hint}, or name yours 'package.module:function'"
+        )
     found: object = _import(module_name, name)
     for attribute in path.split("."):
         try:

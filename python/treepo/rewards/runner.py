@@ -134,8 +134,8 @@ class RewardRunner:
         Args:
             reward: A name for `treepo.rewards.resolve`, or a function of an importable module.
             timeout_s: Wall-clock seconds that one call may take, above 0.
-            num_workers: Processes; 0 calls the function in this process, without a time limit, which
-                suits functions that exist in this process only.
+            num_workers: Processes; 0 calls the function in this process, without a time limit,
+                which suits functions that exist in this process only.
 
         Raises:
             RewardError: The function is not found or cannot be sent to a worker, or a number is out

@@ -213,7 +213,7 @@ def _watch_parent(parent: int) -> None:
 
 def _load(function: bytes) -> Callable[..., object]:
     loaded = pickle.loads(function)
-    return resolve(loaded) if isinstance(loaded, str) else loaded  # type: ignore[no-any-return]
+    return resolve(loaded) if isinstance(loaded, str) else loaded
 
 
 def serve(connection: Connection) -> None:
