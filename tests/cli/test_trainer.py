@@ -1,0 +1,264 @@
+import json
+import math
+import signal
+
+import numpy as np
+import pytest
+import torch
+
+from treepo.config import EvalConfig, OptimizerConfig, RewardConfig, SearchConfig, TrainConfig
+from treepo.engine.load import load_model
+from treepo.errors import CheckpointError, DataError, InvalidConfigError, NotFiniteError
+from treepo.train import checkpoint
+from treepo.train.collect import trees_with_signal
+from treepo.train.dataset import PromptSource
+from treepo.train.interrupt import TrainingInterrupted
+from treepo.train.optimizer import learning_rate
+from treepo.train.run_folder import read_config
+from treepo.train.trainer import Trainer
+
+pytestmark = pytest.mark.usefixtures("single_thread")
+
+ROWS = [{"prompt": f"{number}*{number % 7}=", "answer": "1"} for number in range(10, 23)]
+
+
+def count_ones(completions, **columns):
+    return [text.count("1") / 4 for text in completions]
+
+
+def config(folder, **changes):
+    values = {
+        "search": SearchConfig(width=4, segment_len=4, max_depth=3),
+        "optimizer": OptimizerConfig(learning_rate=1e-3, warmup_steps=2),
+        "reward": RewardConfig(num_workers=0),
+        "eval": EvalConfig(num_prompts=2, num_samples=2),
+        "num_steps": 4,
+        "prompts_per_step": 3,
+        "save_every": 1,
+        "output_dir": str(folder),
+    }
+    return TrainConfig(**{**values, **changes})
+
+
+def trainer(model_dir, config, reward=count_ones):
+    model, tokenizer = load_model(str(model_dir), config.engine)
+    return Trainer(model, tokenizer, reward, ROWS, ROWS[:2], config)
+
+
+def weights(trainer):
+    return {name: value.clone() for name, value in trainer.engine.model.state_dict().items()}
+
+
+def equal(one, other):
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+class StopAfter:
+    """A reward that presses Ctrl-C in the given call."""
+
+    def __init__(self, calls):
+        self.calls = calls
+
+    def __call__(self, completions, **columns):
+        self.calls -= 1
+        if self.calls == 0:
+            signal.raise_signal(signal.SIGINT)
+        return count_ones(completions)
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_model_dir, tmp_path_factory):
+    """An uninterrupted run and its last weights."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    own = trainer(tiny_model_dir, config(folder))
+    first = weights(own)
+    result = own.train()
+    return result, first, weights(own)
+
+
+def test_training_moves_the_weights_and_evaluates_before_and_after(finished):
+    result, first, last = finished
+    assert not equal(first, last)
+    assert result.before is not None
+    assert result.after is not None
+    assert result.num_steps == 4
+
+
+def test_metrics_have_one_line_a_step_with_finite_numbers(finished):
+    lines = (finished[0].run_dir / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    for name in ("reward", "loss", "grad_norm", "entropy", "tree/share_ratio", "step_time"):
+        assert all(math.isfinite(row[name]) for row in rows), name
+    assert all(row["tree/leaves"] == 4 for row in rows)
+
+
+def test_recorded_logprobs_equal_the_trainers_at_the_same_weights(finished, tiny_model_dir, tmp_path):
+    one_step = config(tmp_path / "run", num_steps=1, minibatches_per_step=1)
+    trainer(tiny_model_dir, one_step).train()
+    row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text())
+    assert row["sampling/sampling_logp_difference/mean"] < 1e-5
+
+
+def test_only_the_newest_checkpoints_are_kept(finished):
+    names = sorted(path.name for path in (finished[0].run_dir / "checkpoints").iterdir())
+    assert names == ["step_3", "step_4"]
+
+
+def test_nothing_in_a_run_is_pickled(finished):
+    suffixes = {path.suffix for path in finished[0].run_dir.rglob("*") if path.is_file()}
+    assert suffixes <= {".json", ".jsonl", ".yaml", ".safetensors", ".jinja", ""}
+
+
+def test_run_that_is_stopped_and_resumed_equals_one_that_is_not(finished, tiny_model_dir, tmp_path):
+    own = config(tmp_path / "run")
+    # Two calls evaluate the first weights, the fourth one scores the second step's trees.
+    with pytest.raises(TrainingInterrupted) as caught:
+        trainer(tiny_model_dir, own, StopAfter(4)).train()
+    assert caught.value.step == 1
+    resumed = trainer(tiny_model_dir, own)
+    result = resumed.train(resume=True)
+    assert equal(weights(resumed), finished[2])
+    assert result.before.pass_at == finished[0].before.pass_at
+    assert result.after.pass_at == finished[0].after.pass_at
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
+
+
+def test_run_stopped_before_its_first_step_resumes_to_the_same_weights(
+    finished, tiny_model_dir, tmp_path
+):
+    own = config(tmp_path / "run")
+    with pytest.raises(TrainingInterrupted) as caught:
+        trainer(tiny_model_dir, own, StopAfter(1)).train()
+    assert caught.value.step == 0
+    resumed = trainer(tiny_model_dir, own)
+    resumed.train(resume=True)
+    assert equal(weights(resumed), finished[2])
+
+
+def test_half_written_checkpoint_is_ignored(finished, tiny_model_dir, tmp_path):
+    own = config(tmp_path / "run", num_steps=2)
+    trainer(tiny_model_dir, own).train()
+    newest = checkpoint.latest(tmp_path / "run")
+    (newest / checkpoint.MARKER).unlink()
+    (newest / "model.safetensors").write_bytes(b"half")
+    (tmp_path / "run" / "checkpoints" / ".writing_step_9").mkdir()
+    assert checkpoint.latest(tmp_path / "run").name == "step_1"
+    resumed = trainer(tiny_model_dir, own)
+    resumed.train(resume=True)
+    names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert names == ["step_1", "step_2"]
+
+
+def test_checkpoint_that_is_not_complete_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="no COMPLETE file"):
+        checkpoint.load_state(tmp_path)
+
+
+def test_finished_run_is_not_overwritten(finished, tiny_model_dir):
+    with pytest.raises(InvalidConfigError, match="holds a run already"):
+        trainer(tiny_model_dir, config(finished[0].run_dir)).train()
+
+
+def test_run_folder_holds_the_whole_config(finished):
+    stored = TrainConfig.from_dict(read_config(finished[0].run_dir))
+    assert stored == config(finished[0].run_dir)
+
+
+def test_learning_rate_zero_leaves_the_weights_alone(tiny_model_dir, tmp_path):
+    own = trainer(
+        tiny_model_dir,
+        config(tmp_path / "run", num_steps=1, optimizer=OptimizerConfig(learning_rate=0)),
+    )
+    first = weights(own)
+    own.train()
+    assert equal(first, weights(own))
+
+
+def test_shuffled_rewards_train_on_other_rewards_and_report_the_true_ones(
+    finished, tiny_model_dir, tmp_path
+):
+    shuffled = RewardConfig(num_workers=0, shuffle=True)
+    own = trainer(tiny_model_dir, config(tmp_path / "run", num_steps=1, reward=shuffled))
+    own.train()
+    row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text())
+    lines = (finished[0].run_dir / "metrics.jsonl").read_text().splitlines()
+    true = json.loads(lines[0])
+    assert row["reward"] == true["reward"]
+    assert row["loss"] != true["loss"]
+
+
+def test_steps_without_signal_are_said_and_leave_the_weights_alone(
+    tiny_model_dir, tmp_path, capsys
+):
+    own = trainer(
+        tiny_model_dir,
+        config(tmp_path / "run", num_steps=5, save_every=0, prompts_per_step=1),
+        lambda completions, **columns: [0.0] * len(completions),
+    )
+    first = weights(own)
+    own.train()
+    assert equal(first, weights(own))
+    assert "alarm: 5 steps without a learning signal" in capsys.readouterr().err
+
+
+def test_missing_rewards_are_counted_and_their_trees_left_out(tiny_model_dir, tmp_path, capsys):
+    own = trainer(
+        tiny_model_dir,
+        config(tmp_path / "run", num_steps=1),
+        lambda completions, **columns: [None, *count_ones(completions)[1:]],
+    )
+    own.train()
+    row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text())
+    assert row["tree/sampled"] == 3
+    assert row["tree/kept"] <= 2
+
+
+def test_missing_trees_are_sampled_again_up_to_the_limit(tiny_model_dir, tmp_path):
+    own = config(tmp_path / "run", num_steps=1, max_sampling_batches=3)
+    trainer(tiny_model_dir, own, lambda completions, **_: [0.0] * len(completions)).train()
+    row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text())
+    assert row["tree/sampled"] == 9
+    assert checkpoint.load_state(tmp_path / "run" / "checkpoints" / "step_1").cursor == 9
+
+
+def test_weights_that_are_not_finite_stop_the_run_with_a_clear_error(tiny_model_dir, tmp_path):
+    own = trainer(tiny_model_dir, config(tmp_path / "run", eval=EvalConfig(num_prompts=0)))
+    with torch.no_grad():
+        next(own.engine.model.parameters()).fill_(math.nan)
+    with pytest.raises(NotFiniteError):
+        own.train()
+
+
+def test_trees_have_a_signal_when_their_rewards_are_known_and_differ():
+    rewards = np.array([0, 1, 1, 1, 0, math.nan, 0.5, 0.25], dtype=np.float32)
+    kept = trees_with_signal(rewards, np.array([0, 2, 4, 6, 8], dtype=np.int32))
+    assert kept.tolist() == [0, 3]
+
+
+def test_prompts_come_once_a_pass_in_a_new_order_and_at_any_cursor():
+    source = PromptSource(ROWS, seed=3)
+    count = len(ROWS)
+    passes = [[row["prompt"] for row in source.take(n * count, count)] for n in range(2)]
+    assert sorted(passes[0]) == sorted(passes[1]) == sorted(row["prompt"] for row in ROWS)
+    assert passes[0] != passes[1]
+    across = PromptSource(ROWS, seed=3).take(count - 2, 4)
+    assert [row["prompt"] for row in across] == [*passes[0][-2:], *passes[1][:2]]
+
+
+def test_empty_or_promptless_data_is_refused():
+    with pytest.raises(DataError, match="empty"):
+        PromptSource([], seed=0)
+    with pytest.raises(DataError, match="'prompt' column"):
+        PromptSource([{"text": "a"}], seed=0)
+
+
+def test_learning_rate_rises_over_the_warm_up_and_falls_to_its_final_fraction():
+    own = OptimizerConfig(learning_rate=1.0, warmup_steps=4, final_fraction=0.1)
+    rates = [learning_rate(step, 10, own) for step in range(10)]
+    assert rates[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert rates[-1] == pytest.approx(0.1)
+    assert rates[4:] == sorted(rates[4:], reverse=True)
+    assert learning_rate(9, 10, own.replace(schedule="constant")) == 1.0
