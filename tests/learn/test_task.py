@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from treepo.errors import DataError
 from treepo.rewards import RewardRunner
 from treepo.tasks import embedded
 from treepo.tasks.multiplication import (
@@ -65,7 +66,7 @@ def test_fewer_held_out_problems_are_the_first_of_more():
 
 
 def test_too_many_held_out_problems_are_refused():
-    with pytest.raises(ValueError, match="num_examples is 50001, ask for at most 50000"):
+    with pytest.raises(DataError, match="num_examples is 50001, ask for at most 50000"):
         heldout_examples(50_001)
 
 

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import overload
 
+from treepo.errors import DataError
+
 Example = dict[str, str]
 """A row of the data set: `prompt` and `answer`."""
 
@@ -225,10 +227,10 @@ def heldout_examples(num_examples: int, seed: int = 999) -> list[Example]:
         Rows with `prompt` and `answer`.
 
     Raises:
-        ValueError: `num_examples` is above 50000.
+        DataError: `num_examples` is above 50000.
     """
     if num_examples > 50_000:
-        raise ValueError(f"num_examples is {num_examples}, ask for at most 50000")
+        raise DataError(f"num_examples is {num_examples}, ask for at most 50000")
     rows: dict[str, Example] = {}
     index = 0
     while len(rows) < num_examples:
