@@ -15,7 +15,7 @@ from treepo.config import EngineConfig, SamplingParams, SearchConfig
 from treepo.engine.attention import AttentionBackend, PagedContext, TorchBackend
 from treepo.engine.hook import evaluating, install, probe
 from treepo.engine.inputs import InputBuilder, PlanSizes, StepInputs
-from treepo.engine.kv import KVPool, choose_num_blocks
+from treepo.engine.kv import KVPool, choose_gathered_slots, choose_num_blocks
 from treepo.engine.load import load_model
 from treepo.engine.sampler import Draws, sample
 from treepo.engine.stats import EngineStats
@@ -227,6 +227,7 @@ class _Run:
             max_model_len=engine.max_model_len,
             block_size=pool.block_size,
             device=engine.model.device,
+            max_gathered_slots=choose_gathered_slots(engine.shapes, engine.model.device),
         )
 
     def step(self) -> bool:

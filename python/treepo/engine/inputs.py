@@ -9,11 +9,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-# Slots gathered at once for a group. On a CPU more would fall out of the cache between the gather
-# and the product; on a GPU fewer would leave it idle.
-_CPU_GATHERED_SLOTS = 16_384
-_GPU_GATHERED_SLOTS = 524_288
-
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 F64 = npt.NDArray[np.float64]
@@ -130,7 +125,7 @@ class InputBuilder:
         max_model_len: int,
         block_size: int,
         device: torch.device,
-        max_gathered_slots: int | None = None,
+        max_gathered_slots: int,
     ) -> None:
         """Make an empty block table of `max_num_seqs` rows.
 
@@ -139,13 +134,11 @@ class InputBuilder:
             max_model_len: Tokens that a row's blocks hold at most.
             block_size: Slots of a block.
             device: Where the inputs are needed.
-            max_gathered_slots: Padded slots of a group of more than one row at most; a value
-                that suits the device if absent.
+            max_gathered_slots: Padded slots of a group of more than one row at most.
         """
         self._block_size = block_size
         self._device = device
-        default = _CPU_GATHERED_SLOTS if device.type == "cpu" else _GPU_GATHERED_SLOTS
-        self._max_slots = max_gathered_slots or default
+        self._max_slots = max_gathered_slots
         num_blocks = -(-max_model_len // block_size)
         self._table = np.zeros((max_num_seqs, num_blocks), dtype=np.int32)
 

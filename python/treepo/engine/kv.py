@@ -13,6 +13,9 @@ from treepo.engine.hook import KVShapes
 # phase shares the memory, and on a CPU the rest of the machine does.
 _FREE_SHARE = {"cpu": 0.25, "cuda": 0.5}
 _GIB = 1 << 30
+# Keys of one layer gathered at once for a batch of rows. On a CPU more would leave the cache
+# between the gather and the product; on a GPU less would leave it idle.
+_GATHERED_BYTES = {"cpu": 3 << 19, "cuda": 256 << 20}
 
 
 class KVPool:
@@ -103,6 +106,13 @@ def choose_num_blocks(
     wanted = 1 + config.max_num_seqs * -(-max_model_len // config.block_size)
     share = _FREE_SHARE.get(device.type, _FREE_SHARE["cuda"])
     return max(2, min(wanted, int(free_bytes(device) * share) // bytes_per_block))
+
+
+def choose_gathered_slots(shapes: KVShapes, device: torch.device) -> int:
+    """Return how many slots of one layer attention may gather at once."""
+    limit = _GATHERED_BYTES.get(device.type, _GATHERED_BYTES["cuda"])
+    widest = max(x.num_kv_heads * max(x.key_dim, x.value_dim) for x in shapes.layers)
+    return max(1, limit // (widest * shapes.dtype.itemsize))
 
 
 def free_bytes(device: torch.device) -> int:

@@ -4,6 +4,8 @@ Rows of one group are gathered into a padded batch and attended to together. Que
 a key head are folded into the query dimension, so grouped-query attention copies no keys.
 """
 
+from enum import Enum
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,53 +20,67 @@ class TorchBackend:
     name = "torch"
     features = frozenset(Feature)
 
+    def __init__(self) -> None:
+        """Start without scratch memory; it grows to the largest group."""
+        self._scratch: dict[_Role, Tensor] = {}
+
     def attend(
         self, query: Tensor, keys: Tensor, values: Tensor, inputs: StepInputs, call: LayerCall
     ) -> Tensor:
         """Attend group by group; shapes as in `AttentionBackend.attend`."""
         groups = inputs.groups
         if len(groups) == 1 and groups[0].tokens is None:
-            return _attend_group(query, keys, values, groups[0], call)
+            return self._attend_group(query, keys, values, groups[0], call)
         output = query.new_empty(query.shape[0], query.shape[1], values.shape[-1])
         for group in groups:
-            result = _attend_group(query[group.tokens], keys, values, group, call)
+            result = self._attend_group(query[group.tokens], keys, values, group, call)
             output[group.tokens] = result
         return output
 
-
-def _attend_group(
-    query: Tensor, keys: Tensor, values: Tensor, group: RowGroup, call: LayerCall
-) -> Tensor:
-    """Attend from the tokens of one group, row by row: [R * Q, H, D] to [R * Q, H, Dv]."""
-    num_heads, num_kv_heads = query.shape[1], keys.shape[2]
-    num_rows, query_len, fold = group.num_rows, group.query_len, num_heads // num_kv_heads
-    folded = (
-        query.reshape(num_rows, query_len, num_kv_heads, fold, -1)
-        .permute(0, 2, 3, 1, 4)
-        .reshape(num_rows, num_kv_heads, fold * query_len, -1)
-    )
-    gathered_keys = _gather(keys, group)
-    gathered_values = _gather(values, group)
-    mask = group.visible(call.sliding_window, fold)
-    if call.softcap is None and call.sinks is None:
-        output = F.scaled_dot_product_attention(
-            folded, gathered_keys, gathered_values, attn_mask=mask, scale=call.scaling
+    def _attend_group(
+        self, query: Tensor, keys: Tensor, values: Tensor, group: RowGroup, call: LayerCall
+    ) -> Tensor:
+        """Attend from the tokens of one group, row by row: [R * Q, H, D] to [R * Q, H, Dv]."""
+        num_heads, num_kv_heads = query.shape[1], keys.shape[2]
+        num_rows, query_len, fold = group.num_rows, group.query_len, num_heads // num_kv_heads
+        folded = (
+            query.reshape(num_rows, query_len, num_kv_heads, fold, -1)
+            .permute(0, 2, 3, 1, 4)
+            .reshape(num_rows, num_kv_heads, fold * query_len, -1)
         )
-    else:
-        output = _explicit_attention(folded, gathered_keys, gathered_values, mask, call)
-    return (
-        output.view(num_rows, num_kv_heads, fold, query_len, -1)
-        .permute(0, 3, 1, 2, 4)
-        .reshape(num_rows * query_len, num_heads, -1)
-    )
+        row_keys = self._gather(_Role.KEYS, keys, group)
+        row_values = self._gather(_Role.VALUES, values, group)
+        mask = group.visible(call.sliding_window, fold)
+        if call.softcap is None and call.sinks is None:
+            output = F.scaled_dot_product_attention(
+                folded, row_keys, row_values, attn_mask=mask, scale=call.scaling
+            )
+        else:
+            output = _explicit_attention(folded, row_keys, row_values, mask, call)
+        return (
+            output.view(num_rows, num_kv_heads, fold, query_len, -1)
+            .permute(0, 3, 1, 2, 4)
+            .reshape(num_rows * query_len, num_heads, -1)
+        )
+
+    def _gather(self, role: "_Role", pool: Tensor, group: RowGroup) -> Tensor:
+        """Collect the rows' blocks: [num_blocks, B, Hkv, D] to a view [R, Hkv, kv_len, D]."""
+        # index_select copies whole rows of a matrix much faster than slices of a 4-d tensor, and
+        # fresh memory for every call would cost more in page faults than the copy itself.
+        blocks = pool.view(pool.shape[0], -1)
+        size = len(group.blocks) * blocks.shape[1]
+        scratch = self._scratch.get(role)
+        if scratch is None or scratch.numel() < size or scratch.dtype != pool.dtype:
+            scratch = self._scratch[role] = pool.new_empty(size)
+        rows = scratch[:size].view(len(group.blocks), -1)
+        torch.index_select(blocks, 0, group.blocks, out=rows)
+        padded = rows.view(group.num_rows, -1, pool.shape[2], pool.shape[3])
+        return padded[:, : group.kv_len].transpose(1, 2)
 
 
-def _gather(pool: Tensor, group: RowGroup) -> Tensor:
-    """Collect the rows' blocks: [num_blocks, B, Hkv, D] to a view [R, Hkv, kv_len, D]."""
-    # index_select copies whole rows of a matrix much faster than slices of a 4-d tensor.
-    rows = pool.view(pool.shape[0], -1).index_select(0, group.blocks)
-    padded = rows.view(group.num_rows, -1, pool.shape[2], pool.shape[3])
-    return padded[:, : group.kv_len].transpose(1, 2)
+class _Role(Enum):
+    KEYS = 0
+    VALUES = 1
 
 
 def _explicit_attention(
