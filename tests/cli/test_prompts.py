@@ -128,7 +128,7 @@ def test_every_bad_line_is_named(tmp_path):
 def test_many_bad_lines_are_counted(tmp_path):
     file = tmp_path / "data.jsonl"
     file.write_text("{\n" * 8)
-    with pytest.raises(DataError, match="line 5: .*; and 3 more"):
+    with pytest.raises(DataError, match=r"line 5: .*; and 3 more"):
         load_jsonl(file)
 
 

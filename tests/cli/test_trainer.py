@@ -94,7 +94,9 @@ def test_metrics_have_one_line_a_step_with_finite_numbers(finished):
     assert all(row["tree/leaves"] == 4 for row in rows)
 
 
-def test_recorded_logprobs_equal_the_trainers_at_the_same_weights(finished, tiny_model_dir, tmp_path):
+def test_recorded_logprobs_equal_the_trainers_at_the_same_weights(
+    finished, tiny_model_dir, tmp_path
+):
     one_step = config(tmp_path / "run", num_steps=1, minibatches_per_step=1)
     trainer(tiny_model_dir, one_step).train()
     row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text())
@@ -224,7 +226,7 @@ def test_missing_trees_are_sampled_again_up_to_the_limit(tiny_model_dir, tmp_pat
     assert checkpoint.load_state(tmp_path / "run" / "checkpoints" / "step_1").cursor == 9
 
 
-def test_weights_that_are_not_finite_stop_the_run_with_a_clear_error(tiny_model_dir, tmp_path):
+def test_logits_that_are_not_finite_stop_the_run_with_a_clear_error(tiny_model_dir, tmp_path):
     own = trainer(tiny_model_dir, config(tmp_path / "run", eval=EvalConfig(num_prompts=0)))
     with torch.no_grad():
         next(own.engine.model.parameters()).fill_(math.nan)

@@ -1,9 +1,12 @@
 """Evaluations as tables for a terminal."""
 
-from treepo.evaluate import Evaluation
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from treepo.evaluate import Evaluation
 
 
-def before_after(before: Evaluation, after: Evaluation) -> str:
+def before_after(before: "Evaluation", after: "Evaluation") -> str:
     """Return two evaluations of the same prompts as a table; a fall of pass@k is said.
 
     Args:
@@ -33,7 +36,7 @@ def before_after(before: Evaluation, after: Evaluation) -> str:
     return "\n".join(lines)
 
 
-def single(evaluation: Evaluation) -> str:
+def single(evaluation: "Evaluation") -> str:
     """Return one evaluation as a table."""
     rows = _rows(evaluation)
     width = max(len(name) for name in rows)
@@ -42,7 +45,7 @@ def single(evaluation: Evaluation) -> str:
     return "\n".join(lines + _unscored(evaluation))
 
 
-def _rows(evaluation: Evaluation) -> dict[str, float]:
+def _rows(evaluation: "Evaluation") -> dict[str, float]:
     k = max(evaluation.pass_at)
     return {
         f"accuracy, temperature {evaluation.temperature:g}": evaluation.accuracy,
@@ -51,7 +54,7 @@ def _rows(evaluation: Evaluation) -> dict[str, float]:
     }
 
 
-def _unscored(evaluation: Evaluation) -> list[str]:
+def _unscored(evaluation: "Evaluation") -> list[str]:
     if not evaluation.num_unscored:
         return []
     return [f"{evaluation.num_unscored} completions got no reward and count as not correct"]

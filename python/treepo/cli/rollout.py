@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     forest = engine.rollout(
         [row["prompt"] for row in rows], config.search, config.sampling, seed=config.seed
     )
-    out = Path(arguments.out or time.strftime("forest-%Y%m%d-%H%M%S.safetensors"))
+    out = Path(arguments.out or time.strftime("runs/forest-%Y%m%d-%H%M%S.safetensors"))
     out.parent.mkdir(parents=True, exist_ok=True)
     forest.save(out)
     print(picture(forest, arguments.show, tokenizer))

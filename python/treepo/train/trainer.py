@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from treepo.advantages import advantages
 from treepo.config import TrainConfig
 from treepo.engine import Engine
+from treepo.errors import NotFiniteError
 from treepo.evaluate import Evaluation, evaluate
 from treepo.forest import Forest
 from treepo.scoring import RewardSource, Scorer
@@ -88,6 +90,7 @@ class Trainer:
             TreepoError: A part cannot be used; the message says which and why.
         """
         self.config = config or TrainConfig()
+        check_weights(model)
         self.engine = Engine(model, tokenizer, self.config.engine)
         self._model = model
         self._tokenizer = tokenizer
@@ -266,6 +269,19 @@ class Trainer:
         folder.log.truncate(state.step)
         self.engine.policy_version = state.policy_version
         return state
+
+
+def check_weights(model: Any) -> None:
+    """Check that no weight is NaN or infinite.
+
+    Raises:
+        NotFiniteError: One is; the parameter is named.
+    """
+    for name, parameter in model.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise NotFiniteError(
+                f"the model's parameter {name} holds NaN or infinity; take another checkpoint"
+            )
 
 
 def due(step: int, every: int) -> bool:

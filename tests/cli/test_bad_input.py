@@ -1,0 +1,175 @@
+"""A user's mistake is one line on stderr and exit code 2."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from treepo.cli.main import main
+
+pytestmark = pytest.mark.usefixtures("single_thread")
+
+SMALL = ["num_steps=1", "prompts_per_step=2", "eval.num_prompts=0", "reward.num_workers=0"]
+
+
+def fails(capsys, *words):
+    """Runs the command, checks exit code and shape of the message, returns the message."""
+    code = main([str(word) for word in words])
+    err = capsys.readouterr().err
+    messages = [line for line in err.splitlines() if line.startswith("treepo: error: ")]
+    assert code == 2, err
+    assert len(messages) == 1
+    assert "Traceback" not in err
+    return messages[0]
+
+
+@pytest.fixture
+def train(capsys, tmp_path, tiny_model_dir):
+    """Runs a training command on the tiny model that has to fail; returns its message."""
+
+    def run(*words):
+        model = [] if "--model" in words else ["--model", tiny_model_dir]
+        return fails(capsys, "train", *model, *SMALL, f"output_dir={tmp_path / 'run'}", *words)
+
+    return run
+
+
+def test_command_in_a_process_of_its_own_prints_one_line_and_exits_with_2():
+    done = subprocess.run(
+        [sys.executable, "-m", "treepo.cli.main", "train", "--search.widht", "3"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert "did you mean 'search.width'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["trian"], "invalid choice: 'trian'"),
+        (["--quick"], "unknown option '--quick'"),
+        (["train", "search.width=0"], "search.width must be at least 1, got 0"),
+        (["train", "serach.width=4"], "did you mean 'search'"),
+        (["train", "--data", "no/such.jsonl"], "cannot read no/such.jsonl: No such file"),
+        (["train", "--config", "no/such.yaml"], "cannot read config no/such.yaml"),
+        (["train", "--resume", "no/run"], "no/run is not a run"),
+        (["train", "--resume", "no/run", "--model", "x"], "--model cannot be changed by --resume"),
+        (["rollout", "--prompts"], "expected one argument"),
+        (["rollout", "--num-prompts", "0"], "--num-prompts must be at least 1"),
+        (["rollout", "--model", "x"], "--model needs --prompts"),
+        (["eval", "eval.num_prompts=0"], "nothing to evaluate"),
+    ],
+)
+def test_wrong_words_are_named(capsys, words, message):
+    assert message in fails(capsys, *words)
+
+
+def test_empty_data_is_named(train, write_rows):
+    file = write_rows([])
+    assert f"{file} is empty" in train("--data", file)
+
+
+def test_bad_line_of_the_data_is_named(train, write_rows):
+    assert "line 2: no 'prompt'" in train("--data", write_rows([{"prompt": "1"}, {"text": "2"}]))
+
+
+def test_missing_model_is_named(train, write_rows):
+    message = train("--model", "no/model", "--data", write_rows([{"prompt": "1", "answer": "1"}]))
+    assert "no readable model at no/model" in message
+
+
+def test_unsupported_model_class_is_named(train, tmp_path, tiny_model_dir, write_rows):
+    from transformers import AutoTokenizer, T5Config
+
+    folder = tmp_path / "t5"
+    T5Config(architectures=["T5ForConditionalGeneration"]).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_model_dir).save_pretrained(folder)
+    message = train("--model", folder, "--data", write_rows([{"prompt": "1", "answer": "1"}]))
+    assert "T5ForConditionalGeneration is an encoder-decoder model" in message
+
+
+def test_prompt_longer_than_the_context_is_refused(train, write_rows):
+    message = train("--data", write_rows([{"prompt": "12" * 60, "answer": "1"}]))
+    assert "120 tokens" in message
+    assert "96" in message
+
+
+def test_pool_that_cannot_hold_one_path_is_refused(train, write_rows):
+    rows = [{"prompt": "12*3=", "answer": "1"}]
+    message = train("--data", write_rows(rows), "engine.num_blocks=2", "engine.block_size=4")
+    assert "block" in message
+
+
+def test_unknown_reward_is_named(train, write_rows):
+    rows = write_rows([{"prompt": "12*3=", "answer": "1"}])
+    assert "did you mean exact_match" in train("--data", rows, "--reward", "exact_mach")
+
+
+def test_reward_without_its_column_is_refused(train, write_rows):
+    assert "answer" in train("--data", write_rows([{"prompt": "12*3="}]))
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("return [1.0]", "returned 1 values, expected 16"),
+        ("return 1.0", "returned float, expected a list of 16 values"),
+        ("return ['high'] * len(completions)", "'high'"),
+        ("raise KeyError('gold')", "the reward failed on all 16 completions: KeyError"),
+    ],
+)
+def test_reward_that_breaks_its_contract_is_refused(
+    train, write_rows, tmp_path, monkeypatch, body, message
+):
+    name = f"reward_{abs(hash(body))}"
+    (tmp_path / f"{name}.py").write_text(f"def score(completions, **columns):\n    {body}\n")
+    monkeypatch.chdir(tmp_path)
+    rows = write_rows([{"prompt": "12*3="}])
+    assert message in train("--data", rows, "--reward", f"{name}:score")
+
+
+def test_weights_that_are_not_finite_are_refused(train, tmp_path, tiny_model_dir, write_rows):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
+    with torch.no_grad():
+        model.lm_head.weight[3] = torch.nan
+    model.save_pretrained(tmp_path / "nan")
+    AutoTokenizer.from_pretrained(tiny_model_dir).save_pretrained(tmp_path / "nan")
+    rows = write_rows([{"prompt": "12*3=", "answer": "1"}])
+    message = train("--model", tmp_path / "nan", "--data", rows)
+    assert "lm_head.weight holds NaN" in message
+
+
+def test_run_without_a_checkpoint_folder_is_not_touched_by_a_mistake(train, tmp_path):
+    train("search.width=0")
+    assert not (tmp_path / "run").exists()
+
+
+def test_output_folder_that_is_a_file_is_refused(train, tmp_path, write_rows):
+    rows = write_rows([{"prompt": "12*3=", "answer": "1"}])
+    (tmp_path / "run").write_text("")
+    assert "output_dir" in train("--data", rows)
+
+
+def test_tree_that_no_microbatch_can_hold_is_refused(train, write_rows, tmp_path, monkeypatch):
+    (tmp_path / "ones_reward.py").write_text(
+        "def score(completions, **columns):\n    return [c.count('1') for c in completions]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    rows = write_rows([{"prompt": "12*3="}, {"prompt": "13*3="}])
+    message = train("--data", rows, "--reward", "ones_reward:score", "max_tokens_per_microbatch=8")
+    assert "max_tokens_per_microbatch" in message
+
+
+def test_config_file_with_an_unknown_key_is_refused(capsys, tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text(json.dumps({"optimizer": {"lr": 1}}))
+    message = fails(capsys, "train", "--config", file)
+    assert "unknown config key 'optimizer.lr'" in message

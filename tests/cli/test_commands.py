@@ -1,0 +1,197 @@
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from treepo.cli.main import main
+from treepo.cli.picture import picture
+from treepo.cli.report import before_after
+from treepo.errors import InvalidInputError
+from treepo.evaluate import Evaluation, pass_at_k
+from treepo.forest import Forest
+
+pytestmark = pytest.mark.usefixtures("single_thread")
+
+SMALL = [
+    "prompts_per_step=2",
+    "eval.num_prompts=2",
+    "eval.num_samples=2",
+    "reward.num_workers=0",
+]
+
+
+def evaluation(**changes):
+    values = {
+        "num_prompts": 4,
+        "num_samples": 2,
+        "temperature": 1.0,
+        "accuracy": 0.25,
+        "greedy_accuracy": 0.5,
+        "pass_at": {1: 0.25, 2: 0.75},
+        "num_unscored": 0,
+        "num_tokens": 100,
+        "seconds": 1.0,
+    }
+    return Evaluation(**{**values, **changes})
+
+
+def test_train_on_the_embedded_task_ends_with_table_folder_and_next_command(capsys, tmp_path):
+    folder = tmp_path / "run"
+    assert main(["train", "num_steps=1", *SMALL, f"output_dir={folder}"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"accuracy, greedy +\d+\.\d% +\d+\.\d% +[+-]\d+\.\d", out)
+    assert "pass@2" in out
+    assert str(folder) in out
+    assert "treepo rollout --model" in out
+
+
+def test_resumed_run_with_more_steps_goes_on_from_its_last_checkpoint(capsys, tmp_path):
+    folder = tmp_path / "run"
+    quick = [*SMALL, "eval.num_prompts=0"]
+    assert main(["train", "num_steps=1", *quick, f"output_dir={folder}"]) == 0
+    assert main(["train", "--resume", str(folder), "num_steps=2"]) == 0
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2]
+    assert "2 steps" in capsys.readouterr().out
+
+
+def test_train_on_own_model_data_and_held_out_file(tiny_model_dir, write_rows, tmp_path):
+    rows = [{"prompt": f"{n}*2=", "answer": str(2 * n)} for n in range(10, 14)]
+    data, held_out = write_rows(rows), write_rows(rows[:2], "held_out.jsonl")
+    words = ["--model", tiny_model_dir, "--data", data, f"data.eval={held_out}"]
+    more = [*SMALL, "num_steps=1", "search.segment_len=4", f"output_dir={tmp_path / 'run'}"]
+    assert main(["train", *map(str, words), *more]) == 0
+    result = json.loads((tmp_path / "run" / "eval" / "after.json").read_text())
+    assert result["num_prompts"] == 2
+
+
+def test_rollout_draws_a_tree_and_saves_a_forest_that_loads(capsys, tmp_path, write_rows):
+    out = tmp_path / "forest.safetensors"
+    prompts = write_rows([{"prompt": "37539*9="}, {"prompt": "00420*7="}])
+    assert main(["rollout", "--prompts", str(prompts), "--out", str(out)]) == 0
+    text = capsys.readouterr().out
+    forest = Forest.load(out)
+    assert forest.num_trees == 2
+    assert text.startswith("37539*9=  [8 tokens]\n  +- ")
+    assert f"share ratio {forest.share_ratio:.2f}" in text
+    drawn = [int(count) for count in re.findall(r"\[(\d+) tokens", text)]
+    first_tree = forest.select([0])
+    assert sum(drawn) == first_tree.num_tokens
+
+
+def test_rollout_is_the_same_for_the_same_seed(tmp_path, write_rows):
+    prompts = write_rows([{"prompt": "37539*9="}])
+    files = [tmp_path / f"{index}.safetensors" for index in range(3)]
+    for file, seed in zip(files, (1, 1, 2), strict=True):
+        words = ["--prompts", str(prompts), "--out", str(file), f"seed={seed}"]
+        assert main(["rollout", *words]) == 0
+    ids = [Forest.load(file).tokens.id.tolist() for file in files]
+    assert ids[0] == ids[1]
+    assert ids[0] != ids[2]
+
+
+def test_eval_prints_accuracy_and_writes_json(capsys, tmp_path):
+    out = tmp_path / "eval.json"
+    words = ["eval.num_prompts=3", "eval.num_samples=2", "--out", str(out)]
+    assert main(["eval", *words]) == 0
+    assert "pass@2" in capsys.readouterr().out
+    assert Evaluation.from_dict(json.loads(out.read_text())).num_prompts == 3
+
+
+def test_help_of_a_command_lists_every_config_key_and_loads_no_torch():
+    code = (
+        "import sys\nfrom treepo.cli.main import main\n"
+        "try:\n    main(['train', '--help'])\nexcept SystemExit:\n    pass\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert "optimizer.learning_rate=0.0002" in done.stdout
+
+
+def test_ctrl_c_leaves_a_run_that_resume_finishes(tmp_path, capsys):
+    folder = tmp_path / "run"
+    words = ["num_steps=500", *SMALL, "eval.num_prompts=0", f"output_dir={folder}"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "treepo.cli.main", "train", *words],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    metrics = folder / "metrics.jsonl"
+    for _ in range(600):
+        if metrics.exists() or process.poll() is not None:
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert f"treepo train --resume {folder}" in err
+    assert "Traceback" not in err
+    done = len(metrics.read_text().splitlines())
+    assert main(["train", "--resume", str(folder), f"num_steps={done + 1}"]) == 0
+    assert f"{done + 1} steps" in capsys.readouterr().out
+
+
+def test_fall_of_pass_at_k_is_said():
+    after = evaluation(accuracy=0.5, pass_at={1: 0.5, 2: 0.625})
+    assert "pass@2 fell from 75.0% to 62.5%" in before_after(evaluation(), after)
+    assert "fell" not in before_after(evaluation(), evaluation())
+
+
+def test_completions_without_a_reward_are_said():
+    assert "3 completions got no reward" in before_after(evaluation(), evaluation(num_unscored=3))
+
+
+def test_evaluation_survives_json():
+    again = Evaluation.from_dict(json.loads(json.dumps(evaluation().to_dict())))
+    assert again == evaluation()
+
+
+@pytest.mark.parametrize(("n", "k"), [(4, 1), (4, 2), (5, 3), (4, 4)])
+def test_pass_at_k_equals_counting_all_subsets(n, k):
+    from itertools import combinations
+
+    for correct in range(n + 1):
+        hits = [any(i < correct for i in subset) for subset in combinations(range(n), k)]
+        assert pass_at_k([correct], n, k) == pytest.approx(np.mean(hits))
+
+
+def test_pass_at_more_than_was_sampled_is_refused():
+    with pytest.raises(InvalidInputError, match=r"k must be in 1\.\.4, got 5"):
+        pass_at_k([1], 4, 5)
+
+
+def test_picture_shows_every_token_once_and_how_leaves_ended(tiny_model_dir):
+    from transformers import AutoTokenizer
+
+    from treepo import core
+
+    grown = core.Forest()
+    tree = grown.add_tree(0, np.array([1, 2], dtype=np.uint32))
+
+    def append(path, ids):
+        zeros = np.zeros(len(ids), dtype=np.float32)
+        grown.append(tree, path, np.array(ids, dtype=np.uint32), zeros, zeros)
+        grown.mark(tree, path)
+
+    append(0, [3, 4])
+    other = grown.fork(tree, 0, 4)
+    append(0, [5])
+    append(0, [6, 17])
+    append(other, [7])
+    grown.finish(tree, 0, 1)
+    grown.finish(tree, other, 2)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    lines = picture(Forest(grown), 0, tokenizer, columns=80).split("\n")
+    assert lines[0] == "12  [2 tokens]"
+    assert lines[1] == "  +- 34  [2 tokens]"
+    assert lines[2].startswith("    +- 56")
+    assert lines[2].endswith("[3 tokens, stop]")
+    assert lines[3] == "    +- 7  [1 tokens, length]"
