@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from treepo.core import PlanSizes
 from treepo.engine.attention import LayerCall, TorchBackend
-from treepo.engine.inputs import InputBuilder, PlanSizes
+from treepo.engine.inputs import InputBuilder
 
 NUM_HEADS, NUM_KV_HEADS, KEY_DIM, VALUE_DIM = 6, 2, 8, 5
 

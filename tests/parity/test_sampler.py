@@ -96,6 +96,12 @@ def test_a_bad_row_deep_in_a_large_step_is_named():
         sample(logits, torch.full((40,), 0.5, dtype=torch.float64), SamplingParams())
 
 
+@pytest.mark.parametrize("params", [*PARAMS, SamplingParams(temperature=0.0)])
+def test_a_step_without_samples_draws_nothing(params):
+    draws = sample(torch.zeros(0, 600), torch.zeros(0, dtype=torch.float64), params)
+    assert [len(column) for column in draws] == [0, 0, 0]
+
+
 def test_greedy_takes_the_most_likely_token_and_reports_temperature_1():
     logits = torch.tensor([[0.0, 2.0, 1.0], [3.0, -1.0, 0.0]])
     draws = sample(logits, torch.zeros(2, dtype=torch.float64), SamplingParams(temperature=0.0))

@@ -14,7 +14,7 @@ from treepo import core
 from treepo.config import EngineConfig, SamplingParams, SearchConfig
 from treepo.engine.attention import AttentionBackend, PagedContext, TorchBackend
 from treepo.engine.hook import evaluating, install, probe
-from treepo.engine.inputs import InputBuilder, PlanSizes, StepInputs
+from treepo.engine.inputs import InputBuilder, StepInputs
 from treepo.engine.kv import KVPool, choose_gathered_slots, choose_num_blocks
 from treepo.engine.load import load_model
 from treepo.engine.sampler import Draws, sample
@@ -211,7 +211,7 @@ class _Run:
     def __init__(
         self,
         engine: Engine,
-        scheduler: "core.Scheduler",
+        scheduler: core.Scheduler,
         pool: KVPool,
         sampling: SamplingParams,
         began: float,
@@ -232,15 +232,15 @@ class _Run:
 
     def step(self) -> bool:
         """Run one step; False if nothing was left to do."""
-        sizes = PlanSizes(*self._scheduler.plan_step(self._buffers))
+        sizes = self._buffers.plan(self._scheduler)
         if sizes.num_rows == 0:
             return False
         inputs = self._inputs.build(self._buffers, sizes)
         if sizes.num_copies:
             self._pool.copy_blocks(inputs.copies[0], inputs.copies[1])
         logits = self._forward(inputs)
-        draws = sample(logits, inputs.uniforms, self._sampling)
-        self._commit(draws)
+        self._commit(sample(logits, inputs.uniforms, self._sampling))
+        self._count(inputs)
         return True
 
     def _forward(self, inputs: StepInputs) -> torch.Tensor:
@@ -258,13 +258,24 @@ class _Run:
 
     def _commit(self, draws: Draws) -> None:
         finished = self._scheduler.commit_step(
-            draws.token_ids.cpu().numpy().astype(np.uint32),
+            draws.token_ids.to(torch.uint32).cpu().numpy(),
             draws.logprobs.cpu().numpy(),
             draws.entropies.cpu().numpy(),
         )
+        self._engine.stats.finished_trees += finished
+
+    def _count(self, inputs: StepInputs) -> None:
+        counts = self._scheduler.stats()
         stats = self._engine.stats
-        stats.steps += 1
-        stats.finished_trees += finished
+        stats.steps = counts["steps"]
+        stats.fed_tokens = counts["fed_tokens"]
+        stats.decoded_tokens = counts["decoded_tokens"]
+        stats.prefill_tokens += inputs.num_prefill_tokens
+        stats.recomputed_tokens = counts["recomputed_tokens"]
+        stats.preemptions = counts["preemptions"]
+        stats.evictions = counts["evictions"]
+        stats.copies = counts["block_copies"]
+        stats.peak_blocks = counts["peak_blocks"]
         stats.seconds = time.perf_counter() - self._began
 
 

@@ -2,31 +2,16 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from treepo.core import PlanBuffers, PlanSizes
+
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
-F64 = npt.NDArray[np.float64]
-
-
-class Plan(Protocol):
-    """The arrays of a step plan, as `treepo.core.PlanBuffers` describes them."""
-
-    token_ids: I64
-    positions: I64
-    slot_mapping: I64
-    query_starts: I32
-    kv_lens: I32
-    row_ids: I32
-    copies: I32
-    table_updates: I32
-    sample_index: I64
-    uniforms: F64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,15 +89,10 @@ class StepInputs:
     uniforms: Tensor
     groups: tuple[RowGroup, ...]
 
-
-class PlanSizes(NamedTuple):
-    """Valid lengths of the plan arrays, in the order `Scheduler.plan_step` returns them."""
-
-    num_rows: int
-    num_tokens: int
-    num_samples: int
-    num_copies: int
-    num_table_updates: int
+    @property
+    def num_prefill_tokens(self) -> int:
+        """Tokens of rows that have more than one."""
+        return sum(x.num_rows * x.query_len for x in self.groups if x.query_len > 1)
 
 
 class InputBuilder:
@@ -142,7 +122,7 @@ class InputBuilder:
         num_blocks = -(-max_model_len // block_size)
         self._table = np.zeros((max_num_seqs, num_blocks), dtype=np.int32)
 
-    def build(self, plan: Plan, sizes: PlanSizes) -> StepInputs:
+    def build(self, plan: PlanBuffers, sizes: PlanSizes) -> StepInputs:
         """Read a plan and return the step's tensors, valid until the next plan."""
         updates = plan.table_updates[: sizes.num_table_updates]
         self._table[updates[:, 0], updates[:, 1]] = updates[:, 2]
@@ -161,7 +141,7 @@ class InputBuilder:
             groups=tuple(self._groups(plan, sizes.num_rows)),
         )
 
-    def _groups(self, plan: Plan, num_rows: int) -> Iterator[RowGroup]:
+    def _groups(self, plan: PlanBuffers, num_rows: int) -> Iterator[RowGroup]:
         starts = plan.query_starts[: num_rows + 1]
         kv_lens = plan.kv_lens[:num_rows]
         row_ids = plan.row_ids[:num_rows]

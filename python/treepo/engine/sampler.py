@@ -54,7 +54,7 @@ def sample(logits: Tensor, uniforms: Tensor, params: SamplingParams) -> Draws:
     part = num_rows if logits.device.type != "cpu" else max(1, _CPU_PART // vocab_size)
     parts = [
         _sample_part(logits[first : first + part], uniforms[first : first + part], params, first)
-        for first in range(0, num_rows, part)
+        for first in range(0, max(1, num_rows), max(1, part))
     ]
     if len(parts) == 1:
         return parts[0]
@@ -70,7 +70,7 @@ def _sample_part(logits: Tensor, uniforms: Tensor, params: SamplingParams, first
         shifted /= params.temperature
     mass, chunk_sums = _exponentiate(shifted)
     total = chunk_sums.sum(dim=-1)
-    flat_mass = mass.view(len(mass), -1)[:, : shifted.shape[1]]
+    flat_mass = mass.flatten(1)[:, : shifted.shape[1]]
     entropies = total.log() - torch.linalg.vecdot(flat_mass, shifted).double() / total
     _check_finite(entropies, first_row)
     if is_greedy:

@@ -10,12 +10,14 @@ class EngineStats:
     Attributes:
         steps: Forward passes.
         decoded_tokens: Tokens sampled.
-        prefill_tokens: Prompt tokens whose keys and values were computed for the first time.
+        fed_tokens: Tokens run through the model.
+        prefill_tokens: Fed tokens of rows that had more than one: prompts and recomputed paths.
         recomputed_tokens: Tokens whose keys and values were computed again after eviction or
             preemption.
         preemptions: Paths taken off their row before they ended.
         evictions: Blocks of finished or preempted paths given to others.
         copies: Blocks copied because a fork left its parent inside one.
+        peak_blocks: The most blocks in use at once.
         finished_trees: Trees that are complete.
         num_trees: Trees asked for.
         seconds: Wall clock since the rollout began.
@@ -23,11 +25,13 @@ class EngineStats:
 
     steps: int = 0
     decoded_tokens: int = 0
+    fed_tokens: int = 0
     prefill_tokens: int = 0
     recomputed_tokens: int = 0
     preemptions: int = 0
     evictions: int = 0
     copies: int = 0
+    peak_blocks: int = 0
     finished_trees: int = 0
     num_trees: int = 0
     seconds: float = 0.0
