@@ -43,7 +43,7 @@ def evaluation(**changes):
 
 def test_train_on_the_embedded_task_ends_with_table_folder_and_next_command(capsys, tmp_path):
     folder = tmp_path / "run"
-    assert main(["train", "num_steps=1", *SMALL, f"output_dir={folder}"]) == 0
+    assert main(["train", "num_steps=1", *SMALL, "--run", str(folder)]) == 0
     out = capsys.readouterr().out
     assert re.search(r"accuracy, greedy +\d+\.\d% +\d+\.\d% +[+-]\d+\.\d", out)
     assert "pass@2" in out

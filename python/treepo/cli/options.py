@@ -13,7 +13,12 @@ from treepo.errors import InvalidConfigError
 from treepo.prompts import load_jsonl
 
 _TRAIN_PACKAGES = ("torch", "transformers", "safetensors", "yaml", "tqdm")
-_SHORT = {"model": "model.path", "data": "data.train", "reward": "reward.name"}
+_SHORT = {
+    "model": "model.path",
+    "data": "data.train",
+    "reward": "reward.name",
+    "run_dir": "output_dir",
+}
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:

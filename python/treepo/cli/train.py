@@ -21,6 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options to its parser."""
     options.add_config_arguments(parser)
     parser.add_argument("--data", metavar="FILE", help="JSON lines with 'prompt' (data.train)")
+    parser.add_argument(
+        "--run", metavar="DIR", dest="run_dir", help="folder of the run (output_dir)"
+    )
     parser.add_argument("--resume", metavar="RUN", help="continue the run in this folder")
 
 
@@ -47,10 +50,11 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
 def _config(arguments: argparse.Namespace, overrides: Sequence[str]) -> TrainConfig:
     if arguments.resume is None:
         return options.load_config(arguments, overrides)
-    for name in ("config", "model", "data", "reward"):
+    for name in ("config", "model", "data", "reward", "run_dir"):
         if getattr(arguments, name) is not None:
+            option = name.removesuffix("_dir")
             raise InvalidConfigError(
-                f"--{name} cannot be changed by --resume; the run goes on with its own config"
+                f"--{option} cannot be changed by --resume; the run goes on with its own config"
             )
     from treepo.train.run_folder import read_config
 
