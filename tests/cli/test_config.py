@@ -7,7 +7,6 @@ from treepo.config import (
     Dtype,
     Fallback,
     OptimizerConfig,
-    SamplingParams,
     SearchConfig,
     TrainConfig,
 )
@@ -82,8 +81,6 @@ def test_yaml_number_without_a_dot_is_a_number(tmp_path):
         ("search.fallback=some", "search.fallback must be one of answered, none"),
         ("search=3", "'search' is a section"),
         ("seed.first=3", "'seed' is a value, not a section"),
-        ("sampling.temperature=0", "sampling.temperature must be above 0 to train"),
-        ("sampling.top_p=0.9", "sampling.top_k and sampling.top_p must be off"),
         ("nonsense", "expected key=value, got 'nonsense'"),
         ("--seed", "option '--seed' needs a value"),
     ],
@@ -152,8 +149,18 @@ def test_core_accepts_the_search_config_and_gives_it_back():
     assert list(core_config.eos_token_ids) == [1, 2]
 
 
-def test_greedy_sampling_is_allowed_outside_training():
-    assert SamplingParams(temperature=0, top_k=5, top_p=0.5).temperature == 0
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("sampling.temperature=0", "sampling.temperature must be above 0 to train"),
+        ("sampling.top_p=0.9", "sampling.top_k and sampling.top_p must be off"),
+        ("sampling.top_k=5", "sampling.top_k and sampling.top_p must be off"),
+    ],
+)
+def test_greedy_and_truncated_sampling_are_refused_only_to_train(word, message):
+    config = TrainConfig.load(overrides=[word])
+    with pytest.raises(InvalidConfigError, match=message):
+        config.require_trainable()
 
 
 def test_import_of_config_loads_neither_torch_nor_yaml():

@@ -253,8 +253,8 @@ def test_prompts_come_once_a_pass_in_a_new_order_and_at_any_cursor():
 def test_empty_or_promptless_data_is_refused():
     with pytest.raises(DataError, match="empty"):
         PromptSource([], seed=0)
-    with pytest.raises(DataError, match="'prompt' column"):
-        PromptSource([{"text": "a"}], seed=0)
+    with pytest.raises(DataError, match="row 0 of the data set has no 'prompt'"):
+        PromptSource([{"text": "a"}], seed=0).take(0, 1)
 
 
 def test_learning_rate_rises_over_the_warm_up_and_falls_to_its_final_fraction():

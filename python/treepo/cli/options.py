@@ -1,9 +1,12 @@
 """What the commands share: config options, data and models."""
 
 import argparse
+import ast
 import importlib.util
+import inspect
 import os
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from treepo.errors import InvalidConfigError
 from treepo.prompts import load_jsonl
 
 _TRAIN_PACKAGES = ("torch", "transformers", "safetensors", "yaml", "tqdm")
+_KEY_COLUMNS = 38
 _SHORT = {
     "model": "model.path",
     "data": "data.train",
@@ -43,7 +47,8 @@ def load_config(arguments: argparse.Namespace, overrides: Sequence[str]) -> Trai
 
 
 def describe(config: Any, prefix: str = "") -> str:
-    """Return one line a config key, with its default."""
+    """Return one line a config key: its default, and the first sentence about it."""
+    about = documentation(type(config))
     lines: list[str] = []
     for name, annotation in field_types(type(config)).items():
         value = getattr(config, name)
@@ -51,8 +56,21 @@ def describe(config: Any, prefix: str = "") -> str:
             lines.append(describe(value, f"{prefix}{name}."))
         else:
             shown = "none" if value is None else getattr(value, "value", value)
-            lines.append(f"  {prefix}{name}={shown}")
+            lines.append(f"  {f'{prefix}{name}={shown}':{_KEY_COLUMNS}} {about.get(name, '')}")
     return "\n".join(lines)
+
+
+def documentation(cls: type) -> dict[str, str]:
+    """Return the first sentence of the text under each field of a dataclass, by field name."""
+    body = ast.parse(inspect.cleandoc(inspect.getsource(cls))).body[0]
+    found: dict[str, str] = {}
+    for field, text in pairwise(body.body if isinstance(body, ast.ClassDef) else []):
+        if not isinstance(field, ast.AnnAssign) or not isinstance(field.target, ast.Name):
+            continue
+        if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+            words = " ".join(str(text.value.value).split())
+            found[field.target.id] = words.partition(". ")[0].rstrip(".")
+    return found
 
 
 def require_packages() -> None:

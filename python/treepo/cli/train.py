@@ -31,6 +31,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     """Train; returns the exit code."""
     options.require_packages()
     config = _config(arguments, overrides)
+    config.require_trainable()
     trainer = _trainer(config, is_resumed=arguments.resume is not None)
     from treepo.train.interrupt import TrainingInterrupted
 

@@ -90,10 +90,13 @@ class TrainConfig(Section):
         at_least("save_every", self.save_every, 0)
         at_least("keep_checkpoints", self.keep_checkpoints, 1)
         at_least("save_forests_every", self.save_forests_every, 0)
-        self._check_sampling()
 
-    def _check_sampling(self) -> None:
-        # The loss needs the log-prob of the full distribution at a positive temperature.
+    def require_trainable(self) -> None:
+        """Check what only training needs: sampling from the whole distribution.
+
+        Raises:
+            InvalidConfigError: Sampling is greedy or truncated by top-k or top-p.
+        """
         if self.sampling.temperature <= 0:
             value = self.sampling.temperature
             raise InvalidConfigError(f"sampling.temperature must be above 0 to train, got {value}")
@@ -119,6 +122,7 @@ class TrainConfig(Section):
             model=ModelConfig(path=path),
             search=SearchConfig(),
             optimizer=OptimizerConfig(learning_rate=1e-6),
+            max_tokens_per_microbatch=8192,
             prompts_per_step=8,
             num_steps=100,
             max_sampling_batches=3,

@@ -22,19 +22,21 @@ class PromptSource:
             seed: Decides the order of each pass.
 
         Raises:
-            DataError: There is no row, or the first has no prompt.
+            DataError: There is no row.
         """
         if len(rows) == 0:
             raise DataError("the training data set is empty; give at least one row")
-        if "prompt" not in rows[0]:
-            raise DataError(f"rows need a 'prompt' column, the first has {sorted(rows[0])}")
         self._rows = rows
         self._seed = seed
         self._epoch = -1
         self._order: npt.NDArray[np.int64] = np.empty(0, dtype=np.int64)
 
     def take(self, cursor: int, count: int) -> list[Row]:
-        """Return `count` rows from position `cursor` of the endless shuffled stream."""
+        """Return `count` rows from position `cursor` of the endless shuffled stream.
+
+        Raises:
+            DataError: A row has no prompt.
+        """
         return [self._at(position) for position in range(cursor, cursor + count)]
 
     def _at(self, position: int) -> Row:
@@ -43,10 +45,8 @@ class PromptSource:
             generator = np.random.default_rng([self._seed, epoch])
             self._order = generator.permutation(len(self._rows))
             self._epoch = epoch
-        return self._rows[int(self._order[offset])]
-
-
-def columns(rows: Sequence[Row]) -> dict[str, list[Any]]:
-    """Return the extra columns of rows, by name; what a row lacks is None."""
-    names = dict.fromkeys(name for row in rows for name in row if name != "prompt")
-    return {name: [row.get(name) for row in rows] for name in names}
+        index = int(self._order[offset])
+        row = self._rows[index]
+        if "prompt" not in row:
+            raise DataError(f"row {index} of the data set has no 'prompt', it has {list(row)}")
+        return row

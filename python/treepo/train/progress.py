@@ -51,8 +51,9 @@ class Progress:
         self._bar.set_postfix_str(text, refresh=False)
         self._bar.update()
         if self._bar.disable and (step % self._every == 0 or step == self._num_steps):
-            self.say(f"step {step}/{self._num_steps}  {text}")
+            tell(f"step {step}/{self._num_steps}  {text}")
 
-    def say(self, text: str) -> None:
-        """Print a line without disturbing the bar."""
-        tqdm.write(text, file=sys.stderr)
+
+def tell(text: str) -> None:
+    """Print a line on stderr without disturbing a bar."""
+    tqdm.write(text, file=sys.stderr)

@@ -89,6 +89,20 @@ class RunFolder:
         file = self.path / "eval" / f"{name}.json"
         return Evaluation.from_dict(json.loads(file.read_text())) if file.exists() else None
 
+    def truncate(self, step: int, *, is_finished: bool) -> None:
+        """Drop what was measured after a step, because the run is at that step again.
+
+        Args:
+            step: Step of the weights that the run goes on with.
+            is_finished: Whether they are the last ones, whose evaluation stays.
+        """
+        self.log.truncate(step)
+        for file in (self.path / "eval").glob("*.json"):
+            number = file.stem.removeprefix("step_")
+            is_later = number.isdigit() and int(number) > step
+            if is_later or (file.stem == "after" and not is_finished):
+                file.unlink()
+
     def save_forest(self, step: int, forest: Forest) -> None:
         """Write `forests/step_N.safetensors`."""
         folder = self.path / "forests"

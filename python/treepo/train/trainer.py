@@ -24,7 +24,7 @@ from treepo.train.dataset import PromptSource
 from treepo.train.interrupt import Interruption, StepAbandonedError, TrainingInterrupted
 from treepo.train.metrics import Metrics, update_metrics
 from treepo.train.pack import microbatches, pack
-from treepo.train.progress import Progress
+from treepo.train.progress import Progress, tell
 from treepo.train.run_folder import RunFolder
 from treepo.train.step import StepMetrics, TrainStep, combine, first_step_check
 
@@ -90,6 +90,7 @@ class Trainer:
             TreepoError: A part cannot be used; the message says which and why.
         """
         self.config = config or TrainConfig()
+        self.config.require_trainable()
         check_weights(model)
         self.engine = Engine(model, tokenizer, self.config.engine)
         self._model = model
@@ -138,17 +139,18 @@ class Trainer:
         )
 
     def _steps(self, folder: RunFolder) -> None:
-        config, first = self.config, self._state.step
+        config, is_checked = self.config, False
         collector = Collector(
             self.engine, self._scorer, self._source, config, check=self._stop.check
         )
-        with Progress(config.num_steps, first_step=first) as progress:
+        with Progress(config.num_steps, first_step=self._state.step) as progress:
             while self._state.step < config.num_steps:
                 self._stop.check()
                 began = time.perf_counter()
                 batch = collector.collect(self._state.cursor)
-                if batch.kept is not None and self._state.step == first:
+                if batch.kept is not None and not is_checked:
                     first_step_check(self._model, batch.kept, config.sampling.temperature)
+                    is_checked = True
                 sampled = time.perf_counter()
                 updated = self._train_on(batch.kept) if batch.kept is not None else {}
                 metrics = self._advance(batch, updated, began, sampled)
@@ -187,7 +189,7 @@ class Trainer:
         folder.log.append(step, metrics)
         progress.show(step, metrics)
         for alarm in alarms(self._state, metrics, batch.first_error):
-            progress.say(alarm)
+            tell(alarm)
         if due(step, config.save_forests_every):
             folder.save_forest(step, batch.sampled)
         if due(step, config.save_every) or step == config.num_steps:
@@ -197,6 +199,8 @@ class Trainer:
 
     def _train_on(self, forest: Forest) -> Metrics:
         """Make the optimizer steps of one rollout step."""
+        if self.engine.model.device.type != "cpu":
+            self.engine.release()  # The update needs the memory; the next rollout makes a pool.
         values = advantages(forest, forest.paths.reward, preset=self.config.advantage.preset)
         count = min(self.config.minibatches_per_step, forest.num_trees)
         parts: list[StepMetrics] = []
@@ -231,22 +235,28 @@ class Trainer:
 
     def _evaluation(self, folder: RunFolder, name: str) -> Evaluation | None:
         """Return the evaluation of that name: the run's own file, or a new one."""
-        if not self._eval_rows:
+        rows = self._eval_rows
+        if not rows:
             return None
         known = folder.load_evaluation(name)
         if known is not None:
             return known
         self._stop.check()
+        tell(f"evaluation, {name}: {min(len(rows), self.config.eval.num_prompts)} prompts")
         result = evaluate(
             self.engine,
             self._scorer,
-            self._eval_rows,
+            rows,
             self.config.eval,
             max_tokens=self.config.search.completion_len,
             on_step=self._stop.check,
         )
         self._stop.check()
         folder.save_evaluation(name, result)
+        tell(
+            f"evaluation, {name}: accuracy {100 * result.accuracy:.1f}%, greedy "
+            f"{100 * result.greedy_accuracy:.1f}%, {result.seconds:.0f} s"
+        )
         return result
 
     def _save(self, folder: RunFolder) -> None:
@@ -266,7 +276,7 @@ class Trainer:
         if saved is not None:
             checkpoint.load_weights(saved, self._model)
             checkpoint.load_optimizer(saved, self._model, self._optimizer)
-        folder.log.truncate(state.step)
+        folder.truncate(state.step, is_finished=state.step >= self.config.num_steps)
         self.engine.policy_version = state.policy_version
         return state
 
