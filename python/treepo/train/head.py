@@ -34,17 +34,27 @@ class Head:
     scale: float = 1.0
     softcap: float | None = None
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Logits [n, V] of hidden rows [n, d], float32 at least."""
-        return self.shape(F.linear(hidden, self.weight, self.bias))
+    def logits(self, hidden: Tensor, out: Tensor) -> Tensor:
+        """Logits of hidden rows, float32 at least, without a gradient.
 
-    def shape(self, z: Tensor) -> Tensor:
-        """Cap and scale of linear outputs, float32 at least."""
-        if z.dtype in (torch.float16, torch.bfloat16):
-            z = z.float()
+        Args:
+            hidden: [n, d].
+            out: space for the logits, [n, V], that saves an allocation where its dtype fits.
+
+        Returns:
+            [n, V]; `out` or a new tensor.
+        """
+        if out.dtype == self.weight.dtype:
+            z = torch.mm(hidden, self.weight.T, out=out)
+        else:
+            z = torch.mm(hidden, self.weight.T).to(out.dtype)
+        return self.shape_(z if self.bias is None else z.add_(self.bias))
+
+    def shape_(self, z: Tensor) -> Tensor:
+        """Caps and scales linear outputs in place."""
         if self.softcap is not None:
-            z = self.softcap * torch.tanh(z / self.softcap)
-        return z if self.scale == 1.0 else z * self.scale
+            z.div_(self.softcap).tanh_().mul_(self.softcap)
+        return z if self.scale == 1.0 else z.mul_(self.scale)
 
 
 def output_head(model: PreTrainedModel) -> Head:
@@ -82,7 +92,7 @@ def output_head(model: PreTrainedModel) -> Head:
     entering, z = seen[0]
     if entering.shape == hidden.shape and _close(entering, hidden):
         for head in _candidates(model, module):
-            if _close(head.shape(z), logits):
+            if _close(head.shape_(z.clone()), logits):
                 return head
     raise UnsupportedModelError(
         f"{name} computes its logits in a way that is not a linear layer with a soft cap or a "
@@ -138,16 +148,21 @@ class _ChunkedLogProb(torch.autograd.Function):
         rows: int,
     ) -> tuple[Tensor, Tensor]:
         head = Head(weight=weight, bias=bias, scale=scale, softcap=softcap)
+        space = _logit_space(hidden, weight, rows)
+        exp_space = torch.empty_like(space)
         logprobs, entropies, norms = [], [], []
-        probs = None
+        keep = None
         for h, ids in zip(torch.split(hidden, rows), torch.split(token_ids, rows), strict=True):
-            z = head.logits(h)
-            norm = z.logsumexp(-1)
-            logprobs.append(z.gather(1, ids[:, None])[:, 0] - norm)
-            probs = (z - norm[:, None]).exp_()
-            entropies.append(norm - torch.linalg.vecdot(probs, z))
-            norms.append(norm)
-        keep = probs if len(norms) == 1 and softcap is None else None
+            z = head.logits(h, space[: len(h)])
+            top = z.amax(-1, keepdim=True)
+            z.sub_(top)
+            exp = torch.exp(z, out=exp_space[: len(h)])
+            total = exp.sum(-1)
+            logprobs.append(z.gather(1, ids[:, None])[:, 0] - total.log())
+            entropies.append(total.log() - _row_dot(exp, z) / total)
+            norms.append(top[:, 0] + total.log())
+            if len(hidden) <= rows and softcap is None:
+                keep = exp.div_(total[:, None])
         ctx.save_for_backward(hidden, weight, bias, token_ids, torch.cat(norms), keep)
         ctx.settings = (scale, softcap, rows)
         entropy = torch.cat(entropies)
@@ -160,12 +175,19 @@ class _ChunkedLogProb(torch.autograd.Function):
         scale, softcap, rows = ctx.settings
         head = Head(weight=weight, bias=bias, scale=scale, softcap=softcap)
         wide = grad.dtype
+        space = _logit_space(hidden, weight, rows)
         d_hidden = torch.empty_like(hidden)
         d_weight = torch.zeros_like(weight, dtype=wide)
         d_bias = None if bias is None else torch.zeros_like(bias, dtype=wide)
         for first in range(0, len(hidden), rows):
             part = slice(first, first + rows)
-            dz = _logit_gradient(head, hidden[part], token_ids[part], norms[part], keep, grad[part])
+            if keep is None:
+                probs, slope = _probs_again(head, hidden[part], norms[part], space)
+                dz = probs.mul_(-grad[part, None])
+            else:
+                dz, slope = keep * -grad[:, None], None
+            dz.scatter_add_(1, token_ids[part, None], grad[part, None])
+            dz = dz.mul_(scale if slope is None else slope)
             if d_bias is not None:
                 d_bias += dz.sum(0)
             dz = dz.to(weight.dtype)
@@ -178,24 +200,27 @@ class _ChunkedLogProb(torch.autograd.Function):
         return d_hidden, d_weight.to(weight.dtype), bias_grad, None, None, None, None
 
 
-def _logit_gradient(
-    head: Head,
-    hidden: Tensor,
-    token_ids: Tensor,
-    norm: Tensor,
-    probs: Tensor | None,
-    grad: Tensor,
-) -> Tensor:
-    """Gradient of the linear output: grad * (one-hot - softmax) through scale and cap, [n, V]."""
-    z = None
-    if probs is None:
-        z = head.logits(hidden)
-        probs = (z - norm[:, None]).exp_()
-    dz = probs.mul(-grad[:, None])
-    dz.scatter_add_(1, token_ids[:, None], grad[:, None])
-    if head.softcap is not None and z is not None:
-        dz *= 1 - (z / (head.scale * head.softcap)).square()
-    return dz if head.scale == 1.0 else dz.mul_(head.scale)
+def _logit_space(hidden: Tensor, weight: Tensor, rows: int) -> Tensor:
+    """Uninitialised room for one chunk of logits; one room serves all chunks."""
+    half = weight.dtype in (torch.float16, torch.bfloat16)
+    dtype = torch.float32 if half else weight.dtype
+    return hidden.new_empty((min(rows, len(hidden)), len(weight)), dtype=dtype)
+
+
+def _probs_again(
+    head: Head, hidden: Tensor, norm: Tensor, space: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """Probabilities [n, V], and the derivative of capped and scaled logits if there is a cap."""
+    z = head.logits(hidden, space[: len(hidden)])
+    slope = None
+    if head.softcap is not None:
+        slope = head.scale * (1 - (z / (head.scale * head.softcap)).square())
+    return z.sub_(norm[:, None]).exp_(), slope
+
+
+def _row_dot(a: Tensor, b: Tensor) -> Tensor:
+    """Dot product of equal rows, [n]; a batched product, which needs no room for [n, V]."""
+    return torch.bmm(a[:, None, :], b[:, :, None])[:, 0, 0]
 
 
 def _candidates(model: PreTrainedModel, module: nn.Linear) -> Iterator[Head]:
