@@ -59,8 +59,8 @@ pub struct Memory {
     trees: Vec<Vec<PathMemory>>,
     /// Idle paths that may have something to give.
     idle: BTreeSet<IdleKey>,
-    /// Sources of copies that the open plan has ordered.
-    copying: Vec<BlockId>,
+    /// Copies that the open plan has ordered; each holds its source.
+    copying: Vec<BlockCopy>,
     num_evicted: u64,
     num_residue: u32,
 }
@@ -190,7 +190,7 @@ impl Memory {
         let (full_blocks, partial) = (shared / self.block_size, shared % self.block_size);
         let mut pending = None;
         if partial > 0 {
-            let from = self.block_at(tree, donor, full_blocks);
+            let from = self.filled(self.block_at(tree, donor, full_blocks));
             self.pool.retain(from)?;
             pending = Some(Pending { from, num_slots: partial });
         }
@@ -235,6 +235,12 @@ impl Memory {
             Some(pending) if index == own.first_block => pending.from,
             _ => own.blocks[(index - own.first_block) as usize],
         }
+    }
+
+    /// The block to read in place of one that the open plan only copies to: all sources are read
+    /// before any destination is written.
+    fn filled(&self, block: BlockId) -> BlockId {
+        self.copying.iter().find(|copy| copy.to == block).map_or(block, |copy| copy.from)
     }
 
     /// Number of blocks on the path's chain, a pending copy not counted.
@@ -289,8 +295,9 @@ impl Memory {
         if adopts {
             return Ok(Some(None));
         }
-        self.copying.push(from); // B2: the hold of the pending copy lasts until the copy is done
-        Ok(Some(Some(BlockCopy { from, to, num_slots })))
+        let copy = BlockCopy { from, to, num_slots };
+        self.copying.push(copy); // B2: the hold of the pending copy lasts until the copy is done
+        Ok(Some(Some(copy)))
     }
 
     /// Whether the path has a block that is not its own yet.
@@ -305,8 +312,8 @@ impl Memory {
 
     /// Ends the copies of the last plan.
     pub fn finish_copies(&mut self) -> Result<()> {
-        while let Some(block) = self.copying.pop() {
-            self.pool.release(block)?;
+        while let Some(copy) = self.copying.pop() {
+            self.pool.release(copy.from)?;
         }
         Ok(())
     }
@@ -397,8 +404,8 @@ impl Memory {
     pub fn check(&self) -> Result<()> {
         self.pool.check()?;
         let mut holders = vec![0u32; self.pool.num_blocks() as usize];
-        for &block in &self.copying {
-            holders[block.index()] += 1;
+        for copy in &self.copying {
+            holders[copy.from.index()] += 1;
         }
         let mut num_residue = 0;
         for (t, paths) in self.trees.iter().enumerate() {
