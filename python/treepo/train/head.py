@@ -8,14 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from treepo.engine.hook import evaluating, plain_attention
 from treepo.errors import UnsupportedModelError
 
-MAX_CHUNK_LOGITS = 1 << 24
-"""Logits that exist at once: rows of a chunk times vocabulary."""
+MAX_CHUNK_LOGITS = 1 << 23
+"""Logits of one chunk, rows times vocabulary; twice as many numbers exist at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
