@@ -19,8 +19,7 @@ class RowGroup:
     """Rows of equal query length whose attention is computed as one padded batch.
 
     Attributes:
-        tokens: i64 [num_rows * query_len], the rows' tokens in the flat step; None if the group
-            is the whole step in order.
+        first_token: The group's tokens begin here in the step and follow each other.
         blocks: i32 [num_rows * blocks_per_row], block 0 where a row is shorter than the longest.
         kv_lens: i64 [num_rows], resident tokens of each row, the step's own included.
         num_rows: Rows in the group.
@@ -28,7 +27,7 @@ class RowGroup:
         kv_len: The largest of `kv_lens`.
     """
 
-    tokens: Tensor | None
+    first_token: int
     blocks: Tensor
     kv_lens: Tensor
     num_rows: int
@@ -68,12 +67,15 @@ class RowGroup:
 class StepInputs:
     """One step on the model's device.
 
+    Tokens stand in the order of `groups`, not in the plan's: a model does not mind, and attention
+    need not reorder them in every layer.
+
     Attributes:
         token_ids: i64 [1, num_tokens].
         positions: i64 [1, num_tokens].
         slot_mapping: i64 [num_tokens], where each token's keys and values are written.
         copies: i64 [2, num_copies], source and destination blocks to copy before the step.
-        logit_rows: i64 [num_logit_rows], ascending token positions whose logits are needed.
+        logit_rows: i64 [num_logit_rows], tokens whose logits are needed, each once.
         sample_rows: i64 [num_samples], the entry of `logit_rows` that each sample reads; None if
             they are one to one.
         uniforms: f64 [num_samples], in [0, 1).
@@ -126,42 +128,51 @@ class InputBuilder:
         """Read a plan and return the step's tensors, valid until the next plan."""
         updates = plan.table_updates[: sizes.num_table_updates]
         self._table[updates[:, 0], updates[:, 1]] = updates[:, 2]
-        num_tokens = sizes.num_tokens
-        index = plan.sample_index[: sizes.num_samples]
-        logit_rows, sample_rows = _unique_sorted(index)
+        starts = plan.query_starts[: sizes.num_rows + 1]
+        query_lens = np.diff(starts)
+        rows = np.lexsort((plan.kv_lens[: sizes.num_rows], query_lens))
+        tokens = _token_order(starts, query_lens, rows)
+        place = np.empty_like(tokens)
+        place[tokens] = np.arange(len(tokens))
+        logit_rows, sample_rows = _unique_sorted(plan.sample_index[: sizes.num_samples])
         copies = plan.copies[: sizes.num_copies, :2].T.astype(np.int64)
         return StepInputs(
-            token_ids=self._tensor(plan.token_ids[:num_tokens]).unsqueeze(0),
-            positions=self._tensor(plan.positions[:num_tokens]).unsqueeze(0),
-            slot_mapping=self._tensor(plan.slot_mapping[:num_tokens]),
+            token_ids=self._tensor(plan.token_ids[tokens]).unsqueeze(0),
+            positions=self._tensor(plan.positions[tokens]).unsqueeze(0),
+            slot_mapping=self._tensor(plan.slot_mapping[tokens]),
             copies=self._tensor(copies),
-            logit_rows=self._tensor(logit_rows),
+            logit_rows=self._tensor(place[logit_rows]),
             sample_rows=None if sample_rows is None else self._tensor(sample_rows),
             uniforms=self._tensor(plan.uniforms[: sizes.num_samples]),
-            groups=tuple(self._groups(plan, sizes.num_rows)),
+            groups=tuple(self._groups(plan, rows, query_lens[rows])),
         )
 
-    def _groups(self, plan: PlanBuffers, num_rows: int) -> Iterator[RowGroup]:
-        starts = plan.query_starts[: num_rows + 1]
-        kv_lens = plan.kv_lens[:num_rows]
-        row_ids = plan.row_ids[:num_rows]
-        query_lens = np.diff(starts)
-        for rows in _split(query_lens, kv_lens, self._max_slots):
-            query_len = int(query_lens[rows[0]])
-            kv_len = int(kv_lens[rows].max())
-            blocks = self._table[row_ids[rows], : -(-kv_len // self._block_size)]
-            tokens = starts[rows, None].astype(np.int64) + np.arange(query_len)
+    def _groups(self, plan: PlanBuffers, rows: I64, query_lens: I32) -> Iterator[RowGroup]:
+        """Cut sorted rows into groups."""
+        kv_lens, row_ids = plan.kv_lens[rows], plan.row_ids[rows]
+        first_token = 0
+        for first, end in _split(query_lens, kv_lens, self._max_slots):
+            query_len, kv_len = int(query_lens[first]), int(kv_lens[end - 1])
+            blocks = self._table[row_ids[first:end], : -(-kv_len // self._block_size)]
             yield RowGroup(
-                tokens=None if len(rows) == num_rows else self._tensor(tokens.reshape(-1)),
+                first_token=first_token,
                 blocks=self._tensor(blocks.reshape(-1)),
-                kv_lens=self._tensor(kv_lens[rows].astype(np.int64)),
-                num_rows=len(rows),
+                kv_lens=self._tensor(kv_lens[first:end].astype(np.int64)),
+                num_rows=end - first,
                 query_len=query_len,
                 kv_len=kv_len,
             )
+            first_token += query_len * (end - first)
 
     def _tensor(self, array: npt.NDArray[np.generic]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
+
+
+def _token_order(starts: I32, query_lens: I32, rows: I64) -> I64:
+    """Return the tokens of `rows`, row after row, as places in the plan: i64 [num_tokens]."""
+    lens = query_lens[rows].astype(np.int64)
+    offsets = starts[rows] - (np.cumsum(lens) - lens)
+    return np.repeat(offsets, lens) + np.arange(int(starts[-1]))
 
 
 def _unique_sorted(index: I64) -> tuple[I64, I64 | None]:
@@ -173,23 +184,16 @@ def _unique_sorted(index: I64) -> tuple[I64, I64 | None]:
     return index[is_first], np.cumsum(is_first) - 1
 
 
-def _split(query_lens: I32, kv_lens: I32, max_slots: int) -> Iterator[I64]:
-    """Cut rows into groups of one query length that gather at most `max_slots` padded slots.
+def _split(query_lens: I32, kv_lens: I32, max_slots: int) -> Iterator[tuple[int, int]]:
+    """Cut rows, sorted by both lengths, into runs of one query length.
 
-    A group of all rows keeps their order; otherwise rows of similar length come together.
+    A run of more than one row gathers at most `max_slots` slots, padded to its last row.
     """
-    num_rows = len(query_lens)
-    if (query_lens == query_lens[0]).all() and num_rows * int(kv_lens.max()) <= max_slots:
-        yield np.arange(num_rows)
-        return
-    order = np.lexsort((kv_lens, query_lens))
     first = 0
-    for i in range(1, num_rows + 1):
-        # Ascending lengths: the row at i would be the longest of its group.
-        if (
-            i == num_rows
-            or query_lens[order[i]] != query_lens[order[first]]
-            or (i + 1 - first) * int(kv_lens[order[i]]) > max_slots
-        ):
-            yield order[first:i]
-            first = i
+    bounds = np.flatnonzero(np.diff(query_lens)) + 1
+    for end in (*bounds.tolist(), len(query_lens)):
+        while first < end:
+            padded = kv_lens[first:end].astype(np.int64) * np.arange(1, end - first + 1)
+            num_rows = max(1, int(np.searchsorted(padded, max_slots, side="right")))
+            yield first, first + num_rows
+            first += num_rows

@@ -28,23 +28,19 @@ class TorchBackend:
         self, query: Tensor, keys: Tensor, values: Tensor, inputs: StepInputs, call: LayerCall
     ) -> Tensor:
         """Attend group by group; shapes as in `AttentionBackend.attend`."""
-        groups = inputs.groups
-        if len(groups) == 1 and groups[0].tokens is None:
-            return self._attend_group(query, keys, values, groups[0], call)
-        output = query.new_empty(query.shape[0], query.shape[1], values.shape[-1])
-        for group in groups:
-            result = self._attend_group(query[group.tokens], keys, values, group, call)
-            output[group.tokens] = result
-        return output
+        outputs = [self._attend_group(query, keys, values, x, call) for x in inputs.groups]
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def _attend_group(
         self, query: Tensor, keys: Tensor, values: Tensor, group: RowGroup, call: LayerCall
     ) -> Tensor:
-        """Attend from the tokens of one group, row by row: [R * Q, H, D] to [R * Q, H, Dv]."""
+        """Attend from the tokens of one group: [num_tokens, H, D] to [R * Q, H, Dv]."""
         num_heads, num_kv_heads = query.shape[1], keys.shape[2]
         num_rows, query_len, fold = group.num_rows, group.query_len, num_heads // num_kv_heads
+        first, end = group.first_token, group.first_token + num_rows * query_len
         folded = (
-            query.reshape(num_rows, query_len, num_kv_heads, fold, -1)
+            query[first:end]
+            .reshape(num_rows, query_len, num_kv_heads, fold, -1)
             .permute(0, 2, 3, 1, 4)
             .reshape(num_rows, num_kv_heads, fold * query_len, -1)
         )
