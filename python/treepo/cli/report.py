@@ -30,7 +30,7 @@ def before_after(before: "Evaluation", after: "Evaluation") -> str:
     if after.pass_at[k] < before.pass_at.get(k, 0.0):
         lines.append(
             f"pass@{k} fell from {100 * before.pass_at[k]:.1f}% to {100 * after.pass_at[k]:.1f}%: "
-            "the model gets more answers right and covers fewer of the prompts"
+            f"{k} attempts solve fewer of the prompts than before"
         )
     lines += _unscored(after)
     return "\n".join(lines)

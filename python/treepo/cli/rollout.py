@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     forest.save(out)
     print(picture(forest, arguments.show, tokenizer))
     print(
-        f"\n{forest.num_trees} trees, {forest.num_paths} trajectories: "
+        f"\ntrees: {forest.num_trees}, trajectories: {forest.num_paths}, "
         f"{forest.num_completion_tokens} completion tokens, "
         f"{forest.num_unique_completion_tokens} of them decoded, "
         f"share ratio {forest.share_ratio:.2f}; {engine.stats.seconds:.1f} s"
