@@ -110,8 +110,8 @@ class Search:
 
     def __new__(cls, config: SearchConfig, *, seed: int = 0) -> Search: ...
     def add_tree(self, key: int, prompt: U32) -> int: ...
-    def segments(self) -> list[tuple[int, int, int]]:
-        """(tree, path, max_new_tokens) of each segment that waits to be run."""
+    def segments(self) -> I32:
+        """[n, 3] tree, path and max_new_tokens of each segment that waits to be run."""
     def tokens(self, tree: int, path: int) -> U32:
         """The whole token sequence of a path."""
     def complete_segment(

@@ -1,6 +1,6 @@
 //! `Search` at segment granularity.
 
-use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1};
+use numpy::{IntoPyArray, PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1};
 use pyo3::prelude::*;
 use treepo::{PathId, TreeId};
 
@@ -25,9 +25,11 @@ impl Search {
         Ok(self.0.add_tree(key, prompt.as_slice()?).into_py()?.0)
     }
 
-    fn segments(&self) -> Vec<(u32, u32, u32)> {
-        let segments = self.0.segments().into_iter();
-        segments.map(|segment| (segment.tree.0, segment.path.0, segment.max_new_tokens)).collect()
+    fn segments<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray2<i32>>> {
+        let segments = self.0.segments();
+        let row = |s: &treepo::Segment| [s.tree.0, s.path.0, s.max_new_tokens].map(|n| n as i32);
+        let flat: Vec<i32> = segments.iter().flat_map(row).collect();
+        flat.into_pyarray(py).reshape([segments.len(), 3])
     }
 
     fn tokens<'py>(
