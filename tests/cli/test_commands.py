@@ -48,7 +48,7 @@ def test_train_on_the_embedded_task_ends_with_table_folder_and_next_command(caps
     assert re.search(r"accuracy, greedy +\d+\.\d% +\d+\.\d% +[+-]\d+\.\d", out)
     assert "pass@2" in out
     assert str(folder) in out
-    assert "treepo rollout --model" in out
+    assert f"treepo eval --model {folder / 'checkpoints' / 'step_1'}" in out
 
 
 def test_resumed_run_with_more_steps_goes_on_from_its_last_checkpoint(capsys, tmp_path):
@@ -63,7 +63,7 @@ def test_resumed_run_with_more_steps_goes_on_from_its_last_checkpoint(capsys, tm
     assert "2 steps" in capsys.readouterr().out
 
 
-def test_train_on_own_model_data_and_held_out_file(tiny_model_dir, write_rows, tmp_path):
+def test_train_on_own_model_data_and_held_out_file(tiny_model_dir, write_rows, tmp_path, capsys):
     rows = [{"prompt": f"{n}*2=", "answer": str(2 * n)} for n in range(10, 14)]
     data, held_out = write_rows(rows), write_rows(rows[:2], "held_out.jsonl")
     words = ["--model", tiny_model_dir, "--data", data, f"data.eval={held_out}"]
@@ -71,6 +71,7 @@ def test_train_on_own_model_data_and_held_out_file(tiny_model_dir, write_rows, t
     assert main(["train", *map(str, words), *more]) == 0
     result = json.loads((tmp_path / "run" / "eval" / "after.json").read_text())
     assert result["num_prompts"] == 2
+    assert f"--prompts {data}" in capsys.readouterr().out
 
 
 def test_rollout_draws_a_tree_and_saves_a_forest_that_loads(capsys, tmp_path, write_rows):

@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
             file=sys.stderr,
         )
         return EXIT_INTERRUPTED
-    print(_summary(result))
+    print(_summary(result, config))
     return 0
 
 
@@ -81,15 +81,19 @@ def _trainer(config: TrainConfig, *, is_resumed: bool) -> "Trainer":
     return Trainer(model, tokenizer, options.reward_name(config), rows, held_out, config)
 
 
-def _summary(result: "TrainResult") -> str:
+def _summary(result: "TrainResult", config: TrainConfig) -> str:
     from treepo.train import checkpoint
 
     final = checkpoint.latest(result.run_dir)
+    if config.data.train is None:
+        following = f"treepo eval --model {final}"
+    else:
+        following = f"treepo rollout --model {final} --prompts {config.data.train}"
     lines = [
         f"{result.num_steps} steps, {result.num_tokens} tokens sampled, {result.seconds:.0f} s",
         f"run:   {result.run_dir}",
         f"model: {final}",
-        f"next:  treepo rollout --model {final} --prompts FILE",
+        f"next:  {following}",
     ]
     if result.before is not None and result.after is not None:
         lines = [before_after(result.before, result.after), "", *lines]
