@@ -1,0 +1,172 @@
+//! What bad input leads to: an error that names it, and nothing changed.
+#![cfg(feature = "sim")]
+
+use treepo::sim::PlanArrays;
+use treepo::{
+    Error, Fallback, FinishReason, Forest, ForkOrigin, PathId, SampledToken, Scheduler,
+    SchedulerConfig, Search, SearchConfig, TreeId,
+};
+
+fn token(id: u32) -> SampledToken {
+    SampledToken { id, logprob: -0.5, entropy: 0.7 }
+}
+
+fn search_config() -> SearchConfig {
+    SearchConfig { width: 4, segment_len: 2, max_depth: 2, ..SearchConfig::default() }
+}
+
+fn scheduler(num_blocks: u32) -> Scheduler {
+    let limits = SchedulerConfig { num_blocks, block_size: 2, ..SchedulerConfig::default() };
+    Scheduler::new(search_config(), limits, 0).unwrap()
+}
+
+fn bad_field(result: Result<impl Sized, Error>) -> &'static str {
+    match result {
+        Err(Error::InvalidConfig { field, .. }) => field,
+        _ => "no field",
+    }
+}
+
+#[test]
+fn a_config_value_out_of_range_is_named() {
+    let config = SearchConfig { width: 0, ..search_config() };
+    let error = Search::new(config, 0).unwrap_err();
+    assert_eq!(error.to_string(), "width: must be at least 1, got 0");
+    let config = SearchConfig { segment_len: 0, ..search_config() };
+    assert_eq!(bad_field(Search::new(config, 0)), "segment_len");
+    let config = SearchConfig { max_completion_len: Some(0), ..search_config() };
+    assert_eq!(bad_field(Search::new(config, 0)), "max_completion_len");
+    let limits = SchedulerConfig { block_size: 0, ..SchedulerConfig::default() };
+    assert_eq!(bad_field(Scheduler::new(search_config(), limits, 0)), "block_size");
+    let limits = SchedulerConfig { num_blocks: 1, ..SchedulerConfig::default() };
+    assert_eq!(bad_field(Scheduler::new(search_config(), limits, 0)), "num_blocks");
+}
+
+#[test]
+fn a_pool_that_cannot_hold_one_path_says_how_many_blocks_are_missing() {
+    // 3 prompt tokens and 4 of completion are 4 blocks of 2
+    let error = scheduler(4).add_tree(0, &[1, 2, 3]).unwrap_err();
+    assert_eq!(error, Error::PoolTooSmall { needed: 4, available: 3 });
+    assert!(scheduler(5).add_tree(0, &[1, 2, 3]).is_ok());
+}
+
+#[test]
+fn a_refused_tree_leaves_nothing_behind() {
+    let mut scheduler = scheduler(4);
+    assert!(scheduler.add_tree(0, &[1, 2, 3]).is_err());
+    assert!(scheduler.add_tree(0, &[]).is_err());
+    assert!(scheduler.is_done());
+    assert_eq!(scheduler.forest().num_paths(), 0);
+    assert_eq!(scheduler.add_tree(0, &[1]).unwrap(), TreeId(0));
+}
+
+#[test]
+fn a_prompt_without_room_for_a_completion_is_refused() {
+    let config = SearchConfig { max_model_len: 3, ..search_config() };
+    let mut search = Search::new(config, 0).unwrap();
+    let error = search.add_tree(0, &[1, 2, 3]).unwrap_err();
+    assert_eq!(error, Error::PromptTooLong { prompt_len: 3, max_model_len: 3 });
+    assert!(search.add_tree(0, &[1, 2]).is_ok());
+}
+
+#[test]
+fn a_short_plan_array_is_named_and_the_plan_can_be_made_again() {
+    let mut scheduler = scheduler(20);
+    scheduler.add_tree(0, &[1, 2, 3]).unwrap();
+    let before = format!("{scheduler:?}");
+    let mut arrays = PlanArrays::new(&scheduler.capacity());
+    let full = arrays.uniforms.clone();
+    arrays.uniforms.truncate(255);
+    let error = scheduler.plan_step(&mut arrays.buffers()).unwrap_err();
+    assert_eq!(error, Error::BufferTooSmall { array: "uniforms", needed: 256, given: 255 });
+    assert_eq!(before, format!("{scheduler:?}"));
+    arrays.uniforms = full;
+    assert_eq!(scheduler.plan_step(&mut arrays.buffers()).unwrap().num_samples, 2);
+}
+
+#[test]
+fn a_plan_is_committed_once_and_before_the_next() {
+    let mut scheduler = scheduler(20);
+    scheduler.add_tree(0, &[1, 2, 3]).unwrap();
+    assert!(matches!(scheduler.commit_step(&[]), Err(Error::InvalidInput(_))));
+    let mut arrays = PlanArrays::new(&scheduler.capacity());
+    scheduler.plan_step(&mut arrays.buffers()).unwrap();
+    assert!(matches!(scheduler.plan_step(&mut arrays.buffers()), Err(Error::InvalidInput(_))));
+    assert!(matches!(scheduler.abort_tree(TreeId(0)), Err(Error::InvalidInput(_))));
+    assert!(matches!(scheduler.commit_step(&[token(1)]), Err(Error::InvalidInput(_))));
+    scheduler.commit_step(&[token(1), token(2)]).unwrap();
+    assert!(matches!(scheduler.commit_step(&[token(1)]), Err(Error::InvalidInput(_))));
+}
+
+#[test]
+fn a_commit_with_a_nan_changes_nothing_and_can_be_repeated() {
+    let mut scheduler = scheduler(20);
+    scheduler.add_tree(0, &[1, 2, 3]).unwrap();
+    let mut arrays = PlanArrays::new(&scheduler.capacity());
+    scheduler.plan_step(&mut arrays.buffers()).unwrap();
+    let before = format!("{scheduler:?}");
+    let bad = SampledToken { logprob: f32::NAN, ..token(1) };
+    let Err(Error::NotFinite { tree, path, what }) = scheduler.commit_step(&[token(1), bad]) else {
+        panic!("a NaN was taken");
+    };
+    assert_eq!((tree, path, what.as_str()), (TreeId(0), PathId(1), "log-probability is NaN"));
+    let bad = SampledToken { entropy: f32::INFINITY, ..token(1) };
+    assert!(matches!(scheduler.commit_step(&[bad, token(1)]), Err(Error::NotFinite { .. })));
+    assert_eq!(before, format!("{scheduler:?}"));
+    scheduler.commit_step(&[token(1), token(2)]).unwrap();
+    scheduler.check().unwrap();
+}
+
+#[test]
+fn an_idle_scheduler_plans_nothing() {
+    let mut scheduler = scheduler(20);
+    let mut arrays = PlanArrays::new(&scheduler.capacity());
+    assert_eq!(scheduler.plan_step(&mut arrays.buffers()).unwrap().num_rows, 0);
+    assert!(scheduler.commit_step(&[]).is_err());
+}
+
+#[test]
+fn a_segment_that_goes_on_behind_its_end_is_refused_whole() {
+    let config = SearchConfig { eos_token_ids: vec![9], ..search_config() };
+    let mut search = Search::new(config, 0).unwrap();
+    let tree = search.add_tree(0, &[1]).unwrap();
+    for tokens in [vec![token(1); 3], vec![token(9), token(1)]] {
+        let result = search.complete_segment(tree, PathId(0), &tokens);
+        assert!(matches!(result, Err(Error::InvalidInput(_))));
+    }
+    assert!(search.complete_segment(tree, PathId(7), &[token(1)]).is_err());
+    assert!(search.complete_segment(TreeId(1), PathId(0), &[token(1)]).is_err());
+    let nan = SampledToken { entropy: f32::NAN, ..token(1) };
+    assert!(search.complete_segment(tree, PathId(0), &[token(1), nan]).is_err());
+    assert_eq!(search.forest().num_tokens(), 1);
+    search.complete_segment(tree, PathId(0), &[token(9)]).unwrap();
+    assert!(search.push_token(tree, PathId(0), token(1)).is_err());
+}
+
+#[test]
+fn a_finished_path_takes_no_token_and_no_second_reason() {
+    let mut forest = Forest::new();
+    let tree = forest.add_tree(0, 0, &[1]).unwrap();
+    forest.push_token(tree, PathId(0), token(1), 0).unwrap();
+    forest.finish(tree, PathId(0), FinishReason::Stop).unwrap();
+    assert!(forest.push_token(tree, PathId(0), token(1), 0).is_err());
+    assert!(forest.push_given(tree, PathId(0), &[1]).is_err());
+    assert!(forest.mark(tree, PathId(0)).is_err());
+    assert!(forest.finish(tree, PathId(0), FinishReason::Abort).is_err());
+    assert!(forest.fork(tree, PathId(0), 0, ForkOrigin::Caller).is_err(), "inside the prompt");
+    assert!(forest.fork(tree, PathId(0), 3, ForkOrigin::Caller).is_err(), "behind the end");
+    assert!(forest.fork(tree, PathId(0), 2, ForkOrigin::Caller).is_ok());
+}
+
+#[test]
+fn without_fallback_a_tree_ends_with_fewer_leaves() {
+    let config =
+        SearchConfig { fallback: Fallback::None, eos_token_ids: vec![9], ..search_config() };
+    let mut search = Search::new(config, 0).unwrap();
+    let tree = search.add_tree(0, &[1]).unwrap();
+    while let Some(segment) = search.segments().first().copied() {
+        search.push_token(tree, segment.path, token(9)).unwrap();
+    }
+    assert!(search.is_done());
+    assert_eq!(search.forest().num_paths(), 2);
+}
