@@ -104,6 +104,12 @@ impl Columns {
         };
         for p in first..end {
             let mut path = self.path(p as usize, first)?;
+            let is_same = self.path_tree[p as usize] as usize == t
+                && i64::from(self.path_length[p as usize]) == i64::from(path.len());
+            if !is_same {
+                let message = format!("forest columns: path {p}: its tree or length");
+                return Err(Error::InvalidInput(message));
+            }
             if let Some(parent) = path.parent {
                 path.depth_at_fork = tree.depth_at(parent, path.at);
             }
@@ -137,6 +143,9 @@ impl Columns {
             ..self.mark_path.partition_point(|&owner| owner <= p as i32);
         path.marks = self.mark_pos[marks].iter().map(|&mark| mark as u32).collect();
         path.finish = FinishReason::from_u8(self.path_finish[p]);
+        if path.finish.is_none() && self.path_finish[p] != 0 {
+            return Err(bad("finish reason"));
+        }
         path.weight = self.path_weight[p];
         path.reward = self.path_reward[p];
         Ok(path)
@@ -160,6 +169,17 @@ impl Columns {
         let tokens_fit = offsets_fit(self.token_start.iter().copied(), paths, tokens);
         if !paths_fit || !tokens_fit || !self.mark_path.is_sorted() {
             return Err(Error::InvalidInput("forest columns: offsets do not ascend".into()));
+        }
+        self.check_signs()
+    }
+
+    fn check_signs(&self) -> Result<()> {
+        let lengths = [&self.tree_prompt_len, &self.path_at, &self.mark_pos, &self.mark_path];
+        let has_negative = lengths.iter().any(|column| column.iter().any(|&value| value < 0));
+        let mark_fits = self.mark_path.last().is_none_or(|&p| (p as usize) < self.path_tree.len());
+        if has_negative || !mark_fits {
+            let message = "forest columns: a length is negative or a mark has no path";
+            return Err(Error::InvalidInput(message.into()));
         }
         Ok(())
     }

@@ -98,6 +98,32 @@ impl Tree {
         out
     }
 
+    /// Whether the prompt is the front of path 0 and nothing else.
+    fn has_prompt(&self) -> bool {
+        let Some((root, others)) = self.paths.split_first() else { return false };
+        let is_prompt = |kind: &TokenKind| *kind == TokenKind::Prompt;
+        let num_prompt = root.kinds.iter().take_while(|kind| is_prompt(kind)).count();
+        let mut rest = root.kinds[num_prompt..].iter().chain(others.iter().flat_map(|p| &p.kinds));
+        let is_marked = root.marks.first().is_some_and(|&mark| mark <= self.prompt_len);
+        let is_front = num_prompt == self.prompt_len as usize && num_prompt > 0 && root.at == 0;
+        is_front && !is_marked && !rest.any(is_prompt)
+    }
+
+    /// Brings the depths of younger paths up to date if one of them has left `path` at its new
+    /// mark `at` already.
+    fn deepen_forks(&mut self, path: PathId, at: u32) {
+        let younger = path.index() + 1..self.paths.len();
+        let leaves_here = |own: &Path| own.parent == Some(path) && own.at == at;
+        if !self.paths[younger.clone()].iter().any(leaves_here) {
+            return;
+        }
+        for p in younger {
+            if let Some(parent) = self.paths[p].parent {
+                self.paths[p].depth_at_fork = self.depth_at(parent, self.paths[p].at);
+            }
+        }
+    }
+
     fn depth_at(&self, path: PathId, at: u32) -> u32 {
         let mut path = path;
         loop {
@@ -230,12 +256,15 @@ impl Forest {
         Ok(())
     }
 
-    /// Ends a segment at the path's end. A second mark at the same place changes nothing.
+    /// Ends a segment at the path's end. A segment without tokens has none: neither a second mark
+    /// at the same place nor one at the end of the prompt changes anything.
     pub fn mark(&mut self, tree: TreeId, path: PathId) -> Result<()> {
         let len = self.live(tree, path)?.len();
+        let prompt_len = self.tree(tree)?.prompt_len;
         let own = &mut self.tree_mut(tree).paths[path.index()];
-        if len > own.at && own.marks.last() != Some(&len) {
+        if len > own.at.max(prompt_len) && own.marks.last() != Some(&len) {
             own.marks.push(len);
+            self.tree_mut(tree).deepen_forks(path, len);
         }
         Ok(())
     }
@@ -291,6 +320,7 @@ impl Forest {
     /// `LawBroken` with the first law that does not hold.
     pub fn check(&self) -> Result<()> {
         for (t, tree) in self.trees.iter().enumerate() {
+            law(tree.has_prompt(), "T3", || format!("tree {t}: prompt"))?;
             for (p, path) in tree.paths.iter().enumerate() {
                 let place = || format!("tree {t}, path {p}");
                 path.check_columns(&place)?;
