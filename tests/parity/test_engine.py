@@ -1,10 +1,14 @@
 """The engine reports bad input clearly and leaves the model as it found it."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from transformers import T5Config, T5ForConditionalGeneration
 
-from treepo.config import EngineConfig, SamplingParams, SearchConfig
+import treepo.tasks
+from treepo.config import Dtype, EngineConfig, SamplingParams, SearchConfig
 from treepo.engine import Engine
 from treepo.errors import (
     CheckpointError,
@@ -12,8 +16,10 @@ from treepo.errors import (
     NotFiniteError,
     PoolTooSmallError,
     PromptTooLongError,
+    UnsupportedModelError,
 )
 
+EMBEDDED = Path(treepo.tasks.__file__).parent / "model"
 SEARCH = SearchConfig(width=4, segment_len=4, max_depth=3)
 
 
@@ -137,6 +143,43 @@ def test_keys_that_do_not_match_the_prompts_are_refused(engine, prompts):
 def test_a_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match=str(tmp_path)):
         Engine.from_pretrained(tmp_path)
+
+
+def test_a_folder_that_does_not_exist_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="there is no folder"):
+        Engine.from_pretrained(tmp_path / "absent")
+
+
+def test_weights_that_cannot_be_read_are_refused(tmp_path):
+    for file in EMBEDDED.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes()[:5000])
+    with pytest.raises(CheckpointError, match="cannot load the model"):
+        Engine.from_pretrained(tmp_path)
+
+
+def test_a_saved_model_of_another_kind_is_refused_by_name(tmp_path):
+    sizes = {"vocab_size": 32, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1}
+    T5ForConditionalGeneration(T5Config(**sizes, num_heads=2)).save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModelError, match="T5ForConditionalGeneration"):
+        Engine.from_pretrained(tmp_path)
+
+
+def test_overrides_replace_fields_of_the_config():
+    engine = Engine.from_pretrained(EMBEDDED, EngineConfig(block_size=4), max_num_seqs=7)
+    assert (engine.config.block_size, engine.config.max_num_seqs) == (4, 7)
+
+
+def test_text_prompts_end_with_the_answer_of_the_embedded_model():
+    engine = Engine.from_pretrained(EMBEDDED)
+    forest = engine.generate(["37539*9="], max_tokens=60, sampling=SamplingParams(temperature=0.0))
+    assert forest.token_ids(0)[-1] in engine.eos_token_ids
+    assert "#" in engine.tokenizer.decode(forest.completion_ids(0))
+
+
+def test_bfloat16_weights_give_a_bfloat16_pool():
+    engine = Engine.from_pretrained(EMBEDDED, dtype=Dtype.BFLOAT16)
+    assert engine.acquire().layer(0)[0].dtype == torch.bfloat16
+    assert engine.generate(["37539*9="], n=2, max_tokens=9).num_paths == 2
 
 
 def test_nan_weights_are_refused_and_do_not_spoil_later_rollouts(engine, prompts):

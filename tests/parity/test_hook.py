@@ -3,6 +3,8 @@
 import pytest
 import torch
 from transformers import (
+    BertConfig,
+    BertLMHeadModel,
     BloomConfig,
     BloomForCausalLM,
     GPT2Config,
@@ -29,6 +31,11 @@ def mamba():
 
 def bloom():
     return BloomForCausalLM(BloomConfig(vocab_size=32, hidden_size=16, n_layer=2, n_head=2))
+
+
+def bert():
+    sizes = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    return BertLMHeadModel(BertConfig(**sizes, num_attention_heads=2))
 
 
 def t5():
@@ -91,7 +98,7 @@ def test_a_model_without_k_proj_is_served():
     assert forest.token_ids(0).tolist() == expected[0].tolist()
 
 
-@pytest.mark.parametrize("make", [mamba, bloom, t5, qwen3_next, llama4])
+@pytest.mark.parametrize("make", [mamba, bloom, bert, t5, qwen3_next, llama4])
 def test_an_unsupported_model_is_refused_by_name(make):
     model = make()
     with pytest.raises(UnsupportedModelError, match=type(model).__name__):

@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -66,7 +67,7 @@ class Engine:
 
     @classmethod
     def from_pretrained(
-        cls, path_or_id: str, config: EngineConfig | None = None, **overrides: Any
+        cls, path_or_id: str | Path, config: EngineConfig | None = None, **overrides: Any
     ) -> Self:
         """Load a model and make an engine for it.
 
@@ -80,7 +81,7 @@ class Engine:
             UnsupportedModelError: If the engine cannot run this class of model.
         """
         config = dataclasses.replace(config or EngineConfig(), **overrides)
-        model, tokenizer = load_model(str(path_or_id), config)
+        model, tokenizer = load_model(path_or_id, config)
         return cls(model, tokenizer, config)
 
     def rollout(

@@ -131,7 +131,7 @@ def _check_call(
             raise UnsupportedModelError(f"{name} passes {key} to attention, which is not supported")
     if mask is not None:
         raise UnsupportedModelError(f"{name} builds an attention mask of its own")
-    if kwargs.get("is_causal") is False:
+    if kwargs.get("is_causal", getattr(module, "is_causal", True)) is False:
         raise UnsupportedModelError(f"{name} asks for attention that is not causal")
     if dropout > 0:
         raise UnsupportedModelError(
@@ -213,23 +213,27 @@ def probe(model: PreTrainedModel) -> KVShapes:
             values or logits have a shape the engine cannot use, or if the configuration shows an
             architecture that is not supported (see `treepo.engine.support`).
     """
-    check_config(model.config, type(model).__name__)
+    name = type(model).__name__
+    check_config(model.config, name)
     install(model)
     context = _Probe()
     token = torch.zeros((1, 1), dtype=torch.int64, device=model.device)
-    with torch.no_grad(), evaluating(model):
-        model(
-            input_ids=token,
-            position_ids=token,
-            use_cache=False,
-            logits_to_keep=token[0],
-            treepo=context,
-        )
+    try:
+        with torch.no_grad(), evaluating(model):
+            model(
+                input_ids=token,
+                position_ids=token,
+                use_cache=False,
+                logits_to_keep=token[0],
+                treepo=context,
+            )
+    except (UnsupportedModelError, TypeError) as error:
+        raise UnsupportedModelError(f"{name} is not supported: {error}") from error
     expected = model.config.get_text_config(decoder=True).num_hidden_layers
     layers = [index for index, _ in context.calls]
     if layers != list(range(expected)):
         raise UnsupportedModelError(
-            f"{type(model).__name__} has {expected} layers and its attention hook was called for "
+            f"{name} has {expected} layers and its attention hook was called for "
             f"layers {layers}; models with state other than attention keys and values, or whose "
             "code drops keyword arguments, are not supported"
         )

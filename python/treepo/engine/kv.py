@@ -15,7 +15,7 @@ _FREE_SHARE = {"cpu": 0.25, "cuda": 0.5}
 _GIB = 1 << 30
 # Keys of one layer gathered at once for a batch of rows. On a CPU more would leave the cache
 # between the gather and the product; on a GPU less would leave it idle.
-_GATHERED_BYTES = {"cpu": 3 << 19, "cuda": 256 << 20}
+_GATHERED_BYTES = {"cpu": 3 << 20, "cuda": 256 << 20}
 
 
 class KVPool:
