@@ -15,7 +15,7 @@ from treepo.train.dataset import PromptSource
 from treepo.train.interrupt import TrainingInterrupted
 from treepo.train.optimizer import learning_rate
 from treepo.train.run_folder import read_config
-from treepo.train.trainer import Trainer
+from treepo.train.trainer import Trainer, num_minibatches
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 
@@ -34,6 +34,7 @@ def config(folder, **changes):
         "eval": EvalConfig(num_prompts=2, num_samples=2),
         "num_steps": 4,
         "prompts_per_step": 3,
+        "minibatches_per_step": 2,
         "save_every": 1,
         "output_dir": str(folder),
     }
@@ -255,6 +256,12 @@ def test_empty_or_promptless_data_is_refused():
         PromptSource([], seed=0)
     with pytest.raises(DataError, match="row 0 of the data set has no 'prompt'"):
         PromptSource([{"text": "a"}], seed=0).take(0, 1)
+
+
+@pytest.mark.parametrize(("trees", "steps"), [(1, 1), (4, 1), (5, 2), (8, 2), (9, 3), (12, 3)])
+def test_few_trees_make_few_optimizer_steps_and_not_small_ones(tmp_path, trees, steps):
+    own = config(tmp_path, prompts_per_step=12, minibatches_per_step=3)
+    assert num_minibatches(trees, own) == steps
 
 
 def test_learning_rate_rises_over_the_warm_up_and_falls_to_its_final_fraction():

@@ -60,7 +60,7 @@ class TrainConfig(Section):
     prompts_per_step: int = 16
     """Trees with a learning signal that one step trains on, at most."""
     minibatches_per_step: int = 2
-    """Optimizer steps a rollout step."""
+    """Optimizer steps of a rollout step with all its trees; one with fewer trees makes fewer."""
     max_tokens_per_microbatch: int = 4096
     """Unique tokens of one forward and backward pass at most; one tree must fit."""
     max_sampling_batches: int = 1

@@ -1,5 +1,6 @@
 """The training loop: sample trees, score them, update the weights, again."""
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -202,7 +203,7 @@ class Trainer:
         if self.engine.model.device.type != "cpu":
             self.engine.release()  # The update needs the memory; the next rollout makes a pool.
         values = advantages(forest, forest.paths.reward, preset=self.config.advantage.preset)
-        count = min(self.config.minibatches_per_step, forest.num_trees)
+        count = num_minibatches(forest.num_trees, self.config)
         parts: list[StepMetrics] = []
         norms: list[float] = []
         for trees in np.array_split(np.arange(forest.num_trees), count):
@@ -292,6 +293,12 @@ def check_weights(model: Any) -> None:
             raise NotFiniteError(
                 f"the model's parameter {name} holds NaN or infinity; take another checkpoint"
             )
+
+
+def num_minibatches(num_trees: int, config: TrainConfig) -> int:
+    """Return the optimizer steps for so many trees: few trees make few steps, not small ones."""
+    full = math.ceil(config.prompts_per_step / config.minibatches_per_step)
+    return math.ceil(num_trees / full)
 
 
 def due(step: int, every: int) -> bool:
