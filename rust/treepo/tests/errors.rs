@@ -1,5 +1,6 @@
 //! What bad input leads to: an error that names it, and nothing changed.
 #![cfg(feature = "sim")]
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use treepo::sim::PlanArrays;
 use treepo::{
@@ -20,7 +21,7 @@ fn scheduler(num_blocks: u32) -> Scheduler {
     Scheduler::new(search_config(), limits, 0).unwrap()
 }
 
-fn bad_field(result: Result<impl Sized, Error>) -> &'static str {
+fn bad_field<T>(result: &Result<T, Error>) -> &'static str {
     match result {
         Err(Error::InvalidConfig { field, .. }) => field,
         _ => "no field",
@@ -33,13 +34,13 @@ fn a_config_value_out_of_range_is_named() {
     let error = Search::new(config, 0).unwrap_err();
     assert_eq!(error.to_string(), "width: must be at least 1, got 0");
     let config = SearchConfig { segment_len: 0, ..search_config() };
-    assert_eq!(bad_field(Search::new(config, 0)), "segment_len");
+    assert_eq!(bad_field(&Search::new(config, 0)), "segment_len");
     let config = SearchConfig { max_completion_len: Some(0), ..search_config() };
-    assert_eq!(bad_field(Search::new(config, 0)), "max_completion_len");
+    assert_eq!(bad_field(&Search::new(config, 0)), "max_completion_len");
     let limits = SchedulerConfig { block_size: 0, ..SchedulerConfig::default() };
-    assert_eq!(bad_field(Scheduler::new(search_config(), limits, 0)), "block_size");
+    assert_eq!(bad_field(&Scheduler::new(search_config(), limits, 0)), "block_size");
     let limits = SchedulerConfig { num_blocks: 1, ..SchedulerConfig::default() };
-    assert_eq!(bad_field(Scheduler::new(search_config(), limits, 0)), "num_blocks");
+    assert_eq!(bad_field(&Scheduler::new(search_config(), limits, 0)), "num_blocks");
 }
 
 #[test]

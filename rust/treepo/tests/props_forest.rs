@@ -1,4 +1,5 @@
 //! The forest against plain token vectors, and the laws of columns and nodes.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::collections::BTreeSet;
 
@@ -50,7 +51,9 @@ impl Pair {
     fn grow(ops: &[Op]) -> Self {
         let mut pair = Self::default();
         pair.apply(&Op::AddTree(2));
-        ops.iter().for_each(|op| pair.apply(op));
+        for op in ops {
+            pair.apply(op);
+        }
         pair
     }
 

@@ -1,4 +1,5 @@
 //! The block pool against a map of counts.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::collections::BTreeMap;
 

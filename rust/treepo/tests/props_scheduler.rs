@@ -1,6 +1,7 @@
 //! The scheduler under calls in any order: trees come at any time, plans are committed late, trees
 //! are aborted in mid-flight. Laws are checked after every call.
 #![cfg(feature = "sim")]
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use proptest::prelude::*;
 use treepo::sim::{FakeModel, PlanArrays, TokenRule, oracle};
@@ -157,7 +158,9 @@ proptest! {
         ops in prop::collection::vec(op(), 0..120),
     ) {
         let mut machine = Machine::new(search.clone(), limits);
-        ops.iter().for_each(|op| machine.apply(op));
+        for op in &ops {
+            machine.apply(op);
+        }
         if machine.open.is_some() {
             machine.apply(&Op::Commit);
         }

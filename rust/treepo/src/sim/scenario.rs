@@ -72,7 +72,9 @@ fn draw_prompts(choices: &mut Choices) -> Vec<(u64, Vec<u32>)> {
         let len = choices.between(1, longest) as usize;
         let mut prompt = shared[..len].to_vec();
         if choices.below(3) > 0 {
-            prompt.iter_mut().for_each(|token| *token = (*token * 7 + i) % 50);
+            for token in &mut prompt {
+                *token = (*token * 7 + i) % 50;
+            }
         }
         (mix(u64::from(i), u64::from(choices.below(1000))), prompt)
     };
