@@ -130,6 +130,12 @@ def test_a_pool_that_cannot_hold_one_path_is_refused_with_both_sizes(make_model)
         engine.generate([[1] * 20], max_tokens=30)
 
 
+def test_a_memory_budget_below_one_path_is_refused(make_model):
+    engine = Engine(make_model("llama"), None, EngineConfig(kv_cache_gib=1e-9))
+    with pytest.raises(PoolTooSmallError):
+        engine.generate([[1] * 20], max_tokens=30)
+
+
 def test_a_token_outside_the_vocabulary_is_refused(engine):
     with pytest.raises(InvalidInputError, match="token 211"):
         engine.generate([[1, 211]])

@@ -190,6 +190,7 @@ class Engine:
     def release(self) -> None:
         """Free the KV pool, for instance while training; the next rollout makes a new one."""
         self._pool = None
+        self._backend = TorchBackend()
 
     def _encode(self, index: int, prompt: Prompt) -> npt.NDArray[np.uint32]:
         token_ids = encode(self.tokenizer, prompt)

@@ -102,7 +102,7 @@ def choose_num_blocks(
         return config.num_blocks
     bytes_per_block = shapes.bytes_per_token * config.block_size
     if config.kv_cache_gib is not None:
-        return int(config.kv_cache_gib * _GIB) // bytes_per_block
+        return max(2, int(config.kv_cache_gib * _GIB) // bytes_per_block)
     wanted = 1 + config.max_num_seqs * -(-max_model_len // config.block_size)
     share = _FREE_SHARE.get(device.type, _FREE_SHARE["cuda"])
     return max(2, min(wanted, int(free_bytes(device) * share) // bytes_per_block))
