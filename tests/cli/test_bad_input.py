@@ -79,8 +79,8 @@ def test_bad_line_of_the_data_is_named(train, write_rows):
 
 
 def test_missing_model_is_named(train, write_rows):
-    message = train("--model", "no/model", "--data", write_rows([{"prompt": "1", "answer": "1"}]))
-    assert "no readable model at no/model" in message
+    message = train("--model", "./no/model", "--data", write_rows([{"prompt": "1", "answer": "1"}]))
+    assert "there is no folder ./no/model" in message
 
 
 def test_unsupported_model_class_is_named(train, tmp_path, tiny_model_dir, write_rows):
