@@ -1,0 +1,108 @@
+"""Laws T1, T2 and T5 of the search, over a plain function that continues tokens."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import toy_model as toy
+from hypothesis import given
+from hypothesis import strategies as st
+
+from treepo import core
+from treepo.forest import FinishReason, Forest, ForkOrigin
+
+
+def continue_tokens(tokens: np.ndarray, limit: int, salt: int) -> list[tuple[int, float, float]]:
+    """Up to `limit` tokens; the last one may end the sequence."""
+    prefix = [(int(token), position) for position, token in enumerate(tokens)]
+    draws = []
+    for _ in range(limit):
+        uniform = toy.mix(salt, len(prefix)) / 2**64
+        draws.append(toy.draw(toy.hash_tokens(prefix), uniform))
+        prefix.append((draws[-1][0], len(prefix)))
+        if draws[-1][0] in toy.EOS:
+            break
+    return draws
+
+
+def grow(config: core.SearchConfig, prompts: list[list[int]], order: int) -> Forest:
+    """Runs segments one by one; `order` picks which of the waiting ones is next."""
+    search = core.Search(config, seed=3)
+    for key, prompt in enumerate(prompts):
+        search.add_tree(key, np.array(prompt, np.uint32))
+    while len(segments := search.segments()):
+        tree, path, limit = (int(value) for value in segments[order % len(segments)])
+        draws = continue_tokens(search.tokens(tree, path), limit, 1000 * tree + path)
+        search.complete_segment(tree, path, *toy.arrays(draws))
+    assert search.is_done()
+    return Forest(search.forest())
+
+
+@given(toy.search_configs(), toy.prompts())
+def test_a_tree_has_exactly_width_leaves_within_its_limits(config, prompts):
+    forest = grow(config, prompts, 0)
+    assert np.all(np.diff(forest.trees.path_start) == config.width)
+    prompt_len = forest.trees.prompt_len[forest.paths.tree]
+    assert np.all(forest.paths.length - prompt_len <= config.max_completion_len)
+    assert np.all(forest.paths.length > np.maximum(prompt_len, forest.paths.at))
+    nodes = forest.nodes()
+    assert np.all(nodes.depth[nodes.leaf] <= config.max_depth)
+
+
+@given(toy.search_configs(), toy.prompts())
+def test_a_leaf_stops_at_the_first_end_of_sequence_and_only_there(config, prompts):
+    forest = grow(config, prompts, 0)
+    for path in range(forest.num_paths):
+        ends = np.isin(forest.completion_ids(path), toy.EOS)
+        assert not ends[:-1].any()
+        assert (forest.paths.finish[path] == FinishReason.STOP) == ends[-1]
+
+
+@given(toy.search_configs(), toy.prompts(), st.integers(1, 50))
+def test_the_order_in_which_segments_are_run_changes_nothing(config, prompts, order):
+    first, second = (grow(config, prompts, i).columns() for i in (0, order))
+    for name, column in first.items():
+        np.testing.assert_array_equal(column, second[name], err_msg=name)
+
+
+@given(toy.search_configs(), toy.prompts())
+def test_branches_leave_at_marks_and_restarts_before_the_end_of_an_answer(config, prompts):
+    forest = grow(config, prompts, 0)
+    marks = set(zip(forest.marks.path.tolist(), forest.marks.pos.tolist(), strict=True))
+    paths, prompt_len = forest.paths, forest.trees.prompt_len
+    for path in np.flatnonzero(paths.origin != ForkOrigin.ROOT):
+        parent, at = int(paths.parent[path]), int(paths.at[path])
+        assert paths.tree[parent] == paths.tree[path]
+        assert parent < path
+        is_prompt = at == prompt_len[paths.tree[path]]
+        assert is_prompt or (parent, at) in marks
+        assert paths.origin[path] != ForkOrigin.INITIAL or is_prompt
+        assert paths.origin[path] != ForkOrigin.BRANCH or not is_prompt
+
+
+@pytest.mark.parametrize("field", ["width", "segment_len", "max_depth", "branch_factor"])
+def test_a_zero_in_the_config_is_named(field):
+    with pytest.raises(core.InvalidConfigError, match=f"{field}: must be at least 1, got 0"):
+        core.SearchConfig(**{field: 0})
+
+
+def test_an_unknown_fallback_is_named():
+    with pytest.raises(core.InvalidConfigError, match=r'fallback.*"sometimes"'):
+        core.SearchConfig(fallback="sometimes")
+
+
+def test_a_segment_with_a_nan_is_refused_whole():
+    search = core.Search(core.SearchConfig(width=1, segment_len=4))
+    tree = search.add_tree(0, np.array([1], np.uint32))
+    numbers = np.array([-1.0, np.nan], np.float32)
+    with pytest.raises(core.NotFiniteError, match=r"log-probability is NaN for tree 0, path 0"):
+        search.complete_segment(tree, 0, np.array([1, 2], np.uint32), numbers, numbers)
+    assert len(search.tokens(tree, 0)) == 1
+
+
+def test_a_tree_or_path_that_does_not_exist_is_an_error():
+    search = core.Search(core.SearchConfig())
+    with pytest.raises(core.InvalidInputError, match="tree 0"):
+        search.tokens(0, 0)
+    with pytest.raises(core.InvalidInputError, match="at least one token"):
+        search.add_tree(0, np.array([], np.uint32))
