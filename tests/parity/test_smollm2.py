@@ -68,7 +68,7 @@ def test_greedy_equals_generate_on_natural_prompts(engine, chats):
             expected = engine.model.generate(prompt[None], max_new_tokens=NUM_NEW, do_sample=False)
         assert completion == expected[0, prompt_len:].tolist(), QUESTIONS[path]
     distinct = [len(set(forest.completion_ids(path).tolist())) for path in range(len(chats))]
-    assert np.median(distinct) >= 8
+    assert min(distinct) >= 8
 
 
 def test_four_trees_of_eight_leaves_record_the_logprobs_of_a_plain_forward(engine, chats):
