@@ -36,6 +36,7 @@ class Interruption:
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
+        self.requested = False
         # Only the main thread may install handlers; elsewhere Ctrl-C keeps its usual meaning.
         if threading.current_thread() is threading.main_thread():
             for number in _SIGNALS:

@@ -237,10 +237,9 @@ class Trainer:
     def _evaluation(self, folder: RunFolder, name: str) -> Evaluation | None:
         """Return the evaluation of that name: the run's own file, or a new one."""
         rows = self._eval_rows
-        if not rows:
-            return None
         known = folder.load_evaluation(name)
-        if known is not None:
+        is_late = name == "before" and self._state.step > 0
+        if not rows or known is not None or is_late:
             return known
         self._stop.check()
         tell(f"evaluation, {name}: {min(len(rows), self.config.eval.num_prompts)} prompts")
