@@ -168,3 +168,15 @@ proptest! {
         machine.compare(&search);
     }
 }
+
+/// 256 tables of 32 blocks each do not fit the array of one step; memory is plentiful.
+#[test]
+fn a_full_array_of_table_updates_preempts_nobody() {
+    let limits = SchedulerConfig { num_blocks: 1024, ..SchedulerConfig::default() };
+    let mut machine = Machine::new(SearchConfig::flat(256, 4), limits);
+    machine.apply(&Op::AddTree(vec![1; 512]));
+    machine.finish();
+    let stats = machine.scheduler.stats();
+    assert_eq!((stats.preemptions, stats.recomputed_tokens), (0, 0));
+    assert!(stats.steps > 4, "all tables fit one step");
+}

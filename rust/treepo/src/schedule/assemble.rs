@@ -16,6 +16,17 @@ enum Pass {
     Prefill,
 }
 
+/// What came of a row that was to be planned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fit {
+    /// It is in the plan.
+    Planned,
+    /// The arrays are full; it keeps its blocks and its turn comes in a later step.
+    NoArrays,
+    /// There are no blocks for it.
+    NoBlocks,
+}
+
 /// What a row computes: tokens `start..start + count`, of which those before `computed` are
 /// resident already.
 #[derive(Debug, Clone, Copy)]
@@ -87,7 +98,7 @@ impl Scheduler {
             if query.count == 0 {
                 return Ok(());
             }
-            if !self.plan_row(tree, path, query, true, writer)? {
+            if self.plan_row(tree, path, query, true, writer)? == Fit::NoBlocks {
                 self.preempt(tree, path);
             }
         }
@@ -111,7 +122,7 @@ impl Scheduler {
             self.waiting.remove(&(tree, path));
             self.take_row(tree, path);
             let query = self.query(tree, path, writer.tokens_left());
-            if !self.plan_row(tree, path, query, false, writer)? {
+            if self.plan_row(tree, path, query, false, writer)? != Fit::Planned {
                 self.leave_row(tree, path);
                 self.memory.set_use(tree, path, Use::Waiting);
                 self.waiting.insert((tree, path));
@@ -148,7 +159,7 @@ impl Scheduler {
         Query { start, count: (len - start).min(tokens_left), computed, len }
     }
 
-    /// Plans one row; false if there are no blocks for it.
+    /// Plans one row if arrays and blocks suffice.
     fn plan_row(
         &mut self,
         tree: TreeId,
@@ -156,16 +167,16 @@ impl Scheduler {
         query: Query,
         may_preempt: bool,
         writer: &mut PlanWriter<'_, '_>,
-    ) -> Result<bool> {
+    ) -> Result<Fit> {
         let end_block = self.memory.blocks_for(query.end());
-        let Some(row) = self.state(tree, path).row else { return Ok(false) };
+        let Some(row) = self.state(tree, path).row else { return Ok(Fit::NoBlocks) };
         let table_len = self.rows[row as usize].map_or(0, |row| row.table_len);
         if end_block - table_len.min(end_block) > writer.updates_left() {
-            return Ok(false);
+            return Ok(Fit::NoArrays);
         }
         while self.missing_blocks(tree, path, end_block) > self.memory.pool().num_free() {
             if !self.make_room(tree, path, may_preempt)? {
-                return Ok(false);
+                return Ok(Fit::NoBlocks);
             }
         }
         while self.memory.num_blocks(tree, path) < end_block {
@@ -184,7 +195,7 @@ impl Scheduler {
             }
         }
         self.write_row(tree, path, row, query, writer);
-        Ok(true)
+        Ok(Fit::Planned)
     }
 
     /// Blocks to take from the pool until the path's chain has `end_block`.
