@@ -342,6 +342,7 @@ impl Memory {
         if let Some(pending) = own.pending.take() {
             own.computed = own.first_block * block_size;
             self.pool.release(pending.from)?;
+            self.num_evicted += 1;
             return Ok(true);
         }
         if own.end_block() <= needed.max(own.first_block) {

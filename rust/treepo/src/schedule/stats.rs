@@ -34,7 +34,7 @@ stats! {
     chunked_prefills,
     /// Paths that lost their row to another one.
     preemptions,
-    /// Blocks evicted.
+    /// Blocks, and holds on partly filled ones, that paths lost to others.
     evictions,
     /// Partly filled blocks copied.
     block_copies,
