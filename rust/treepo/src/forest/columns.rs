@@ -56,14 +56,14 @@ impl Forest {
     /// Rebuilds a forest from its columns and checks it.
     ///
     /// # Errors
-    /// `InvalidInput` or `LawBroken` if the columns do not describe a forest.
+    /// `InvalidInput` if the columns do not describe a forest.
     pub fn from_columns(columns: &Columns) -> Result<Self> {
         columns.check_shape()?;
         let mut forest = Self::new();
         for t in 0..columns.tree_key.len() {
             forest.trees.push(columns.tree(t)?);
         }
-        forest.check()?;
+        forest.check().map_err(|error| Error::InvalidInput(format!("forest columns: {error}")))?;
         Ok(forest)
     }
 }

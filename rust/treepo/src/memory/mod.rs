@@ -408,10 +408,14 @@ impl Memory {
         for copy in &self.copying {
             holders[copy.from.index()] += 1;
         }
+        let mut num_owners = vec![0u32; holders.len()];
         let mut num_residue = 0;
         for (t, paths) in self.trees.iter().enumerate() {
             for (p, own) in paths.iter().enumerate() {
                 let held = own.blocks.iter().copied().chain(own.pending.map(|copy| copy.from));
+                for block in &own.blocks {
+                    num_owners[block.index()] += 1;
+                }
                 for block in held {
                     holders[block.index()] += 1;
                 }
@@ -422,6 +426,8 @@ impl Memory {
         law(num_residue == self.num_residue as usize, "B2", || {
             format!("{num_residue} blocks of residue, counted {}", self.num_residue)
         })?;
+        let shared = num_owners.iter().position(|&owners| owners > 1);
+        law(shared.is_none(), "B3", || format!("block {shared:?} has two appenders"))?;
         for (b, &expected) in holders.iter().enumerate() {
             let count = self.pool.count(BlockId(b as u32));
             law(count == expected, "B2", || format!("block {b}: {count} for {expected} holders"))?;
