@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 from treepo import core
-from treepo.errors import DataError, InvalidInputError, TreepoError
+from treepo.errors import DataError, InvalidInputError
 from treepo.forest import FinishReason, Forest, TokenKind
 
 PATHS = st.integers(0, 1 << 30)
@@ -137,6 +138,15 @@ def test_a_file_that_is_no_forest_is_a_data_error(tmp_path):
         Forest.load(file)
 
 
+def test_a_file_whose_columns_contradict_each_other_is_a_data_error(tmp_path):
+    columns = dict(small().columns())
+    columns["path_at"] = columns["path_at"] + 1
+    file = tmp_path / "forest.safetensors"
+    save_file(columns, file)
+    with pytest.raises(DataError, match="is not a forest file: forest columns"):
+        Forest.load(file)
+
+
 SPOILED = ["path_parent", "path_at", "token_start", "path_start", "mark_pos", "tree_prompt_len"]
 
 
@@ -144,7 +154,7 @@ SPOILED = ["path_parent", "path_at", "token_start", "path_start", "mark_pos", "t
 def test_columns_that_contradict_each_other_are_refused(name):
     columns = {key: column.copy() for key, column in small().columns().items()}
     columns[name] = columns[name] + 1
-    with pytest.raises(TreepoError):
+    with pytest.raises(InvalidInputError, match="forest columns"):
         Forest.from_columns(columns)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import toy_model as toy
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from treepo import core
@@ -62,6 +62,7 @@ def by_key(forest: Forest) -> list[dict[str, np.ndarray]]:
 WIDE = toy.Limits(num_blocks=2000, block_size=4, max_num_seqs=64, max_num_batched_tokens=512)
 
 
+@settings(max_examples=max(250, settings().max_examples))
 @given(toy.search_configs(), toy.prompts(), toy.limits(), st.randoms(), st.integers(0, 3))
 def test_s4_the_forest_is_the_same_for_every_schedule(config, prompts, limits, random, late):
     arrival = list(enumerate(prompts))
