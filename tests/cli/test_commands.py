@@ -142,6 +142,27 @@ def test_ctrl_c_leaves_a_run_that_resume_finishes(tmp_path, capsys):
     assert f"{done + 1} steps" in capsys.readouterr().out
 
 
+def test_killed_run_resumes_to_the_weights_of_an_uninterrupted_one(tmp_path):
+    words = ["num_steps=4", *SMALL, "eval.num_prompts=0", "save_every=1", "num_threads=1"]
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "treepo.cli.main", "train", *words, "--run", str(killed)],
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    for _ in range(600):
+        if any((killed / "checkpoints").glob("step_*")) or process.poll() is not None:
+            break
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    assert main(["train", "--resume", str(killed)]) == 0
+    assert main(["train", *words, "--run", str(whole)]) == 0
+    for name in ("model.safetensors", "optimizer.safetensors", "rollout_state.json"):
+        files = [run / "checkpoints" / "step_4" / name for run in (killed, whole)]
+        assert files[0].read_bytes() == files[1].read_bytes(), name
+
+
 def test_fall_of_pass_at_k_is_said():
     after = evaluation(accuracy=0.5, pass_at={1: 0.5, 2: 0.625})
     assert "pass@2 fell from 75.0% to 62.5%" in before_after(evaluation(), after)

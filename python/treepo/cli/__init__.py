@@ -1,1 +1,6 @@
 """The command line: `treepo train`, `treepo rollout`, `treepo eval`."""
+
+EXIT_OK = 0
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+"""128 + SIGINT, as shells report a program that Ctrl-C ended."""

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from treepo.cli import options
+from treepo.cli import EXIT_OK, options
 from treepo.cli.report import single
 from treepo.errors import InvalidConfigError
 
@@ -44,4 +44,4 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     if arguments.out is not None:
         Path(arguments.out).write_text(json.dumps(result.to_dict(), indent=2) + "\n")
     print(single(result))
-    return 0
+    return EXIT_OK

@@ -7,11 +7,8 @@ import sys
 from collections.abc import Sequence
 
 from treepo import core
+from treepo.cli import EXIT_INTERRUPTED, EXIT_OK, EXIT_USER_ERROR
 from treepo.errors import TreepoError
-
-EXIT_OK = 0
-EXIT_USER_ERROR = 2
-EXIT_INTERRUPTED = 130
 
 _COMMANDS = {
     "train": "train a model on trees of its own answers",

@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from treepo.cli import options
+from treepo.cli import EXIT_OK, options
 from treepo.cli.picture import picture
 from treepo.errors import InvalidConfigError
 from treepo.prompts import load_jsonl
@@ -54,4 +54,4 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
         f"share ratio {forest.share_ratio:.2f}; {engine.stats.seconds:.1f} s"
     )
     print(f"saved: {out}")
-    return 0
+    return EXIT_OK

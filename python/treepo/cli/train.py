@@ -6,15 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from treepo.cli import options
+from treepo.cli import EXIT_INTERRUPTED, EXIT_OK, options
 from treepo.cli.report import before_after
 from treepo.config import TrainConfig
 from treepo.errors import InvalidConfigError
 
 if TYPE_CHECKING:
     from treepo.train.trainer import Trainer, TrainResult
-
-EXIT_INTERRUPTED = 130
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +43,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
         )
         return EXIT_INTERRUPTED
     print(_summary(result, config))
-    return 0
+    return EXIT_OK
 
 
 def _config(arguments: argparse.Namespace, overrides: Sequence[str]) -> TrainConfig:
