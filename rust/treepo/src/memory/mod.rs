@@ -62,7 +62,6 @@ pub struct Memory {
     /// Copies that the open plan has ordered; each holds its source.
     copying: Vec<BlockCopy>,
     num_evicted: u64,
-    num_residue: u32,
 }
 
 impl Memory {
@@ -78,7 +77,6 @@ impl Memory {
             idle: BTreeSet::new(),
             copying: Vec::new(),
             num_evicted: 0,
-            num_residue: 0,
         })
     }
 
@@ -90,11 +88,6 @@ impl Memory {
     /// The pool.
     pub fn pool(&self) -> &BlockPool {
         &self.pool
-    }
-
-    /// Blocks that finished paths of open trees own.
-    pub fn num_residue(&self) -> u32 {
-        self.num_residue
     }
 
     /// Blocks evicted so far.
@@ -142,14 +135,8 @@ impl Memory {
     /// Changes what the path is doing.
     pub fn set_use(&mut self, tree: TreeId, path: PathId, to: Use) {
         let own = self.at_mut(tree, path);
-        let (from, num_blocks) = (own.usage, own.blocks.len() as u32);
-        own.usage = to;
+        let from = std::mem::replace(&mut own.usage, to);
         self.idle.remove(&(from, Reverse(tree), Reverse(path)));
-        if from != to && from == Use::Finished {
-            self.num_residue -= num_blocks;
-        } else if from != to && to == Use::Finished {
-            self.num_residue += num_blocks;
-        }
         self.offer(tree, path);
     }
 
@@ -350,10 +337,8 @@ impl Memory {
         }
         let Some(block) = own.blocks.pop() else { return Ok(false) };
         own.computed = own.computed.min(own.end_block() * block_size);
-        let is_residue = own.usage == Use::Finished;
         self.pool.release(block)?;
         self.num_evicted += 1;
-        self.num_residue -= u32::from(is_residue);
         Ok(true)
     }
 
@@ -387,9 +372,6 @@ impl Memory {
         let paths = std::mem::take(&mut self.trees[tree.index()]);
         for (p, own) in paths.into_iter().enumerate() {
             self.idle.remove(&(own.usage, Reverse(tree), Reverse(PathId(p as u32))));
-            if own.usage == Use::Finished {
-                self.num_residue -= own.blocks.len() as u32;
-            }
             let held = own.pending.map(|pending| pending.from);
             for block in own.blocks.into_iter().chain(held) {
                 self.pool.release(block)?;
@@ -409,7 +391,6 @@ impl Memory {
             holders[copy.from.index()] += 1;
         }
         let mut num_owners = vec![0u32; holders.len()];
-        let mut num_residue = 0;
         for (t, paths) in self.trees.iter().enumerate() {
             for (p, own) in paths.iter().enumerate() {
                 let held = own.blocks.iter().copied().chain(own.pending.map(|copy| copy.from));
@@ -420,12 +401,8 @@ impl Memory {
                     holders[block.index()] += 1;
                 }
                 self.check_path(TreeId(t as u32), PathId(p as u32), own)?;
-                num_residue += if own.usage == Use::Finished { own.blocks.len() } else { 0 };
             }
         }
-        law(num_residue == self.num_residue as usize, "B2", || {
-            format!("{num_residue} blocks of residue, counted {}", self.num_residue)
-        })?;
         let shared = num_owners.iter().position(|&owners| owners > 1);
         law(shared.is_none(), "B3", || format!("block {shared:?} has two appenders"))?;
         for (b, &expected) in holders.iter().enumerate() {

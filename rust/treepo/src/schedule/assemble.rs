@@ -1,7 +1,7 @@
 //! Assembly of one step: who is computed, with which blocks.
 
 use super::plan::PlanWriter;
-use super::{Fed, PlanBuffers, PlanSizes, Sampled, Scheduler};
+use super::{ADMISSION_OPTIMISM, Fed, PlanBuffers, PlanSizes, Sampled, Scheduler};
 use crate::error::{Error, Result, law};
 use crate::ids::{PathId, TreeId};
 use crate::key::Purpose;
@@ -132,21 +132,19 @@ impl Scheduler {
         Ok(())
     }
 
-    /// Admits queued trees while rows and blocks are left for their first paths.
+    /// Admits queued trees while rows are left for their first paths and the worst growth of all
+    /// open trees fits into [`ADMISSION_OPTIMISM`] pools.
     fn admit_trees(&mut self) {
+        let limit = ADMISSION_OPTIMISM * u64::from(self.memory.pool().capacity());
         while let Some(&tree) = self.queue.front() {
-            let prompt_len = self.search.forest().trees()[tree.index()].prompt_len;
-            let first_paths = self.search.config().initial_divergence;
-            let wanted = self.memory.blocks_for(prompt_len) + first_paths;
-            let spoken_for = (self.running.len() + self.waiting.len()) as u32;
-            let available = self.memory.pool().num_free() + self.memory.num_residue();
+            let growth = self.worst_growth(tree);
             let has_rows = self.waiting.len() < self.free_rows.len();
-            let has_blocks = available >= wanted + spoken_for;
-            if self.num_open_trees > 0 && !(has_rows && has_blocks) {
+            if self.num_open_trees > 0 && !(has_rows && self.reserved + growth <= limit) {
                 return;
             }
             self.queue.pop_front();
             self.num_open_trees += 1;
+            self.reserved += growth;
             self.waiting.insert((tree, PathId(0)));
         }
     }

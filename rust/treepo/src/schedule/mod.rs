@@ -3,7 +3,7 @@
 //! [`Scheduler::plan_step`] assembles one flat step of decode rows and prefill chunks;
 //! [`Scheduler::commit_step`] takes the sampled tokens. Running paths go first, decode before
 //! prefill, older trees before younger ones; what is left of the step's tokens admits waiting
-//! paths and then new trees. When blocks run out, residue goes first, then waiting paths, then the
+//! paths and then new trees, as many as may grow within twice the pool. When blocks run out, residue goes first, then waiting paths, then the
 //! youngest running path is preempted and computed again later.
 //!
 //! Paths that have just forked are sampled from one row: they have the same tokens, so the row's
@@ -28,6 +28,10 @@ use crate::forest::Forest;
 use crate::ids::{PathId, TreeId};
 use crate::memory::{Memory, Use};
 use crate::search::{Event, Search, SearchConfig};
+
+/// Trees are admitted until their worst growth fills this many pools. Most paths end early, so 1
+/// leaves the pool half empty; without a limit, trees evict each other's blocks.
+pub(crate) const ADMISSION_OPTIMISM: u64 = 2;
 
 /// Limits of the scheduler.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -122,6 +126,8 @@ pub struct Scheduler {
     waiting: BTreeSet<(TreeId, PathId)>,
     queue: VecDeque<TreeId>,
     num_open_trees: u32,
+    /// Blocks that the open trees may need at worst.
+    reserved: u64,
     finished: Vec<TreeId>,
     plan: OpenPlan,
     plan_number: u64,
@@ -148,6 +154,7 @@ impl Scheduler {
             waiting: BTreeSet::new(),
             queue: VecDeque::new(),
             num_open_trees: 0,
+            reserved: 0,
             finished: Vec::new(),
             plan: OpenPlan::default(),
             plan_number: 0,
@@ -251,8 +258,17 @@ impl Scheduler {
         if let Some(place) = self.queue.iter().position(|&queued| queued == tree) {
             self.queue.remove(place);
             self.num_open_trees += 1;
+            self.reserved += self.worst_growth(tree);
         }
         self.close_tree(tree)
+    }
+
+    /// Blocks that a tree needs if all its paths leave the prompt at once and get as long as may be.
+    fn worst_growth(&self, tree: TreeId) -> u64 {
+        let prompt_len = self.search.forest().trees()[tree.index()].prompt_len;
+        let max_len = self.search.max_path_len(prompt_len).unwrap_or(prompt_len);
+        let path = u64::from(self.memory.blocks_for(max_len - prompt_len) + 1);
+        u64::from(self.memory.blocks_for(prompt_len)) + u64::from(self.search.config().width) * path
     }
 
     fn add_path(&mut self, tree: TreeId, path: PathId, high_water: u32) {
@@ -295,6 +311,7 @@ impl Scheduler {
         self.paths[tree.index()] = Vec::new();
         self.memory.free_tree(tree)?;
         self.num_open_trees -= 1;
+        self.reserved -= self.worst_growth(tree);
         self.finished.push(tree);
         Ok(())
     }

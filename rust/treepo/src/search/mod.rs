@@ -235,6 +235,7 @@ impl Search {
             )));
         }
         tokens.iter().try_for_each(|token| token.check(tree, path))?;
+        self.events.clear(); // `segments` says all that a caller of this function needs
         tokens.iter().try_for_each(|&token| self.push_token(tree, path, token))
     }
 
