@@ -124,10 +124,14 @@ MUTANTS = (
 
 
 def copy_of_crate(folder: Path) -> Path:
-    """Copies what the simulator's build needs; returns the crate's folder."""
+    """Copies what the simulator's build needs; returns the crate's folder.
+
+    The copies are new to cargo, which tells by a file's time whether it has to build again.
+    """
     crate = folder / "rust" / "treepo"
-    shutil.copytree(ROOT / "rust" / "treepo", crate)
-    shutil.copytree(ROOT / "rust" / "treepo-python", folder / "rust" / "treepo-python")
+    for name in ("treepo", "treepo-python"):
+        source = ROOT / "rust" / name
+        shutil.copytree(source, folder / "rust" / name, copy_function=shutil.copy)
     for name in ("Cargo.toml", "Cargo.lock"):
         shutil.copy(ROOT / name, folder)
     return crate
