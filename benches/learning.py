@@ -37,7 +37,7 @@ def main() -> None:
             runs.append(train(kind, seed, options))
             show(runs[-1])
             file = environment.write(
-                "learning", {"options": vars(options), "bars": BARS, "runs": runs}
+                options.name, {"options": vars(options), "bars": BARS, "runs": runs}
             )
     print(file)
 
@@ -70,7 +70,7 @@ def train(kind: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     return {
         "kind": kind,
         "seed": seed,
-        "words": words[:-1] if options.overrides else words[:-1],
+        "overrides": [*KINDS[kind], *options.overrides],
         "load_average_at_start": load,
         "seconds": seconds,
         **evaluations,
@@ -83,8 +83,8 @@ def show(run: dict[str, Any]) -> None:
     before, after = run["before"], run["after"]
     print(f"{run['kind']} seed {run['seed']}: {run['seconds']:.0f} s", end="")
     for name in ("accuracy", "greedy_accuracy"):
-        change = 100 * (after[name] - before[name])
-        print(f"; {name} {100 * before[name]:.1f} -> {100 * after[name]:.1f} ({change:+.1f})", end="")
+        first, last = 100 * before[name], 100 * after[name]
+        print(f"; {name} {first:.1f} -> {last:.1f} ({last - first:+.1f})", end="")
     for k, value in before["pass_at"].items():
         print(f"; pass@{k} {100 * value:.1f} -> {100 * after['pass_at'][k]:.1f}", end="")
     print(flush=True)
@@ -95,6 +95,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--name", default="learning", help="name of the result file")
     parser.add_argument("overrides", nargs="*", help="config keys, e.g. num_steps=20")
     return parser.parse_args()
 

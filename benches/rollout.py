@@ -16,9 +16,9 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import environment
 import torch
 
+import environment
 from treepo import Engine, EngineConfig, Forest, SamplingParams, SearchConfig
 from treepo.tasks import embedded
 
@@ -42,7 +42,9 @@ def main() -> None:
     report(options, runs)
 
 
-def measure(engine: Engine, prompts: list[Any], search: SearchConfig, seed: int) -> dict[str, float]:
+def measure(
+    engine: Engine, prompts: list[Any], search: SearchConfig, seed: int
+) -> dict[str, float]:
     """One rollout."""
     began = time.perf_counter()
     forest: Forest = engine.rollout(prompts, search, SamplingParams(), seed=seed)

@@ -17,12 +17,12 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import environment
 import numpy as np
 import torch
-from rollout import multiplications, word_problems
 from torch.nn.utils.rnn import pad_sequence
 
+import environment
+from rollout import multiplications, word_problems
 from treepo import Engine, EngineConfig, Forest, SamplingParams, SearchConfig
 from treepo.config import Fallback, LossConfig
 from treepo.engine.hook import plain_attention
@@ -80,7 +80,8 @@ def tree_update(model: Any, forest: Forest, values: Any) -> None:
 
 def flat_update(model: Any, forest: Forest, values: Any) -> None:
     """Forward and backward of padded trajectories through a plain forward, the same loss."""
-    rows = [torch.as_tensor(forest.token_ids(p), dtype=torch.int64) for p in range(forest.num_paths)]
+    paths = range(forest.num_paths)
+    rows = [torch.as_tensor(forest.token_ids(p), dtype=torch.int64) for p in paths]
     lengths = torch.tensor([len(row) for row in rows])
     prompt_len = torch.as_tensor(forest.trees.prompt_len[forest.paths.tree], dtype=torch.int64)
     ids = pad_sequence(rows, batch_first=True).to(model.device)
@@ -92,7 +93,7 @@ def flat_update(model: Any, forest: Forest, values: Any) -> None:
         picked = hidden[:, :-1][wanted[:, 1:]]
         logprob, _ = token_logprobs(picked, output_head(model), ids[wanted], 1.0)
         old = np.concatenate(
-            [forest.tokens.logprob[forest.token_index(p)][prompt_len[p] :] for p in range(len(rows))]
+            [forest.tokens.logprob[forest.token_index(p)][prompt_len[p] :] for p in paths]
         )
         advantage = torch.as_tensor(values, dtype=logprob.dtype, device=model.device)
         advantage = advantage.repeat_interleave((lengths - prompt_len).to(model.device))

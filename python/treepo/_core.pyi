@@ -106,7 +106,7 @@ class Forest:
         """Raises with the broken law if an invariant does not hold."""
 
 class Search:
-    """The tree search at segment granularity: embed it over any 'continue these tokens' function."""
+    """The tree search at segment granularity, over any function that continues tokens."""
 
     def __new__(cls, config: SearchConfig, *, seed: int = 0) -> Search: ...
     def add_tree(self, key: int, prompt: U32) -> int: ...
@@ -122,7 +122,7 @@ class Search:
         logprobs: F32,
         entropies: F32,
     ) -> None:
-        """Append a segment (it ends at the first eos or at its limit) and advance the tree's round."""
+        """Append a segment, which ends at its limit or first eos, and advance the tree."""
     def is_done(self) -> bool: ...
     def forest(self) -> Forest:
         """A copy of the forest as it is."""

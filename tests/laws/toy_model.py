@@ -114,9 +114,7 @@ class SlotModel:
             blocks[target] = POISON
             blocks[target, :num_slots] = old[source, :num_slots]
 
-    def _sample(
-        self, buffers: core.PlanBuffers, sample: int, sizes: core.PlanSizes
-    ) -> Draw:
+    def _sample(self, buffers: core.PlanBuffers, sample: int, sizes: core.PlanSizes) -> Draw:
         index = int(buffers.sample_index[sample])
         starts = buffers.query_starts[: sizes.num_rows + 1]
         row = int(np.searchsorted(starts, index, side="right")) - 1

@@ -55,7 +55,7 @@ class TrainConfig(Section):
     """AdamW and its learning rate."""
     eval: EvalConfig = field(default_factory=EvalConfig)
     """Evaluation on held-out prompts."""
-    num_steps: int = 100
+    num_steps: int = 150
     """Rollout steps of the run; the learning-rate schedule spans them."""
     prompts_per_step: int = 16
     """Trees with a learning signal that one step trains on, at most."""

@@ -220,7 +220,7 @@ class LossConfig(Section):
 class OptimizerConfig(Section):
     """AdamW and its learning rate."""
 
-    learning_rate: float = 2.5e-5
+    learning_rate: float = 1.8e-5
     """Peak learning rate; 0 is a control that must not move the model."""
     weight_decay: float = 0.0
     """Decoupled weight decay."""

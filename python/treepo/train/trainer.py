@@ -207,9 +207,8 @@ class Trainer:
         parts: list[StepMetrics] = []
         norms: list[float] = []
         for trees in np.array_split(np.arange(forest.num_trees), count):
-            start = forest.trees.path_start[trees[0]]
-            end = forest.trees.path_start[trees[-1] + 1]
-            parts.append(self._accumulate(forest.select(trees), values[start:end]))
+            part = _of_trees(values, forest, trees)
+            parts.append(self._accumulate(forest.select(trees), part))
             norms.append(
                 optimizer.apply(
                     self._optimizer, self._learning_rate(), self.config.optimizer.grad_clip
@@ -220,15 +219,14 @@ class Trainer:
 
     def _accumulate(self, forest: Forest, values: F64) -> StepMetrics:
         """Forward and backward of one minibatch, micro-batch by micro-batch."""
-        done: list[StepMetrics] = []
-        for trees in microbatches(forest, self.config.max_tokens_per_microbatch):
-            start = forest.trees.path_start[trees[0]]
-            end = forest.trees.path_start[trees[-1] + 1]
-            packed = pack(forest.select(trees))
-            done.append(
-                self._update.backward(packed, values[start:end], forest.num_completion_tokens)
-            )
-        return combine(done)
+        batches = [
+            (pack(forest.select(trees)), _of_trees(values, forest, trees))
+            for trees in microbatches(forest, self.config.max_tokens_per_microbatch)
+        ]
+        num_loss_tokens = sum(packed.num_trajectory_tokens for packed, _ in batches)
+        return combine(
+            [self._update.backward(packed, part, num_loss_tokens) for packed, part in batches]
+        )
 
     def _learning_rate(self) -> float:
         config = self.config
@@ -298,6 +296,12 @@ def num_minibatches(num_trees: int, config: TrainConfig) -> int:
     """Return the optimizer steps for so many trees: few trees make few steps, not small ones."""
     full = math.ceil(config.prompts_per_step / config.minibatches_per_step)
     return math.ceil(num_trees / full)
+
+
+def _of_trees(values: F64, forest: Forest, trees: npt.NDArray[np.int64]) -> F64:
+    """Return the values of the paths of neighbouring trees."""
+    start = forest.trees.path_start[trees[0]]
+    return values[start : forest.trees.path_start[trees[-1] + 1]]
 
 
 def due(step: int, every: int) -> bool:
