@@ -32,13 +32,13 @@ def encode(tokenizer: Any, prompt: Prompt) -> npt.NDArray[np.uint32]:
         Token ids, uint32, at least one.
 
     Raises:
-        InvalidInputError: Nothing to encode, a token id below 0, or messages for a tokenizer
-            without chat template.
+        InvalidInputError: Nothing to encode, a text that the tokenizer has no tokens for, a token
+            id below 0, or messages for a tokenizer without chat template.
     """
     if isinstance(prompt, str):
-        ids = tokenizer(prompt, add_special_tokens=True)["input_ids"]
+        ids = _tokenize(tokenizer, prompt, adds_start=True)
     elif is_messages(prompt):
-        ids = tokenizer(render(tokenizer, prompt), add_special_tokens=False)["input_ids"]
+        ids = _tokenize(tokenizer, render(tokenizer, prompt), adds_start=False)
     else:
         ids = prompt
     array = np.asarray(ids)
@@ -48,6 +48,16 @@ def encode(tokenizer: Any, prompt: Prompt) -> npt.NDArray[np.uint32]:
         raise InvalidInputError(f"prompt holds something that is no token id: {prompt!r:.60}")
     array = array.astype(np.uint32)
     return array if _passes_through(prompt) else _single_bos(tokenizer, array)
+
+
+def _tokenize(tokenizer: Any, text: str, *, adds_start: bool) -> Any:
+    try:
+        return tokenizer(text, add_special_tokens=adds_start)["input_ids"]
+    except Exception as error:
+        # The tokenizers package raises plain exceptions, e.g. where there is no unknown token.
+        raise InvalidInputError(
+            f"the tokenizer cannot encode the prompt {text!r:.60}: {error}"
+        ) from None
 
 
 def render(tokenizer: Any, messages: Any) -> str:

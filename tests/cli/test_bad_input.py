@@ -78,6 +78,11 @@ def test_bad_line_of_the_data_is_named(train, write_rows):
     assert "line 2: no 'prompt'" in train("--data", write_rows([{"prompt": "1"}, {"text": "2"}]))
 
 
+def test_prompt_that_the_tokenizer_cannot_encode_is_named(capsys, write_rows):
+    message = fails(capsys, "rollout", "--prompts", write_rows([{"prompt": "hello"}]))
+    assert "cannot encode the prompt 'hello'" in message
+
+
 def test_missing_model_is_named(train, write_rows):
     message = train("--model", "./no/model", "--data", write_rows([{"prompt": "1", "answer": "1"}]))
     assert "there is no folder ./no/model" in message
