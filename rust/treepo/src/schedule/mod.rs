@@ -3,8 +3,9 @@
 //! [`Scheduler::plan_step`] assembles one flat step of decode rows and prefill chunks;
 //! [`Scheduler::commit_step`] takes the sampled tokens. Running paths go first, decode before
 //! prefill, older trees before younger ones; what is left of the step's tokens admits waiting
-//! paths and then new trees, as many as may grow within twice the pool. When blocks run out, residue goes first, then waiting paths, then the
-//! youngest running path is preempted and computed again later.
+//! paths and then new trees, as many as may grow within twice the pool. When blocks run out,
+//! residue goes first, then waiting paths, then the youngest running path is preempted and
+//! computed again later.
 //!
 //! Paths that have just forked are sampled from one row: they have the same tokens, so the row's
 //! logits serve all of them (`sample_index` repeats).
