@@ -83,6 +83,8 @@ class Trees:
     """[T] root of the tree's random numbers."""
     prompt_len: I32
     """[T] tokens of the prompt."""
+    replayable: U8
+    """[T] 1 where seed, key, prompt, config and model decide the tree; 0 for an aborted one."""
     path_start: I32
     """[T + 1] tree t owns the paths path_start[t] .. path_start[t + 1]."""
 

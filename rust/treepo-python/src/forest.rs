@@ -1,13 +1,14 @@
 //! `Forest` and its columns as numpy arrays.
 
-use numpy::{Element, IntoPyArray, PyArray1, PyArrayMethods, PyReadonlyArray1};
+use numpy::{Element, IntoPyArray, PyArray1, PyArrayMethods};
 use pyo3::exceptions::PyKeyError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use treepo::forest::Columns;
-use treepo::{Error, FinishReason, ForkOrigin, PathId, SampledToken, TreeId};
+use treepo::{FinishReason, ForkOrigin, PathId, SampledToken, TreeId};
 
-use crate::error::{IntoPy, to_py};
+use crate::argument::{Vector, describe, int, invalid};
+use crate::error::IntoPy;
 
 /// Trees of token paths.
 #[pyclass(module = "treepo.core")]
@@ -23,22 +24,26 @@ pub(crate) fn sampled_tokens(
     if ids.len() != logprobs.len() || ids.len() != entropies.len() {
         let (i, l, e) = (ids.len(), logprobs.len(), entropies.len());
         let message = format!("{i} token ids, {l} log-probabilities and {e} entropies");
-        return Err(to_py(&Error::InvalidInput(message)));
+        return Err(invalid(message));
     }
     let rows = ids.iter().zip(logprobs).zip(entropies);
     Ok(rows.map(|((&id, &logprob), &entropy)| SampledToken { id, logprob, entropy }).collect())
 }
 
-fn input(message: &str) -> PyErr {
-    to_py(&Error::InvalidInput(message.into()))
-}
-
 fn read<T: Element + Copy>(columns: &Bound<'_, PyAny>, name: &str) -> PyResult<Vec<T>> {
-    let column = columns.get_item(name).map_err(|_| PyKeyError::new_err(name.to_owned()))?;
-    let array = column.cast::<PyArray1<T>>().map_err(|_| {
-        input(&format!("forest column {name} has the wrong dtype or number of dimensions"))
+    let py = columns.py();
+    let column = columns.get_item(name).map_err(|error| {
+        let is_missing = error.is_instance_of::<PyKeyError>(py);
+        if is_missing { invalid(format!("forest column {name} is missing")) } else { error }
     })?;
-    Ok(array.try_readonly()?.to_vec()?)
+    let wrong = || {
+        let (given, dtype) = (describe(&column), T::get_dtype(py));
+        invalid(format!(
+            "forest column {name} must be a contiguous one-dimensional array of {dtype}, is {given}"
+        ))
+    };
+    let array = column.cast::<PyArray1<T>>().map_err(|_| wrong())?;
+    array.try_readonly()?.to_vec().map_err(|_| wrong())
 }
 
 fn put<T: Element>(dict: &Bound<'_, PyDict>, name: &str, values: Vec<T>) -> PyResult<()> {
@@ -54,6 +59,7 @@ macro_rules! for_each_column {
             tree_key,
             tree_stream,
             tree_prompt_len,
+            tree_replayable,
             path_start,
             path_tree,
             path_parent,
@@ -95,14 +101,19 @@ impl Forest {
     #[pyo3(signature = (key, prompt, *, seed=0))]
     fn add_tree(
         &mut self,
-        key: u64,
-        prompt: PyReadonlyArray1<'_, u32>,
-        seed: u64,
+        #[pyo3(from_py_with = int)] key: u64,
+        prompt: Vector<'_, u32>,
+        #[pyo3(from_py_with = int)] seed: u64,
     ) -> PyResult<u32> {
-        Ok(self.0.add_tree(seed, key, prompt.as_slice()?).into_py()?.0)
+        Ok(self.0.add_tree(seed, key, prompt.token_ids()?).into_py()?.0)
     }
 
-    fn fork(&mut self, tree: u32, path: u32, at: u32) -> PyResult<u32> {
+    fn fork(
+        &mut self,
+        #[pyo3(from_py_with = int)] tree: u32,
+        #[pyo3(from_py_with = int)] path: u32,
+        #[pyo3(from_py_with = int)] at: u32,
+    ) -> PyResult<u32> {
         let path = self.0.fork(TreeId(tree), PathId(path), at, ForkOrigin::Caller).into_py()?;
         Ok(path.0)
     }
@@ -111,15 +122,15 @@ impl Forest {
     #[allow(clippy::too_many_arguments, reason = "one call appends all columns")]
     fn append(
         &mut self,
-        tree: u32,
-        path: u32,
-        token_ids: PyReadonlyArray1<'_, u32>,
-        logprobs: PyReadonlyArray1<'_, f32>,
-        entropies: PyReadonlyArray1<'_, f32>,
-        version: u32,
+        #[pyo3(from_py_with = int)] tree: u32,
+        #[pyo3(from_py_with = int)] path: u32,
+        token_ids: Vector<'_, u32>,
+        logprobs: Vector<'_, f32>,
+        entropies: Vector<'_, f32>,
+        #[pyo3(from_py_with = int)] version: u32,
     ) -> PyResult<()> {
         let (tree, path) = (TreeId(tree), PathId(path));
-        let (ids, logprobs) = (token_ids.as_slice()?, logprobs.as_slice()?);
+        let (ids, logprobs) = (token_ids.token_ids()?, logprobs.as_slice()?);
         let tokens = sampled_tokens(ids, logprobs, entropies.as_slice()?)?;
         for token in &tokens {
             token.check(tree, path).into_py()?;
@@ -132,24 +143,33 @@ impl Forest {
 
     fn append_given(
         &mut self,
-        tree: u32,
-        path: u32,
-        token_ids: PyReadonlyArray1<'_, u32>,
+        #[pyo3(from_py_with = int)] tree: u32,
+        #[pyo3(from_py_with = int)] path: u32,
+        token_ids: Vector<'_, u32>,
     ) -> PyResult<()> {
-        self.0.push_given(TreeId(tree), PathId(path), token_ids.as_slice()?).into_py()
+        self.0.push_given(TreeId(tree), PathId(path), token_ids.token_ids()?).into_py()
     }
 
-    fn mark(&mut self, tree: u32, path: u32) -> PyResult<()> {
+    fn mark(
+        &mut self,
+        #[pyo3(from_py_with = int)] tree: u32,
+        #[pyo3(from_py_with = int)] path: u32,
+    ) -> PyResult<()> {
         self.0.mark(TreeId(tree), PathId(path)).into_py()
     }
 
-    fn finish(&mut self, tree: u32, path: u32, reason: u8) -> PyResult<()> {
+    fn finish(
+        &mut self,
+        #[pyo3(from_py_with = int)] tree: u32,
+        #[pyo3(from_py_with = int)] path: u32,
+        #[pyo3(from_py_with = int)] reason: u8,
+    ) -> PyResult<()> {
         let reason = FinishReason::from_u8(reason)
-            .ok_or_else(|| input(&format!("no finish reason has the number {reason}")))?;
+            .ok_or_else(|| invalid(format!("no finish reason has the number {reason}")))?;
         self.0.finish(TreeId(tree), PathId(path), reason).into_py()
     }
 
-    fn set_rewards(&mut self, rewards: PyReadonlyArray1<'_, f32>) -> PyResult<()> {
+    fn set_rewards(&mut self, rewards: Vector<'_, f32>) -> PyResult<()> {
         self.0.set_rewards(rewards.as_slice()?).into_py()
     }
 
@@ -192,7 +212,7 @@ impl Forest {
         Ok(dict)
     }
 
-    fn select(&self, trees: PyReadonlyArray1<'_, u32>) -> PyResult<Self> {
+    fn select(&self, trees: Vector<'_, u32>) -> PyResult<Self> {
         let trees: Vec<_> = trees.as_slice()?.iter().map(|&tree| TreeId(tree)).collect();
         Ok(Self(self.0.select(&trees).into_py()?))
     }

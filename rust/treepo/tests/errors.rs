@@ -171,3 +171,15 @@ fn without_fallback_a_tree_ends_with_fewer_leaves() {
     assert!(search.is_done());
     assert_eq!(search.forest().num_paths(), 2);
 }
+
+#[test]
+fn an_aborted_tree_is_marked_as_not_replayable() {
+    let mut search = Search::new(SearchConfig::default(), 0).unwrap();
+    let kept = search.add_tree(1, &[5]).unwrap();
+    let aborted = search.add_tree(2, &[5]).unwrap();
+    search.abort_tree(aborted).unwrap();
+    assert!(search.forest().tree(kept).unwrap().is_replayable);
+    assert!(!search.forest().tree(aborted).unwrap().is_replayable);
+    let copy = treepo::Forest::from_columns(&search.forest().columns()).unwrap();
+    assert_eq!(copy.columns().tree_replayable, [1, 0]);
+}

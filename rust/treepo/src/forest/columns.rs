@@ -13,6 +13,8 @@ pub struct Columns {
     pub tree_key: Vec<u64>,
     pub tree_stream: Vec<u64>,
     pub tree_prompt_len: Vec<i32>,
+    /// 1 for a replayable tree, else 0.
+    pub tree_replayable: Vec<u8>,
     pub path_start: Vec<i32>,
     pub path_tree: Vec<i32>,
     /// Number of the parent path, -1 without one.
@@ -45,6 +47,7 @@ impl Forest {
             columns.tree_key.push(tree.key);
             columns.tree_stream.push(tree.stream.0);
             columns.tree_prompt_len.push(tree.prompt_len as i32);
+            columns.tree_replayable.push(u8::from(tree.is_replayable));
             for path in &tree.paths {
                 columns.push_path(t as i32, first, path);
             }
@@ -99,6 +102,7 @@ impl Columns {
         let mut tree = Tree {
             key: self.tree_key[t],
             prompt_len: self.tree_prompt_len[t] as u32,
+            is_replayable: self.tree_replayable[t] != 0,
             stream: Stream(self.tree_stream[t]),
             paths: Vec::new(),
         };
@@ -155,7 +159,7 @@ impl Columns {
         let (trees, paths) = (self.tree_key.len(), self.path_tree.len());
         let (tokens, marks) = (self.token_id.len(), self.mark_path.len());
         let lengths = [
-            ("tree", trees, vec![self.tree_stream.len(), self.tree_prompt_len.len()]),
+            ("tree", trees, self.tree_lengths()),
             ("path", paths, self.path_lengths()),
             ("token", tokens, self.token_lengths()),
             ("mark", marks, vec![self.mark_pos.len()]),
@@ -182,6 +186,10 @@ impl Columns {
             return Err(Error::InvalidInput(message.into()));
         }
         Ok(())
+    }
+
+    fn tree_lengths(&self) -> Vec<usize> {
+        vec![self.tree_stream.len(), self.tree_prompt_len.len(), self.tree_replayable.len()]
     }
 
     fn path_lengths(&self) -> Vec<usize> {

@@ -26,6 +26,9 @@ pub struct Tree {
     pub key: u64,
     /// Tokens of the prompt, at the front of path 0.
     pub prompt_len: u32,
+    /// Whether seed, key, prompt, configuration and model decide the tree. One that the caller
+    /// aborts depends on when.
+    pub is_replayable: bool,
     stream: Stream,
     paths: Vec<Path>,
 }
@@ -197,7 +200,8 @@ impl Forest {
         let mut root = Path::new(None, 0, 0, stream.of_path(0), ForkOrigin::Root);
         root.extend_unsampled(prompt, TokenKind::Prompt);
         let prompt_len = prompt.len() as u32;
-        self.trees.push(Tree { key, prompt_len, stream, paths: vec![root] });
+        let is_replayable = true;
+        self.trees.push(Tree { key, prompt_len, is_replayable, stream, paths: vec![root] });
         Ok(TreeId(self.trees.len() as u32 - 1))
     }
 
@@ -302,6 +306,16 @@ impl Forest {
     #[must_use]
     pub fn concatenate<'a>(forests: impl Iterator<Item = &'a Self>) -> Self {
         Self { trees: forests.flat_map(|forest| forest.trees.iter().cloned()).collect() }
+    }
+
+    /// Records that something else than the tree's own history has had a say in it.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a tree that does not exist.
+    pub fn set_not_replayable(&mut self, tree: TreeId) -> Result<()> {
+        self.tree(tree)?;
+        self.tree_mut(tree).is_replayable = false;
+        Ok(())
     }
 
     fn live(&self, tree: TreeId, path: PathId) -> Result<&Path> {

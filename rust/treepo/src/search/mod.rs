@@ -241,7 +241,7 @@ impl Search {
 
     /// Ends all live paths of a tree with [`FinishReason::Abort`].
     pub fn abort_tree(&mut self, tree: TreeId) -> Result<()> {
-        self.forest.tree(tree)?;
+        self.forest.set_not_replayable(tree)?;
         let state = &mut self.trees[tree.index()];
         state.is_done = true;
         state.num_running = 0;
