@@ -2,6 +2,7 @@
 
 use pyo3::prelude::*;
 
+use crate::argument::{int, ints, optional_int};
 use crate::error::{IntoPy, to_py};
 use treepo::{Error, Fallback};
 
@@ -30,15 +31,15 @@ impl SearchConfig {
     ))]
     #[allow(clippy::too_many_arguments, reason = "keyword arguments of a Python constructor")]
     fn new(
-        width: u32,
-        segment_len: u32,
-        max_depth: u32,
-        branch_factor: u32,
-        initial_divergence: u32,
+        #[pyo3(from_py_with = int)] width: u32,
+        #[pyo3(from_py_with = int)] segment_len: u32,
+        #[pyo3(from_py_with = int)] max_depth: u32,
+        #[pyo3(from_py_with = int)] branch_factor: u32,
+        #[pyo3(from_py_with = int)] initial_divergence: u32,
         fallback: &str,
-        max_completion_len: Option<u32>,
-        max_model_len: Option<u32>,
-        eos_token_ids: Vec<u32>,
+        #[pyo3(from_py_with = optional_int)] max_completion_len: Option<u32>,
+        #[pyo3(from_py_with = optional_int)] max_model_len: Option<u32>,
+        #[pyo3(from_py_with = ints)] eos_token_ids: Vec<u32>,
     ) -> PyResult<Self> {
         let config = treepo::SearchConfig {
             width,

@@ -3,6 +3,7 @@
 use pyo3::prelude::*;
 use treepo::BlockId;
 
+use crate::argument::int;
 use crate::error::IntoPy;
 
 /// Reference counts and free blocks of a paged key-value cache.
@@ -13,7 +14,7 @@ pub(crate) struct BlockPool(treepo::BlockPool);
 #[pymethods]
 impl BlockPool {
     #[new]
-    fn new(num_blocks: u32) -> PyResult<Self> {
+    fn new(#[pyo3(from_py_with = int)] num_blocks: u32) -> PyResult<Self> {
         Ok(Self(treepo::BlockPool::new(num_blocks).into_py()?))
     }
 
@@ -21,15 +22,15 @@ impl BlockPool {
         self.0.allocate().map(|block| block.0)
     }
 
-    fn retain(&mut self, block: u32) -> PyResult<()> {
+    fn retain(&mut self, #[pyo3(from_py_with = int)] block: u32) -> PyResult<()> {
         self.0.retain(BlockId(block)).into_py()
     }
 
-    fn release(&mut self, block: u32) -> PyResult<bool> {
+    fn release(&mut self, #[pyo3(from_py_with = int)] block: u32) -> PyResult<bool> {
         self.0.release(BlockId(block)).into_py()
     }
 
-    fn count(&self, block: u32) -> u32 {
+    fn count(&self, #[pyo3(from_py_with = int)] block: u32) -> u32 {
         self.0.count(BlockId(block))
     }
 

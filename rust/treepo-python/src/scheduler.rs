@@ -1,13 +1,14 @@
 //! `Scheduler`: plans go into numpy arrays that the caller owns.
 
-use numpy::{Element, PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1, PyReadwriteArray};
-use numpy::{Ix1, Ix2};
+use numpy::{Element, Ix1, Ix2, PyArray1, PyArray2, PyArrayMethods, PyReadwriteArray};
+use numpy::{PyUntypedArrayMethods, dtype};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
-use treepo::{Error, PlanBuffers, SchedulerConfig, TreeId};
+use treepo::{PlanBuffers, SchedulerConfig, TreeId};
 
+use crate::argument::{Vector, describe, int, invalid};
 use crate::config::SearchConfig;
-use crate::error::{IntoPy, to_py};
+use crate::error::IntoPy;
 use crate::forest::{Forest, sampled_tokens};
 
 /// Search plus memory plus time: plans one flat step after another.
@@ -15,18 +16,15 @@ use crate::forest::{Forest, sampled_tokens};
 #[derive(Debug)]
 pub(crate) struct Scheduler(treepo::Scheduler);
 
-fn wrong_array(name: &str, what: &str) -> PyErr {
-    to_py(&Error::InvalidInput(format!("plan array {name} {what}")))
-}
-
-/// Borrows the one-dimensional array `name` of the caller's buffers for writing.
+/// Borrows the array `name` of shape [n] for writing.
 fn vector<'py, T: Element>(
     buffers: &Bound<'py, PyAny>,
     name: &str,
 ) -> PyResult<PyReadwriteArray<'py, T, Ix1>> {
-    let array = buffers.getattr(name)?;
-    let array = array.cast::<PyArray1<T>>().map_err(|_| wrong_array(name, "has a wrong type"))?;
-    array.try_readwrite().map_err(|_| wrong_array(name, "cannot be written"))
+    let given = buffers.getattr(name)?;
+    let array = given.cast::<PyArray1<T>>().ok().filter(|array| array.is_c_contiguous());
+    let array = array.ok_or_else(|| wrong_array::<T>(&given, name, "[n]"))?;
+    array.try_readwrite().map_err(|error| invalid(format!("plan array {name}: {error}")))
 }
 
 /// Borrows the array `name` of shape [n, 3] for writing.
@@ -34,9 +32,19 @@ fn triples<'py>(
     buffers: &Bound<'py, PyAny>,
     name: &str,
 ) -> PyResult<PyReadwriteArray<'py, i32, Ix2>> {
-    let array = buffers.getattr(name)?;
-    let array = array.cast::<PyArray2<i32>>().map_err(|_| wrong_array(name, "has a wrong type"))?;
-    array.try_readwrite().map_err(|_| wrong_array(name, "cannot be written"))
+    let given = buffers.getattr(name)?;
+    let fits =
+        |array: &&Bound<'py, PyArray2<i32>>| array.is_c_contiguous() && array.shape()[1] == 3;
+    let array = given.cast::<PyArray2<i32>>().ok().filter(fits);
+    let array = array.ok_or_else(|| wrong_array::<i32>(&given, name, "[n, 3]"))?;
+    array.try_readwrite().map_err(|error| invalid(format!("plan array {name}: {error}")))
+}
+
+fn wrong_array<T: Element>(given: &Bound<'_, PyAny>, name: &str, shape: &str) -> PyErr {
+    let (dtype, given) = (dtype::<T>(given.py()), describe(given));
+    invalid(format!(
+        "plan array {name} must be a contiguous array of {dtype} of shape {shape}, is {given}"
+    ))
 }
 
 #[pymethods]
@@ -48,12 +56,12 @@ impl Scheduler {
     ))]
     fn new(
         config: &SearchConfig,
-        seed: u64,
-        num_blocks: u32,
-        block_size: u32,
-        max_num_seqs: u32,
-        max_num_batched_tokens: u32,
-        policy_version: u32,
+        #[pyo3(from_py_with = int)] seed: u64,
+        #[pyo3(from_py_with = int)] num_blocks: u32,
+        #[pyo3(from_py_with = int)] block_size: u32,
+        #[pyo3(from_py_with = int)] max_num_seqs: u32,
+        #[pyo3(from_py_with = int)] max_num_batched_tokens: u32,
+        #[pyo3(from_py_with = int)] policy_version: u32,
     ) -> PyResult<Self> {
         let limits =
             SchedulerConfig { num_blocks, block_size, max_num_seqs, max_num_batched_tokens };
@@ -62,8 +70,12 @@ impl Scheduler {
         Ok(Self(scheduler))
     }
 
-    fn add_tree(&mut self, key: u64, prompt: PyReadonlyArray1<'_, u32>) -> PyResult<u32> {
-        Ok(self.0.add_tree(key, prompt.as_slice()?).into_py()?.0)
+    fn add_tree(
+        &mut self,
+        #[pyo3(from_py_with = int)] key: u64,
+        prompt: Vector<'_, u32>,
+    ) -> PyResult<u32> {
+        Ok(self.0.add_tree(key, prompt.token_ids()?).into_py()?.0)
     }
 
     fn buffer_sizes<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
@@ -118,11 +130,11 @@ impl Scheduler {
     fn commit_step(
         &mut self,
         py: Python<'_>,
-        token_ids: PyReadonlyArray1<'_, u32>,
-        logprobs: PyReadonlyArray1<'_, f32>,
-        entropies: PyReadonlyArray1<'_, f32>,
+        token_ids: Vector<'_, u32>,
+        logprobs: Vector<'_, f32>,
+        entropies: Vector<'_, f32>,
     ) -> PyResult<u32> {
-        let (ids, logprobs) = (token_ids.as_slice()?, logprobs.as_slice()?);
+        let (ids, logprobs) = (token_ids.token_ids()?, logprobs.as_slice()?);
         let tokens = sampled_tokens(ids, logprobs, entropies.as_slice()?)?;
         let scheduler = &mut self.0;
         py.detach(|| scheduler.commit_step(&tokens)).into_py()
@@ -136,7 +148,7 @@ impl Scheduler {
         self.0.take_finished().into_iter().map(|tree| tree.0).collect()
     }
 
-    fn abort_tree(&mut self, tree: u32) -> PyResult<()> {
+    fn abort_tree(&mut self, #[pyo3(from_py_with = int)] tree: u32) -> PyResult<()> {
         self.0.abort_tree(TreeId(tree)).into_py()
     }
 

@@ -1,9 +1,10 @@
 //! `Search` at segment granularity.
 
-use numpy::{IntoPyArray, PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1};
+use numpy::{IntoPyArray, PyArray1, PyArray2, PyArrayMethods};
 use pyo3::prelude::*;
 use treepo::{PathId, TreeId};
 
+use crate::argument::{Vector, int};
 use crate::config::SearchConfig;
 use crate::error::IntoPy;
 use crate::forest::{Forest, sampled_tokens};
@@ -17,17 +18,23 @@ pub(crate) struct Search(treepo::Search);
 impl Search {
     #[new]
     #[pyo3(signature = (config, *, seed=0))]
-    fn new(config: &SearchConfig, seed: u64) -> PyResult<Self> {
+    fn new(config: &SearchConfig, #[pyo3(from_py_with = int)] seed: u64) -> PyResult<Self> {
         Ok(Self(treepo::Search::new(config.0.clone(), seed).into_py()?))
     }
 
-    fn add_tree(&mut self, key: u64, prompt: PyReadonlyArray1<'_, u32>) -> PyResult<u32> {
-        Ok(self.0.add_tree(key, prompt.as_slice()?).into_py()?.0)
+    fn add_tree(
+        &mut self,
+        #[pyo3(from_py_with = int)] key: u64,
+        prompt: Vector<'_, u32>,
+    ) -> PyResult<u32> {
+        Ok(self.0.add_tree(key, prompt.token_ids()?).into_py()?.0)
     }
 
     fn segments<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray2<i32>>> {
         let segments = self.0.segments();
-        let row = |s: &treepo::Segment| [s.tree.0, s.path.0, s.max_new_tokens].map(|n| n as i32);
+        let row = |s: &treepo::Segment| {
+            [s.tree.0, s.path.0, s.max_new_tokens.min(i32::MAX as u32)].map(|n| n as i32)
+        };
         let flat: Vec<i32> = segments.iter().flat_map(row).collect();
         flat.into_pyarray(py).reshape([segments.len(), 3])
     }
@@ -35,8 +42,8 @@ impl Search {
     fn tokens<'py>(
         &self,
         py: Python<'py>,
-        tree: u32,
-        path: u32,
+        #[pyo3(from_py_with = int)] tree: u32,
+        #[pyo3(from_py_with = int)] path: u32,
     ) -> PyResult<Bound<'py, PyArray1<u32>>> {
         let (tree, path) = (TreeId(tree), PathId(path));
         self.0.forest().path(tree, path).into_py()?;
@@ -45,13 +52,13 @@ impl Search {
 
     fn complete_segment(
         &mut self,
-        tree: u32,
-        path: u32,
-        token_ids: PyReadonlyArray1<'_, u32>,
-        logprobs: PyReadonlyArray1<'_, f32>,
-        entropies: PyReadonlyArray1<'_, f32>,
+        #[pyo3(from_py_with = int)] tree: u32,
+        #[pyo3(from_py_with = int)] path: u32,
+        token_ids: Vector<'_, u32>,
+        logprobs: Vector<'_, f32>,
+        entropies: Vector<'_, f32>,
     ) -> PyResult<()> {
-        let (ids, logprobs) = (token_ids.as_slice()?, logprobs.as_slice()?);
+        let (ids, logprobs) = (token_ids.token_ids()?, logprobs.as_slice()?);
         let tokens = sampled_tokens(ids, logprobs, entropies.as_slice()?)?;
         self.0.complete_segment(TreeId(tree), PathId(path), &tokens).into_py()
     }
