@@ -216,3 +216,40 @@ def test_an_interrupted_engine_works_on(engine, prompts):
 
 def test_no_prompts_give_an_empty_forest(engine):
     assert engine.rollout([], SEARCH).num_trees == 0
+
+
+def test_a_text_in_place_of_a_list_of_prompts_is_refused(engine):
+    with pytest.raises(InvalidInputError, match="put it in a list"):
+        engine.generate("37539*9=")
+
+
+def test_a_rollout_within_a_rollout_is_refused_and_the_outer_one_unharmed(engine, prompts):
+    expected = tokens(engine.rollout(prompts, SEARCH))
+
+    def nested(stats):
+        with pytest.raises(InvalidInputError, match="rollout of this engine is running"):
+            engine.rollout(prompts[::-1], SEARCH, seed=4)
+
+    assert tokens(engine.rollout(prompts, SEARCH, on_step=nested)) == expected
+
+
+def test_two_engines_on_one_model_do_not_disturb_each_other(make_model, prompts):
+    model = make_model("llama")
+    one, other = (Engine(model, None, EngineConfig(block_size=n)) for n in (4, 2))
+    expected = tokens(one.rollout(prompts, SEARCH))
+    forest = one.rollout(prompts, SEARCH, on_step=lambda _: other.generate(prompts, max_tokens=1))
+    assert tokens(forest) == expected
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_limits_do_not_change_the_tokens(make_model, prompts, seed):
+    model = make_model("llama")
+    tight = EngineConfig(block_size=4, num_blocks=13, max_num_seqs=3, max_num_batched_tokens=7)
+    wide = tokens(Engine(model, None).rollout(prompts, SEARCH, seed=seed))
+    assert tokens(Engine(model, None, tight).rollout(prompts, SEARCH, seed=seed)) == wide
+
+
+def test_a_vocabulary_above_16_bits_is_sampled_from_whole(make_model, prompts):
+    model = make_model("llama", vocab_size=70_001)
+    forest = Engine(model, None).generate(prompts, n=8, max_tokens=4)
+    assert 65_536 < forest.tokens.id.max() < 70_001

@@ -120,6 +120,15 @@ def test_a_layer_that_skips_the_hook_is_found(make_model):
         probe(model)
 
 
+def test_a_model_that_is_refused_computes_as_before(make_model):
+    model = make_model("llama")
+    model.model.layers[1].self_attn.layer_idx = 7
+    before = model(torch.tensor([[1, 2, 3]]), use_cache=False).logits
+    with pytest.raises(UnsupportedModelError):
+        Engine(model, None)
+    torch.testing.assert_close(model(torch.tensor([[1, 2, 3]]), use_cache=False).logits, before)
+
+
 def test_a_back_end_without_a_feature_refuses_the_layer_that_asks_for_it(make_model, monkeypatch):
     monkeypatch.setattr(TorchBackend, "features", frozenset({Feature.SLIDING_WINDOW}))
     engine = Engine(make_model("gpt_oss"), None)

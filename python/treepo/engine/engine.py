@@ -64,6 +64,7 @@ class Engine:
         self.stats = EngineStats()
         self._backend: AttentionBackend = TorchBackend()
         self._pool: KVPool | None = None
+        self._is_running = False
 
     @classmethod
     def from_pretrained(
@@ -107,11 +108,20 @@ class Engine:
             The forest; tree i belongs to prompt i.
 
         Raises:
+            InvalidInputError: If a prompt or key cannot be used, or `on_step` starts a rollout of
+                this engine within its own.
             PromptTooLongError: If a prompt leaves no room for a token in the context.
             PoolTooSmallError: If the KV pool cannot hold one path.
             NotFiniteError: If the model returns NaN or infinite logits.
         """
         began = time.perf_counter()
+        if self._is_running:
+            raise InvalidInputError(
+                "a rollout of this engine is running and uses its KV pool; make another engine "
+                "on the same model"
+            )
+        if isinstance(prompts, str):
+            raise InvalidInputError(f"prompts is the text {prompts!r:.60}; put it in a list")
         encoded = [self._encode(index, prompt) for index, prompt in enumerate(prompts)]
         keys = range(len(encoded)) if keys is None else keys
         if len(keys) != len(encoded):
@@ -129,16 +139,7 @@ class Engine:
         for key, prompt in zip(keys, encoded, strict=True):
             scheduler.add_tree(key, prompt)
         self.stats = EngineStats(num_trees=len(encoded))
-        run = _Run(self, scheduler, pool, sampling or SamplingParams(), began)
-        install(self.model)
-        try:
-            with torch.inference_mode(), evaluating(self.model):
-                while run.step():
-                    if on_step is not None:
-                        on_step(self.stats)
-        except NotFiniteError:
-            pool.clear()  # What the model wrote may be NaN too, and would spoil later rollouts.
-            raise
+        self._finish(_Run(self, scheduler, pool, sampling or SamplingParams(), began), on_step)
         return Forest(scheduler.forest())
 
     def generate(
@@ -192,6 +193,21 @@ class Engine:
         self._pool = None
         self._backend = TorchBackend()
 
+    def _finish(self, run: "_Run", on_step: OnStep | None) -> None:
+        """Run all steps of a rollout."""
+        install(self.model)
+        self._is_running = True
+        try:
+            with torch.inference_mode(), evaluating(self.model):
+                while run.step():
+                    if on_step is not None:
+                        on_step(self.stats)
+        except NotFiniteError:
+            run.pool.clear()  # What the model wrote may be NaN too, and would spoil later rollouts.
+            raise
+        finally:
+            self._is_running = False
+
     def _encode(self, index: int, prompt: Prompt) -> npt.NDArray[np.uint32]:
         token_ids = encode(self.tokenizer, prompt)
         vocab_size = self.model.config.get_text_config(decoder=True).vocab_size
@@ -220,7 +236,7 @@ class _Run:
     ) -> None:
         self._engine = engine
         self._scheduler = scheduler
-        self._pool = pool
+        self.pool = pool
         self._sampling = sampling
         self._began = began
         self._buffers = core.PlanBuffers(scheduler)
@@ -239,7 +255,7 @@ class _Run:
             return False
         inputs = self._inputs.build(self._buffers, sizes)
         if sizes.num_copies:
-            self._pool.copy_blocks(inputs.copies[0], inputs.copies[1])
+            self.pool.copy_blocks(inputs.copies[0], inputs.copies[1])
         logits = self._forward(inputs)
         self._commit(sample(logits, inputs.uniforms, self._sampling))
         self._count(inputs)
@@ -247,7 +263,7 @@ class _Run:
 
     def _forward(self, inputs: StepInputs) -> torch.Tensor:
         """Return the logits of every sample, [num_samples, vocab_size]."""
-        context = PagedContext(self._pool, self._engine._backend, inputs)
+        context = PagedContext(self.pool, self._engine._backend, inputs)
         output = self._engine.model(
             input_ids=inputs.token_ids,
             position_ids=inputs.positions,

@@ -145,9 +145,9 @@ def install(model: PreTrainedModel) -> None:
     Raises:
         UnsupportedModelError: If the model's class cannot take an attention function.
     """
+    AttentionInterface.register(NAME, attention)
     if model.config._attn_implementation == NAME:
         return
-    AttentionInterface.register(NAME, attention)
     if not model._can_set_attn_implementation():
         raise UnsupportedModelError(
             f"{type(model).__name__} does not use transformers' AttentionInterface"
@@ -206,16 +206,26 @@ class _Probe:
 
 
 def probe(model: PreTrainedModel) -> KVShapes:
-    """Run one token through `model` and return the shapes its attention layers work on.
+    """Install the hook, run one token and return the shapes that the attention layers work on.
 
     Raises:
         UnsupportedModelError: If the hook is not called exactly once for every layer, if keys,
             values or logits have a shape the engine cannot use, or if the configuration shows an
-            architecture that is not supported (see `treepo.engine.support`).
+            architecture that is not supported (see `treepo.engine.support`). The model computes
+            as before then.
     """
     name = type(model).__name__
     check_config(model.config, name)
+    before = model.config._attn_implementation
     install(model)
+    try:
+        return _shapes(model, name)
+    except UnsupportedModelError:
+        model.set_attn_implementation(before)
+        raise
+
+
+def _shapes(model: PreTrainedModel, name: str) -> KVShapes:
     context = _Probe()
     token = torch.zeros((1, 1), dtype=torch.int64, device=model.device)
     try:
