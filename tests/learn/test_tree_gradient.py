@@ -8,6 +8,8 @@ import torch
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     Qwen2Config,
@@ -230,6 +232,65 @@ def test_metrics_weigh_a_token_by_its_trajectories(llama, grow_forest):
     assert metrics.abs_log_ratio == pytest.approx(difference.mean(), rel=1e-4)
     assert metrics.num_unique_tokens == forest.num_tokens
     assert metrics.num_trajectory_tokens == int(sampled.sum())
+
+
+def test_a_head_with_a_bias_is_trained(llama64, grow_forest):
+    llama64.lm_head = torch.nn.Linear(24, 23, bias=True).double()
+    forest = grow_forest(3, vocab=23)
+    advantages = random_advantages(forest, 3)
+    reference, _ = flat_gradient(llama64, forest, advantages)
+    ours, _ = tree_gradient(llama64, pack(forest), advantages)
+    assert error(ours, reference) <= 1e-12
+
+
+def test_another_attention_set_in_between_does_not_replace_the_tree(llama, grow_forest):
+    packed = pack(grow_forest(1, vocab=23))
+    step = TrainStep(llama, LOSS, TEMPERATURE)
+    expected, _ = step.logprobs(packed)
+    llama.set_attn_implementation("sdpa")
+    torch.testing.assert_close(step.logprobs(packed)[0], expected)
+
+
+def gpt2(**dropout):
+    sizes = {"vocab_size": 23, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64}
+    off = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    special = {"bos_token_id": 0, "eos_token_id": 0}
+    torch.manual_seed(1)
+    return GPT2LMHeadModel(GPT2Config(**{**sizes, **special, **off, **dropout}))
+
+
+def test_training_mode_without_dropout_is_as_good_as_evaluation_mode(grow_forest):
+    packed = pack(grow_forest(1, vocab=23))
+    expected, _ = TrainStep(gpt2().eval(), LOSS, TEMPERATURE).logprobs(packed)
+    actual, _ = TrainStep(gpt2().train(), LOSS, TEMPERATURE).logprobs(packed)
+    torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("name", ["resid_pdrop", "embd_pdrop", "attn_pdrop"])
+def test_dropout_in_training_mode_is_refused_by_name(grow_forest, name):
+    model = gpt2(**{name: 0.1}).train()
+    with pytest.raises(UnsupportedModelError, match=r"drop.* 0\.1"):
+        TrainStep(model, LOSS, TEMPERATURE)
+    step = TrainStep(model.eval(), LOSS, TEMPERATURE)
+    packed = pack(grow_forest(1, vocab=23))
+    model.train()
+    with pytest.raises(UnsupportedModelError, match=r"drop.* 0\.1"):
+        step.logprobs(packed)
+    model.eval()
+    torch.testing.assert_close(step.logprobs(packed)[0], step.logprobs(packed)[0])
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_first_step_check_stops_predictions_from_the_previous_packed_token(
+    llama, grow_forest, monkeypatch, seed
+):
+    def predict_from_the_neighbour(forest, paths=None):
+        packed = pack(forest, paths)
+        return replace(packed, predictor=packed.target - 1)
+
+    monkeypatch.setattr("treepo.train.step.pack", predict_from_the_neighbour)
+    with pytest.raises(UnsupportedModelError, match="differ by"):
+        first_step_check(llama, grow_forest(seed, vocab=23), TEMPERATURE)
 
 
 def test_first_step_check_passes_a_sound_model(llama, grow_forest):

@@ -8,25 +8,26 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from treepo.config import LossConfig
-from treepo.engine.hook import AttentionContext, evaluating, plain_attention, probe
+from treepo.engine.hook import AttentionContext, evaluating, install, plain_attention, probe
 from treepo.errors import (
     InvalidConfigError,
     InvalidInputError,
     NotFiniteError,
     UnsupportedModelError,
 )
-from treepo.forest import Forest
+from treepo.forest import Forest, TokenKind
 from treepo.train.attention import packed_context
 from treepo.train.head import output_head, token_logprobs
 from treepo.train.losses import LossTerms, dapo_loss
 from treepo.train.pack import PackedForest, pack
 
 F64 = npt.NDArray[np.float64]
+_OTHER_HEADS = ("classifier_", "summary_")
 ContextFactory = Callable[[PackedForest, torch.device], AttentionContext]
 
 
@@ -116,6 +117,7 @@ class TrainStep:
                 f"sampling.temperature = {temperature} cannot be trained at: a greedy choice has "
                 f"no log-prob, set it above 0"
             )
+        _check_dropout(model)
         probe(model)
         self._model = model
         self._loss_config = loss_config
@@ -167,7 +169,12 @@ class TrainStep:
         Returns:
             Log-probs with a gradient and entropies in nats without, [U] each, at the sampling
             temperature.
+
+        Raises:
+            UnsupportedModelError: if the model is in training mode and drops activations.
         """
+        _check_dropout(self._model)
+        install(self._model)  # With any other attention every token would see the whole row.
         hidden = self._model.base_model(
             input_ids=self._tensor(packed.token_ids)[None],
             position_ids=self._tensor(packed.positions)[None],
@@ -206,8 +213,9 @@ def first_step_check(
 ) -> float:
     """Compares the log-probs of two leaves on the tree with a plain forward of their tokens.
 
-    The leaves come from the tree with the most paths: its first path and the path that forks
-    deepest. A model whose attention sees more or less than its ancestors fails here.
+    The leaves come from the tree with the most paths: its first path and, of the paths that are
+    not packed right behind the token they fork from, the one that forks deepest. A model whose
+    attention sees more or less than its ancestors fails here.
 
     Args:
         model: the causal LM.
@@ -255,8 +263,39 @@ def _paths_to_compare(forest: Forest) -> tuple[npt.NDArray[np.int64], list[int]]
     grown = paths[own > 0]
     if len(grown) == 0:
         raise InvalidInputError("no tree has a sampled token to check: sample completions first")
-    deepest = grown[np.asarray(forest.paths.at)[grown].argmax()]
+    apart = np.intersect1d(grown, _paths_apart(forest))
+    forks = apart if len(apart) else grown
+    deepest = forks[np.asarray(forest.paths.at)[forks].argmax()]
     return paths, sorted({int(grown[0]), int(deepest)})
+
+
+def _paths_apart(forest: Forest) -> npt.NDArray[np.int32]:
+    """Paths that begin with a sampled token which is not packed behind the one that predicts it."""
+    nodes = forest.nodes()
+    is_first = (nodes.parent >= 0) & (nodes.start == forest.paths.at[nodes.path])
+    is_apart = nodes.parent != np.arange(len(nodes.parent)) - 1
+    is_sampled = forest.tokens.kind[nodes.token_start] == TokenKind.SAMPLED
+    return nodes.path[is_first & is_apart & is_sampled]
+
+
+def _check_dropout(model: PreTrainedModel) -> None:
+    """Refuse dropout: log-probs would not be those that the tokens were sampled with."""
+    if not model.training:
+        return
+    rates = {
+        f"module {name}": float(module.p)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Dropout) and module.training
+    }
+    for name, value in model.config.get_text_config(decoder=True).to_dict().items():
+        if "drop" in name and isinstance(value, float) and not name.startswith(_OTHER_HEADS):
+            rates[f"config.{name}"] = value
+    for name, rate in rates.items():
+        if rate > 0:
+            raise UnsupportedModelError(
+                f"{type(model).__name__} is in training mode and drops activations, {name} = "
+                f"{rate:g}: set it to 0, or call model.eval()"
+            )
 
 
 def _check_input(packed: PackedForest, advantages: F64, num_loss_tokens: int) -> None:

@@ -208,6 +208,7 @@ class Trainer:
         norms: list[float] = []
         for trees in np.array_split(np.arange(forest.num_trees), count):
             part = _of_trees(values, forest, trees)
+            self._optimizer.zero_grad()  # An update that was refused leaves a part of its gradient.
             parts.append(self._accumulate(forest.select(trees), part))
             norms.append(
                 optimizer.apply(
