@@ -157,6 +157,15 @@ def test_equal_rewards_have_no_advantage():
     np.testing.assert_allclose(advantages(flat_forest([3]), np.full(3, 0.3)), 0, atol=1e-9)
 
 
+@pytest.mark.parametrize("preset", PRESETS)
+def test_equal_rewards_of_any_size_have_no_advantage_in_a_large_forest(preset):
+    small = flat_forest([3] * 50)
+    forest = Forest.concatenate([small] * 40)
+    rewards = np.repeat(np.linspace(1e4, 1e5, forest.num_trees), 3)
+    actual = advantages(forest, rewards, preset)
+    assert np.abs(actual).max() < 1e-6
+
+
 def test_whitened_values_have_mean_0_and_variance_1_over_tokens():
     token_counts = np.array([5, 1, 9])
     tokens = np.repeat(whiten(np.array([1.0, -2.0, 0.5]), token_counts), token_counts)
