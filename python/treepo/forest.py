@@ -22,7 +22,7 @@ from treepo import core
 from treepo.errors import DataError, InvalidInputError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
@@ -194,11 +194,11 @@ class Forest:
         Raises:
             InvalidInputError: a column is missing or the columns describe no forest.
         """
-        try:
-            return cls(core.Forest.from_columns(columns))
-        except KeyError as error:
-            message = f"forest column {error.args[0]} is missing"
-            raise InvalidInputError(message) from error
+        return cls(core.Forest.from_columns(columns))
+
+    def __reduce__(self) -> tuple[Callable[..., Forest], tuple[dict[str, npt.NDArray[Any]]]]:
+        """Copies and pickles the columns, so that a copy has a core of its own."""
+        return Forest.from_columns, (self.columns(),)
 
     @property
     def core(self) -> core.Forest:
@@ -290,6 +290,9 @@ class Forest:
 
     def prompt_ids(self, tree: int) -> I32:
         """Tokens of a tree's prompt, [prompt_len]."""
+        if not 0 <= tree < self.num_trees:
+            message = f"tree {tree} of a forest of {self.num_trees} trees"
+            raise InvalidInputError(message)
         start = int(self.paths.token_start[self.trees.path_start[tree]])
         return self.tokens.id[start : start + int(self.trees.prompt_len[tree])]
 
@@ -324,8 +327,22 @@ class Forest:
             self.__dict__.pop(name, None)
 
     def select(self, trees: Sequence[int] | I64) -> Forest:
-        """A forest of these trees, in the given order."""
-        return Forest(self._core.select(np.ascontiguousarray(trees, dtype=np.uint32)))
+        """A forest of these trees, in the given order.
+
+        Raises:
+            InvalidInputError: a tree does not exist, or `trees` is no list of indices.
+        """
+        index = np.asarray(trees)
+        if index.size == 0:
+            index = index.astype(np.uint32)
+        if index.dtype.kind not in "iu":
+            message = f"trees are indices, got {index.dtype}; of a mask take numpy.flatnonzero"
+            raise InvalidInputError(message)
+        wrong = index[(index < 0) | (index >= self.num_trees)]
+        if wrong.size:
+            message = f"tree {wrong.flat[0]} of a forest of {self.num_trees} trees"
+            raise InvalidInputError(message)
+        return Forest(self._core.select(np.ascontiguousarray(index, dtype=np.uint32)))
 
     @staticmethod
     def concatenate(forests: Sequence[Forest]) -> Forest:
@@ -333,10 +350,19 @@ class Forest:
         return Forest(core.Forest.concatenate([forest.core for forest in forests]))
 
     def save(self, file: str | Path) -> None:
-        """Writes the columns to a safetensors file. Needs the `train` extra."""
+        """Writes the columns to a safetensors file. Needs the `train` extra.
+
+        Raises:
+            DataError: the file cannot be written.
+        """
+        from safetensors import SafetensorError
         from safetensors.numpy import save_file
 
-        save_file(self.columns(), str(file), metadata={"format": "treepo.forest"})
+        try:
+            save_file(self.columns(), str(file), metadata={"format": "treepo.forest"})
+        except (OSError, SafetensorError) as error:
+            message = f"cannot write {file}: {error}"
+            raise DataError(message) from error
 
     @classmethod
     def load(cls, file: str | Path) -> Forest:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -196,3 +199,48 @@ def test_a_finished_path_takes_no_token():
         forest.append_given(tree, 0, np.array([1], np.uint32))
     with pytest.raises(core.InvalidInputError, match="finish reason"):
         forest.finish(tree, 0, 77)
+
+
+@pytest.mark.parametrize(
+    ("trees", "message"),
+    [
+        (np.array([True, False]), "flatnonzero"),
+        ([0.7], "indices"),
+        ("0", "indices"),
+        ([-1], "tree -1"),
+        (np.array([1 << 32]), "tree 4294967296"),
+        (np.array([[0]]), "one-dimensional"),
+    ],
+)
+def test_a_selection_that_is_no_list_of_indices_is_refused(trees, message):
+    with pytest.raises(InvalidInputError, match=message):
+        small().select(trees)
+
+
+def test_nothing_selected_is_an_empty_forest():
+    assert small().select([]).num_trees == 0
+    assert Forest.concatenate([]).num_paths == 0
+
+
+@pytest.mark.parametrize("tree", [-1, 2])
+def test_the_prompt_of_a_tree_that_does_not_exist_is_refused(tree):
+    with pytest.raises(InvalidInputError, match=f"tree {tree} of a forest of 2"):
+        small().prompt_ids(tree)
+
+
+@pytest.mark.parametrize(
+    "make", [copy.copy, copy.deepcopy, lambda f: pickle.loads(pickle.dumps(f))]
+)
+def test_a_copy_is_equal_and_its_own(make):
+    forest = small()
+    forest.set_rewards([0.5, 1.0, np.nan])
+    other = make(forest)
+    for name, column in forest.columns().items():
+        np.testing.assert_array_equal(column, other.columns()[name], err_msg=name)
+    other.set_rewards([7, 7, 7])
+    np.testing.assert_array_equal(forest.select([0, 1]).paths.reward, [0.5, 1.0, np.nan])
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"cannot write .*absent"):
+        small().save(tmp_path / "absent" / "forest.safetensors")
