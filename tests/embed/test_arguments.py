@@ -113,6 +113,13 @@ def test_keys_and_seeds_out_of_range_are_named(forest, value):
         core.Search(core.SearchConfig(), seed=value)
 
 
+def test_a_policy_version_that_the_columns_cannot_hold_is_refused(forest):
+    with pytest.raises(InvalidInputError, match="version 2147483648 is too large"):
+        forest.append(0, 0, IDS, NUMBERS, NUMBERS, version=1 << 31)
+    with pytest.raises(InvalidInputError, match="version 2147483648 is too large"):
+        core.Scheduler(core.SearchConfig(), num_blocks=4, policy_version=1 << 31)
+
+
 @pytest.mark.parametrize("value", [1.0, "1", None, [1]])
 def test_something_else_for_an_integer_is_a_type_error(forest, value):
     with pytest.raises(TypeError):

@@ -30,6 +30,13 @@ where
     })
 }
 
+/// Reads the version of a policy, which fits the forest's columns.
+pub(crate) fn version(object: &Bound<'_, PyAny>) -> PyResult<u32> {
+    let version: u32 = int(object)?;
+    let fits = i32::try_from(version).is_ok();
+    if fits { Ok(version) } else { Err(invalid(format!("version {version} is too large"))) }
+}
+
 /// Reads an integer as [`int`] does, or nothing.
 pub(crate) fn optional_int<'py, T>(object: &Bound<'py, PyAny>) -> PyResult<Option<T>>
 where

@@ -7,7 +7,7 @@ use pyo3::types::PyDict;
 use treepo::forest::Columns;
 use treepo::{FinishReason, ForkOrigin, PathId, SampledToken, TreeId};
 
-use crate::argument::{Vector, describe, int, invalid};
+use crate::argument::{self, Vector, describe, int, invalid};
 use crate::error::IntoPy;
 
 /// Trees of token paths.
@@ -127,7 +127,7 @@ impl Forest {
         token_ids: Vector<'_, u32>,
         logprobs: Vector<'_, f32>,
         entropies: Vector<'_, f32>,
-        #[pyo3(from_py_with = int)] version: u32,
+        #[pyo3(from_py_with = argument::version)] version: u32,
     ) -> PyResult<()> {
         let (tree, path) = (TreeId(tree), PathId(path));
         let (ids, logprobs) = (token_ids.token_ids()?, logprobs.as_slice()?);

@@ -6,7 +6,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use treepo::{PlanBuffers, SchedulerConfig, TreeId};
 
-use crate::argument::{Vector, describe, int, invalid};
+use crate::argument::{self, Vector, describe, int, invalid};
 use crate::config::SearchConfig;
 use crate::error::IntoPy;
 use crate::forest::{Forest, sampled_tokens};
@@ -61,7 +61,7 @@ impl Scheduler {
         #[pyo3(from_py_with = int)] block_size: u32,
         #[pyo3(from_py_with = int)] max_num_seqs: u32,
         #[pyo3(from_py_with = int)] max_num_batched_tokens: u32,
-        #[pyo3(from_py_with = int)] policy_version: u32,
+        #[pyo3(from_py_with = argument::version)] policy_version: u32,
     ) -> PyResult<Self> {
         let limits =
             SchedulerConfig { num_blocks, block_size, max_num_seqs, max_num_batched_tokens };
