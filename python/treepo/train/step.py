@@ -275,7 +275,8 @@ def _paths_apart(forest: Forest) -> npt.NDArray[np.int32]:
     is_first = (nodes.parent >= 0) & (nodes.start == forest.paths.at[nodes.path])
     is_apart = nodes.parent != np.arange(len(nodes.parent)) - 1
     is_sampled = forest.tokens.kind[nodes.token_start] == TokenKind.SAMPLED
-    return nodes.path[is_first & is_apart & is_sampled]
+    apart: npt.NDArray[np.int32] = nodes.path[is_first & is_apart & is_sampled]
+    return apart
 
 
 def _check_dropout(model: PreTrainedModel) -> None:
