@@ -113,6 +113,13 @@ def test_keys_and_seeds_out_of_range_are_named(forest, value):
         core.Search(core.SearchConfig(), seed=value)
 
 
+@pytest.mark.parametrize("name", ["num_blocks", "max_num_seqs", "max_num_batched_tokens"])
+def test_sizes_that_no_machine_can_allocate_are_refused(name):
+    sizes = {"num_blocks": 4, name: (1 << 32) - 1}
+    with pytest.raises(InvalidInputError, match="4294967295 is more than can be allocated"):
+        core.Scheduler(core.SearchConfig(), **sizes)
+
+
 def test_a_policy_version_that_the_columns_cannot_hold_is_refused(forest):
     with pytest.raises(InvalidInputError, match="version 2147483648 is too large"):
         forest.append(0, 0, IDS, NUMBERS, NUMBERS, version=1 << 31)

@@ -30,6 +30,18 @@ where
     })
 }
 
+/// Blocks, rows or tokens of a step. More is a mistake, and to allocate it would end the process.
+const MAX_COUNT: u32 = 1 << 26;
+
+/// Reads how many of something is to be allocated.
+pub(crate) fn count(object: &Bound<'_, PyAny>) -> PyResult<u32> {
+    let count = int(object)?;
+    if count > MAX_COUNT {
+        return Err(invalid(format!("{count} is more than can be allocated, {MAX_COUNT}")));
+    }
+    Ok(count)
+}
+
 /// Reads the version of a policy, which fits the forest's columns.
 pub(crate) fn version(object: &Bound<'_, PyAny>) -> PyResult<u32> {
     let version: u32 = int(object)?;

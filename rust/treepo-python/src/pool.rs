@@ -3,7 +3,7 @@
 use pyo3::prelude::*;
 use treepo::BlockId;
 
-use crate::argument::int;
+use crate::argument::{count, int};
 use crate::error::IntoPy;
 
 /// Reference counts and free blocks of a paged key-value cache.
@@ -14,7 +14,7 @@ pub(crate) struct BlockPool(treepo::BlockPool);
 #[pymethods]
 impl BlockPool {
     #[new]
-    fn new(#[pyo3(from_py_with = int)] num_blocks: u32) -> PyResult<Self> {
+    fn new(#[pyo3(from_py_with = count)] num_blocks: u32) -> PyResult<Self> {
         Ok(Self(treepo::BlockPool::new(num_blocks).into_py()?))
     }
 

@@ -57,10 +57,10 @@ impl Scheduler {
     fn new(
         config: &SearchConfig,
         #[pyo3(from_py_with = int)] seed: u64,
-        #[pyo3(from_py_with = int)] num_blocks: u32,
+        #[pyo3(from_py_with = argument::count)] num_blocks: u32,
         #[pyo3(from_py_with = int)] block_size: u32,
-        #[pyo3(from_py_with = int)] max_num_seqs: u32,
-        #[pyo3(from_py_with = int)] max_num_batched_tokens: u32,
+        #[pyo3(from_py_with = argument::count)] max_num_seqs: u32,
+        #[pyo3(from_py_with = argument::count)] max_num_batched_tokens: u32,
         #[pyo3(from_py_with = argument::version)] policy_version: u32,
     ) -> PyResult<Self> {
         let limits =
