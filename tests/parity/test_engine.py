@@ -12,6 +12,7 @@ from treepo.config import Dtype, EngineConfig, SamplingParams, SearchConfig
 from treepo.engine import Engine
 from treepo.errors import (
     CheckpointError,
+    InvalidConfigError,
     InvalidInputError,
     NotFiniteError,
     PoolTooSmallError,
@@ -134,6 +135,11 @@ def test_a_memory_budget_below_one_path_is_refused(make_model):
     engine = Engine(make_model("llama"), None, EngineConfig(kv_cache_gib=1e-9))
     with pytest.raises(PoolTooSmallError):
         engine.generate([[1] * 20], max_tokens=30)
+
+
+def test_a_context_longer_than_the_models_is_refused(make_model):
+    with pytest.raises(InvalidConfigError, match="max_model_len = 129 is above the 128 tokens"):
+        Engine(make_model("llama"), None, EngineConfig(max_model_len=129))
 
 
 def test_a_token_outside_the_vocabulary_is_refused(engine):

@@ -20,7 +20,12 @@ from treepo.engine.kv import KVPool, choose_gathered_slots, choose_num_blocks
 from treepo.engine.load import load_model
 from treepo.engine.sampler import Draws, sample
 from treepo.engine.stats import EngineStats
-from treepo.errors import InvalidInputError, NotFiniteError, PromptTooLongError
+from treepo.errors import (
+    InvalidConfigError,
+    InvalidInputError,
+    NotFiniteError,
+    PromptTooLongError,
+)
 from treepo.forest import Forest
 from treepo.prompts import Prompt, encode, eos_token_ids
 
@@ -53,6 +58,7 @@ class Engine:
 
         Raises:
             UnsupportedModelError: If the engine cannot run this class of model.
+            InvalidConfigError: If `config.max_model_len` is above the model's context.
         """
         self.model = model
         self.tokenizer = tokenizer
@@ -298,12 +304,16 @@ class _Run:
 
 
 def _max_model_len(model: PreTrainedModel, config: EngineConfig) -> int:
-    """Return the config's context length, or the model's own."""
-    if config.max_model_len is not None:
-        return config.max_model_len
+    """Return the config's context length, or the model's own, which is the most it can be."""
     own = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    if own is None:
+    wanted = own if config.max_model_len is None else config.max_model_len
+    if wanted is None:
         raise InvalidInputError(
             f"{type(model).__name__} does not say how long its context is; set max_model_len"
         )
-    return int(own)
+    if own is not None and wanted > own:
+        raise InvalidConfigError(
+            f"max_model_len = {wanted} is above the {own} tokens that {type(model).__name__} has "
+            "positions for; lower it"
+        )
+    return int(wanted)
