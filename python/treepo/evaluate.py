@@ -12,7 +12,7 @@ import numpy.typing as npt
 from treepo.config import EvalConfig, SamplingParams
 from treepo.engine import Engine
 from treepo.engine.engine import OnStep
-from treepo.errors import InvalidInputError
+from treepo.errors import DataError, InvalidInputError
 from treepo.scoring import Scorer
 
 CORRECT = 1.0
@@ -81,11 +81,15 @@ def evaluate(
 
     Raises:
         InvalidInputError: There is no row.
+        DataError: A row has no prompt.
     """
     began = time.perf_counter()
     chosen = list(rows[: config.num_prompts])
     if not chosen:
         raise InvalidInputError("there is no prompt to evaluate; give rows and num_prompts above 0")
+    for index, row in enumerate(chosen):
+        if "prompt" not in row:
+            raise DataError(f"row {index} to evaluate has no 'prompt', it has {list(row)}")
 
     def run(n: int, temperature: float) -> tuple[npt.NDArray[np.float32], int]:
         forest = engine.generate(

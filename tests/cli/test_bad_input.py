@@ -37,7 +37,7 @@ def train(capsys, tmp_path, tiny_model_dir):
 
 def test_command_in_a_process_of_its_own_prints_one_line_and_exits_with_2():
     done = subprocess.run(
-        [sys.executable, "-m", "treepo.cli.main", "train", "--search.widht", "3"],
+        [sys.executable, "-m", "treepo", "train", "--search.widht", "3"],
         capture_output=True,
         text=True,
         check=False,
@@ -63,6 +63,22 @@ def test_command_in_a_process_of_its_own_prints_one_line_and_exits_with_2():
         (["rollout", "--num-prompts", "0"], "--num-prompts must be at least 1"),
         (["rollout", "--model", "x"], "--model needs --prompts"),
         (["eval", "eval.num_prompts=0"], "nothing to evaluate"),
+        (["train", "--quiet"], "unknown config key 'quiet'"),
+        (["train", "--seed"], "option '--seed' needs a value"),
+        (["train", "--width", "4"], "did you mean 'search.width'"),
+        (["train", "search.width=1"], "search.width must be at least 2 to train, got 1"),
+        (["train", "search.width=3000000000"], "search.width must be at most"),
+        (["train", "search.segment_len=3000000000"], "search.segment_len must be at most"),
+        (["train", f"seed={2**64}"], "seed must be at most"),
+        (["train", "engine.num_blocks=1000000000000"], "engine.num_blocks must be at most"),
+        (["train", "num_threads=1000000"], "num_threads must be at most"),
+        (["train", "sampling.temperature=1e-40"], "temperature must be 0 (greedy) or at least"),
+        (["train", "advantage.preset=ppo"], "advantage.preset must be one of treepo, grpo"),
+        (["rollout", "engine.device=gpu"], "engine.device 'gpu' cannot be used"),
+        (["rollout", "engine.kv_cache_gib=1e9"], "out of memory; lower engine.kv_cache_gib"),
+        (["rollout", "--out", "/dev/full"], "cannot write /dev/full: it is not a file"),
+        (["rollout", "--out", "/proc/no/x"], "cannot write /proc/no/x: No such file"),
+        (["eval", "--out", "/proc"], "cannot write /proc: it is not a file"),
     ],
 )
 def test_wrong_words_are_named(capsys, words, message):
@@ -157,6 +173,24 @@ def test_run_without_a_checkpoint_folder_is_not_touched_by_a_mistake(train, tmp_
     assert not (tmp_path / "run").exists()
 
 
+def test_missing_folder_beside_others_is_not_looked_for_on_the_hub(train, tmp_path, write_rows):
+    rows = write_rows([{"prompt": "1", "answer": "1"}])
+    message = train("--model", tmp_path / "nope", "--data", rows)
+    assert f"there is no folder {tmp_path}/nope; give one" in message
+
+
+def test_run_that_failed_before_it_measured_anything_does_not_block_its_folder(train, write_rows):
+    rows = write_rows([{"prompt": "12" * 60, "answer": "1"}])
+    assert "120 tokens" in train("--data", rows)
+    assert "120 tokens" in train("--data", rows)
+
+
+def test_folder_that_cannot_be_written_is_refused(train, write_rows):
+    rows = write_rows([{"prompt": "12*3=", "answer": "1"}])
+    message = train("--data", rows, "output_dir=/proc/nope")
+    assert "cannot write the run's folder output_dir=/proc/nope" in message
+
+
 def test_output_folder_that_is_a_file_is_refused(train, tmp_path, write_rows):
     rows = write_rows([{"prompt": "12*3=", "answer": "1"}])
     (tmp_path / "run").write_text("")
@@ -171,6 +205,39 @@ def test_tree_that_no_microbatch_can_hold_is_refused(train, write_rows, tmp_path
     rows = write_rows([{"prompt": "12*3="}, {"prompt": "13*3="}])
     message = train("--data", rows, "--reward", "ones_reward:score", "max_tokens_per_microbatch=8")
     assert "max_tokens_per_microbatch" in message
+
+
+def test_missing_column_is_found_before_the_model_is_loaded(capsys, tmp_path, write_rows):
+    rows = write_rows([{"prompt": "12*3="}])
+    words = ["--model", tmp_path / "none", "--data", rows, "--reward", "last_number"]
+    for command in ("train", "eval"):
+        assert "missing a required argument: 'answer'" in fails(capsys, command, *words)
+
+
+def test_config_of_a_run_with_an_unknown_key_names_the_file_on_resume(capsys, tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text("search:\n  widht: 3\n")
+    message = fails(capsys, "train", "--resume", tmp_path)
+    assert f"{file}: unknown config key 'search.widht'" in message
+
+
+def test_damaged_checkpoint_is_named_and_what_to_do(capsys, tmp_path):
+    run = tmp_path / "run"
+    words = [*SMALL, "search.segment_len=2", "keep_checkpoints=1", f"output_dir={run}"]
+    assert main(["train", *words]) == 0
+    weights = run / "checkpoints" / "step_1" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    message = fails(capsys, "train", "--resume", run, "num_steps=2")
+    assert str(weights.parent) in message
+    assert "delete" in message
+
+
+def test_full_disk_is_one_line(capsys, monkeypatch, tmp_path):
+    def full(*_):
+        raise OSError(28, "No space left on device", "some/file")
+
+    monkeypatch.setattr("treepo.cli.options.load_config", full)
+    assert "some/file: No space left on device" in fails(capsys, "train")
 
 
 def test_config_file_with_an_unknown_key_is_refused(capsys, tmp_path):

@@ -9,12 +9,15 @@ import time
 import numpy as np
 import pytest
 
+from treepo import core
 from treepo.cli.main import main
 from treepo.cli.picture import picture
-from treepo.cli.report import before_after
+from treepo.cli.report import before_after, counted
 from treepo.errors import InvalidInputError
 from treepo.evaluate import Evaluation, pass_at_k
 from treepo.forest import Forest
+from treepo.train.interrupt import Interruption
+from treepo.train.progress import Progress
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 
@@ -82,6 +85,7 @@ def test_rollout_draws_a_tree_and_saves_a_forest_that_loads(capsys, tmp_path, wr
     forest = Forest.load(out)
     assert forest.num_trees == 2
     assert text.startswith("37539*9=  [8 tokens]\n  +- ")
+    assert f"\n2 trees, {forest.num_paths} trajectories, " in text
     assert f"share ratio {forest.share_ratio:.2f}" in text
     drawn = [int(count) for count in re.findall(r"\[(\d+) tokens", text)]
     first_tree = forest.select([0])
@@ -163,6 +167,38 @@ def test_killed_run_resumes_to_the_weights_of_an_uninterrupted_one(tmp_path):
         assert files[0].read_bytes() == files[1].read_bytes(), name
 
 
+def test_first_signal_says_that_the_run_stops_and_how_to_stop_at_once(capfd):
+    with Interruption() as stop:
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.requested
+    assert "stopping with a checkpoint; once more stops at once" in capfd.readouterr().err
+
+
+def test_reader_that_leaves_early_gets_no_traceback():
+    done = subprocess.run(
+        f"'{sys.executable}' -m treepo train --help | head -n 1",
+        shell=True,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stderr == ""
+
+
+def test_step_without_any_reward_is_said_once(capsys):
+    metrics = {"reward": float("nan"), "accuracy": float("nan")}
+    metrics |= {"perf/tok_per_s": 1.0, "tree/share_ratio": 1.0}
+    with Progress(2, first_step=0) as progress:
+        progress.show(1, metrics)
+        progress.show(2, metrics)
+    assert capsys.readouterr().err.count("no completion got a reward") == 1
+
+
+def test_counts_are_grammatical():
+    assert counted(1, "tree") == "1 tree"
+    assert counted(4, "trajectory", "trajectories") == "4 trajectories"
+
+
 def test_fall_of_pass_at_k_is_said():
     after = evaluation(accuracy=0.5, pass_at={1: 0.5, 2: 0.625})
     assert "pass@2 fell from 75.0% to 62.5%" in before_after(evaluation(), after)
@@ -192,10 +228,38 @@ def test_pass_at_more_than_was_sampled_is_refused():
         pass_at_k([1], 4, 5)
 
 
+class Codepoints:
+    """Decodes token ids as code points."""
+
+    def decode(self, ids, **_):
+        return "".join(map(chr, ids))
+
+
+@pytest.mark.parametrize("columns", [80, 200])
+@pytest.mark.parametrize("char", ["x", "\u65e5"])
+def test_picture_fits_the_terminal_in_any_script(columns, char):
+    grown = core.Forest()
+    tree = grown.add_tree(0, np.array([ord("?")], dtype=np.uint32))
+    ids = np.full(300, ord(char), dtype=np.uint32)
+    zeros = np.zeros(300, dtype=np.float32)
+    grown.append(tree, 0, ids, zeros, zeros)
+    grown.finish(tree, 0, 1)
+    line = picture(Forest(grown), 0, Codepoints(), columns=columns).split("\n")[1]
+    cells = sum(2 if x == "\u65e5" else 1 for x in line)
+    assert columns - 2 <= cells <= columns
+    assert " ... " in line
+
+
+def test_picture_escapes_line_ends_and_leaves_quotes_and_backslashes():
+    grown = core.Forest()
+    prompt = np.array([ord(x) for x in 'it\'s "\\boxed"\n\t'], dtype=np.uint32)
+    grown.add_tree(0, prompt)
+    text = picture(Forest(grown), 0, Codepoints(), columns=80)
+    assert text.startswith(r"""it's "\boxed"\n\t  [""")
+
+
 def test_picture_shows_every_token_once_and_how_leaves_ended(tiny_model_dir):
     from transformers import AutoTokenizer
-
-    from treepo import core
 
     grown = core.Forest()
     tree = grown.add_tree(0, np.array([1, 2], dtype=np.uint32))
@@ -218,4 +282,4 @@ def test_picture_shows_every_token_once_and_how_leaves_ended(tiny_model_dir):
     assert lines[1] == "  +- 34  [2 tokens]"
     assert lines[2].startswith("    +- 56")
     assert lines[2].endswith("[3 tokens, stop]")
-    assert lines[3] == "    +- 7  [1 tokens, length]"
+    assert lines[3] == "    +- 7  [1 token, length]"

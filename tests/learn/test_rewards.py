@@ -132,6 +132,19 @@ def test_the_answer_column_may_be_a_worked_solution():
     assert last_number(completions=["it is 72"], answer=["48 + 24 = 72\n#### 72"]) == [1]
 
 
+@pytest.mark.parametrize("reward", [exact_match, last_number, boxed])
+def test_a_missing_answer_is_an_error_and_not_a_zero(reward):
+    result = score(reward, [r"\boxed{None}"], {"answer": [None]})
+    assert math.isnan(result.values[0])
+    assert result.num_errors == 1
+    assert "the answer is missing" in result.first_error
+
+
+def test_an_exit_is_an_error_of_its_completion_in_this_process_too():
+    result = score(lambda completions, **columns: sys.exit(3), ["a"], num_workers=0)
+    assert result.num_errors == 1
+
+
 def test_an_answer_without_a_number_is_an_error():
     with pytest.raises(ValueError, match="answer 'none' holds no number"):
         last_number(completions=["7"], answer=["none"])

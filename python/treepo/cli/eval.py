@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from treepo.cli import EXIT_OK, options
 from treepo.cli.report import single
@@ -26,6 +25,8 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     rows = options.eval_rows(config)
     if rows is None:
         raise InvalidConfigError("there is nothing to evaluate; set eval.num_prompts above 0")
+    options.check_reward(config, rows)
+    out = None if arguments.out is None else options.output_file(arguments.out)
     path = options.model_path(config)
     options.set_threads(config)
     import json
@@ -41,7 +42,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
         result = evaluate(
             engine, scorer, rows, config.eval, max_tokens=config.search.completion_len
         )
-    if arguments.out is not None:
-        Path(arguments.out).write_text(json.dumps(result.to_dict(), indent=2) + "\n")
     print(single(result))
+    if out is not None:
+        out.write_text(json.dumps(result.to_dict(), indent=2) + "\n")
     return EXIT_OK

@@ -2,12 +2,13 @@
 
 import argparse
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
 
 from treepo import core
-from treepo.cli import EXIT_INTERRUPTED, EXIT_OK, EXIT_USER_ERROR
+from treepo.cli import EXIT_BROKEN_PIPE, EXIT_INTERRUPTED, EXIT_OK, EXIT_USER_ERROR
 from treepo.errors import TreepoError
 
 _COMMANDS = {
@@ -38,11 +39,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(list(sys.argv[1:] if argv is None else argv))
     except TreepoError as error:
-        print(f"treepo: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return EXIT_USER_ERROR
+        return _fail(str(error))
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; what Python flushes at its end goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE
+    except OSError as error:
+        # Disks fill up and folders vanish at any moment.
+        where = "" if error.filename is None else f"{error.filename}: "
+        return _fail(f"{where}{error.strerror or error}")
+    except RuntimeError as error:
+        # torch's error on a GPU has a class of its own, on a CPU it has not.
+        if "allocate memory" not in str(error) and "OutOfMemory" not in type(error).__name__:
+            raise
+        return _fail(
+            "out of memory; lower engine.kv_cache_gib, engine.num_blocks, "
+            f"engine.max_num_batched_tokens or max_tokens_per_microbatch ({error})"
+        )
     except KeyboardInterrupt:
         print("treepo: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+def _fail(message: str) -> int:
+    print(f"treepo: error: {' '.join(message.split())}", file=sys.stderr)
+    return EXIT_USER_ERROR
 
 
 def _run(argv: list[str]) -> int:
@@ -74,6 +95,9 @@ def _prepare_environment() -> None:
     # Idle OpenMP threads that spin take the cores from everybody else; torch reads this once.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Models write in any script; a terminal that lacks a character shows its number.
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 if __name__ == "__main__":

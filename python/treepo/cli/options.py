@@ -10,10 +10,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from treepo.advantages import PRESETS
 from treepo.config import EngineConfig, TrainConfig
 from treepo.config.schema import field_types, is_section
-from treepo.errors import InvalidConfigError
+from treepo.errors import CheckpointError, InvalidConfigError
 from treepo.prompts import load_jsonl
+from treepo.rewards import check_columns, resolve
 
 _TRAIN_PACKAGES = ("torch", "transformers", "safetensors", "yaml", "tqdm")
 _KEY_COLUMNS = 38
@@ -86,11 +88,22 @@ def require_packages() -> None:
         )
 
 
-def model_path(config: TrainConfig) -> str:
-    """Return the model's folder or hub name; a folder never makes transformers ask the hub."""
+def model_path(config: TrainConfig, saved: Path | None = None) -> str:
+    """Return the model's folder or hub name; a folder never makes transformers ask the hub.
+
+    Args:
+        config: Names the model.
+        saved: A checkpoint that takes its place, None for none.
+
+    Raises:
+        CheckpointError: A local folder is meant that does not exist.
+    """
     from treepo.tasks import embedded
 
-    path = str(embedded.MODEL_PATH) if config.model.path is None else config.model.path
+    path = str(saved or config.model.path or embedded.MODEL_PATH)
+    if not Path(path).is_dir() and "/" in path and Path(path).parent.is_dir():
+        # Asking the hub for what is plainly a local folder takes half a minute of retries.
+        raise CheckpointError(f"there is no folder {path}; give one with a Hugging Face model")
     if Path(path).is_dir():
         # Has to be set before transformers is imported for the first time.
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -106,7 +119,45 @@ def load_model(path: str, config: EngineConfig) -> tuple[Any, Any]:
     logging: Any = transformers_logging
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+    check_device(config.device)
     return load(path, config)
+
+
+def check_device(device: str) -> None:
+    """Check that torch has a device.
+
+    Raises:
+        InvalidConfigError: It has not.
+    """
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).split("\n")[0]
+        raise InvalidConfigError(f"engine.device '{device}' cannot be used: {reason}") from None
+
+
+def output_file(name: str) -> Path:
+    """Return the path of a file to write at the end; its folder is made.
+
+    Raises:
+        InvalidConfigError: It cannot be written, which is better found before the work.
+    """
+    path = Path(name)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        is_new = not path.exists()
+        if not is_new and not path.is_file():
+            raise InvalidConfigError(f"cannot write {path}: it is not a file; name one with --out")
+        path.open("ab").close()
+        if is_new:
+            path.unlink()
+    except OSError as error:
+        raise InvalidConfigError(
+            f"cannot write {path}: {error.strerror}; name another file with --out"
+        ) from None
+    return path
 
 
 def train_rows(config: TrainConfig) -> Sequence[Any]:
@@ -139,6 +190,29 @@ def reward_name(config: TrainConfig) -> str:
         return config.reward.name
     is_embedded = config.data.train is None and config.data.eval is None
     return embedded.REWARD if is_embedded else "exact_match"
+
+
+def check_preset(config: TrainConfig) -> None:
+    """Check that the advantage preset exists.
+
+    Raises:
+        InvalidConfigError: It does not.
+    """
+    name = config.advantage.preset
+    if name not in PRESETS:
+        raise InvalidConfigError(
+            f"advantage.preset must be one of {', '.join(PRESETS)}; got '{name}'"
+        )
+
+
+def check_reward(config: TrainConfig, rows: Sequence[Any]) -> None:
+    """Check that the reward exists and takes the columns of the data.
+
+    Raises:
+        RewardError: It does not, which is better found before a model is loaded.
+    """
+    names = dict.fromkeys(name for row in rows for name in row if name != "prompt")
+    check_columns(resolve(reward_name(config)), names)
 
 
 def set_threads(config: TrainConfig) -> None:

@@ -1,13 +1,16 @@
 """One tree as indented text: a line a node, shared tokens once."""
 
 import shutil
+import unicodedata
 from typing import Any
 
 import numpy as np
 
+from treepo.cli.report import counted
 from treepo.forest import FinishReason, Forest
 
 _MIN_TEXT = 20
+_CUT = " ... "
 
 
 def picture(forest: Forest, tree: int, tokenizer: Any, *, columns: int | None = None) -> str:
@@ -58,9 +61,9 @@ def _line(
         ids += forest.tokens.id[first : first + length].tolist()
     text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     head = "  " * level + ("" if level == 0 else "+- ")
-    tail = f"  [{len(ids)} tokens{_ending(forest, path)}]"
+    tail = f"  [{counted(len(ids), 'token')}{_ending(forest, path)}]"
     room = max(_MIN_TEXT, width - len(head) - len(tail))
-    return head + _shorten(repr(text)[1:-1], room) + tail
+    return head + _shorten(_printable(text), room) + tail
 
 
 def _ending(forest: Forest, path: int | None) -> str:
@@ -71,8 +74,32 @@ def _ending(forest: Forest, path: int | None) -> str:
     return ending if np.isnan(reward) else f"{ending}, reward {reward:g}"
 
 
+def _printable(text: str) -> str:
+    """Return a text on one line: line ends and the like as escapes, all else as it is."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
 def _shorten(text: str, room: int) -> str:
-    if len(text) <= room:
+    """Cut the middle out of a text that is wider than `room` columns."""
+    if sum(map(_columns, text)) <= room:
         return text
-    kept = room - 5
-    return f"{text[: kept - kept // 2]} ... {text[len(text) - kept // 2 :]}"
+    kept = room - len(_CUT)
+    front = _fitting(text, kept - kept // 2)
+    back = _fitting(text[::-1], kept // 2)
+    return text[:front] + _CUT + text[len(text) - back :]
+
+
+def _fitting(text: str, room: int) -> int:
+    """Return how many characters of a text's front fill at most `room` columns."""
+    for count, char in enumerate(text):
+        room -= _columns(char)
+        if room < 0:
+            return count
+    return len(text)
+
+
+def _columns(char: str) -> int:
+    """Return the columns that a terminal gives to a character."""
+    if unicodedata.combining(char):
+        return 0
+    return 2 if unicodedata.east_asian_width(char) in "WF" else 1

@@ -6,6 +6,11 @@ if TYPE_CHECKING:
     from treepo.evaluate import Evaluation
 
 
+def counted(number: int, singular: str, plural: str | None = None) -> str:
+    """Return a number with its noun: `1 tree`, `4 trees`, `2 trajectories`."""
+    return f"{number} {singular if number == 1 else plural or singular + 's'}"
+
+
 def before_after(before: "Evaluation", after: "Evaluation") -> str:
     """Return two evaluations of the same prompts as a table; a fall of pass@k is said.
 
@@ -19,7 +24,7 @@ def before_after(before: "Evaluation", after: "Evaluation") -> str:
     names = _rows(before)
     rows = zip(names, _rows(before).values(), _rows(after).values(), strict=True)
     width = max(len(name) for name in names)
-    title = f"held-out, {after.num_prompts} prompts"
+    title = f"held-out, {counted(after.num_prompts, 'prompt')}"
     lines = [f"{title:{max(width, len(title))}}  before   after  change"]
     pad = max(width, len(title))
     lines += [
@@ -40,7 +45,7 @@ def single(evaluation: "Evaluation") -> str:
     """Return one evaluation as a table."""
     rows = _rows(evaluation)
     width = max(len(name) for name in rows)
-    lines = [f"{evaluation.num_prompts} prompts, {evaluation.seconds:.0f} s"]
+    lines = [f"{counted(evaluation.num_prompts, 'prompt')}, {evaluation.seconds:.0f} s"]
     lines += [f"{name:{width}}  {100 * value:5.1f}%" for name, value in rows.items()]
     return "\n".join(lines + _unscored(evaluation))
 
@@ -57,4 +62,6 @@ def _rows(evaluation: "Evaluation") -> dict[str, float]:
 def _unscored(evaluation: "Evaluation") -> list[str]:
     if not evaluation.num_unscored:
         return []
-    return [f"{evaluation.num_unscored} completions got no reward and count as not correct"]
+    completions = counted(evaluation.num_unscored, "completion")
+    verb = "counts" if evaluation.num_unscored == 1 else "count"
+    return [f"{completions} got no reward and {verb} as not correct"]

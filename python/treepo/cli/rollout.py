@@ -3,10 +3,10 @@
 import argparse
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from treepo.cli import EXIT_OK, options
 from treepo.cli.picture import picture
+from treepo.cli.report import counted
 from treepo.errors import InvalidConfigError
 from treepo.prompts import load_jsonl
 
@@ -34,6 +34,9 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     rows = list(rows[: arguments.num_prompts])
     if not 0 <= arguments.show < len(rows):
         raise InvalidConfigError(f"--show must be in 0..{len(rows) - 1}, got {arguments.show}")
+    out = options.output_file(
+        arguments.out or time.strftime("runs/forest-%Y%m%d-%H%M%S.safetensors")
+    )
     path = options.model_path(config)
     options.set_threads(config)
     from treepo.engine import Engine
@@ -43,13 +46,12 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     forest = engine.rollout(
         [row["prompt"] for row in rows], config.search, config.sampling, seed=config.seed
     )
-    out = Path(arguments.out or time.strftime("runs/forest-%Y%m%d-%H%M%S.safetensors"))
-    out.parent.mkdir(parents=True, exist_ok=True)
     forest.save(out)
     print(picture(forest, arguments.show, tokenizer))
     print(
-        f"\ntrees: {forest.num_trees}, trajectories: {forest.num_paths}, "
-        f"{forest.num_completion_tokens} completion tokens, "
+        f"\n{counted(forest.num_trees, 'tree')}, "
+        f"{counted(forest.num_paths, 'trajectory', 'trajectories')}, "
+        f"{counted(forest.num_completion_tokens, 'completion token')}, "
         f"{forest.num_unique_completion_tokens} of them decoded, "
         f"share ratio {forest.share_ratio:.2f}; {engine.stats.seconds:.1f} s"
     )

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from treepo.cli import EXIT_INTERRUPTED, EXIT_OK, options
-from treepo.cli.report import before_after
+from treepo.cli.report import before_after, counted
 from treepo.config import TrainConfig
-from treepo.errors import InvalidConfigError
+from treepo.config.run import CONFIG_FILE
+from treepo.errors import CheckpointError, InvalidConfigError
 
 if TYPE_CHECKING:
     from treepo.train.trainer import Trainer, TrainResult
@@ -30,11 +31,11 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     options.require_packages()
     config = _config(arguments, overrides)
     config.require_trainable()
-    trainer = _trainer(config, is_resumed=arguments.resume is not None)
+    options.check_preset(config)
     from treepo.train.interrupt import TrainingInterrupted
 
     try:
-        result = trainer.train(resume=arguments.resume is not None)
+        result = _train(config, is_resumed=arguments.resume is not None)
     except TrainingInterrupted as interruption:
         print(
             f"interrupted after step {interruption.step} of {config.num_steps}; continue with: "
@@ -46,6 +47,20 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     return EXIT_OK
 
 
+def _train(config: TrainConfig, *, is_resumed: bool) -> "TrainResult":
+    from treepo.train import checkpoint
+
+    saved = checkpoint.latest(Path(config.output_dir or "")) if is_resumed else None
+    try:
+        return _trainer(config, saved).train(resume=is_resumed)
+    except CheckpointError as error:
+        if saved is None:
+            raise
+        raise CheckpointError(
+            f"{error}; if it is damaged, delete {saved} to go on from the checkpoint before it"
+        ) from None
+
+
 def _config(arguments: argparse.Namespace, overrides: Sequence[str]) -> TrainConfig:
     if arguments.resume is None:
         return options.load_config(arguments, overrides)
@@ -55,26 +70,24 @@ def _config(arguments: argparse.Namespace, overrides: Sequence[str]) -> TrainCon
             raise InvalidConfigError(
                 f"--{option} cannot be changed by --resume; the run goes on with its own config"
             )
-    from treepo.train.run_folder import read_config
-
     run_dir = Path(arguments.resume)
-    words = [*overrides, f"output_dir={run_dir}"]
-    return TrainConfig.load(data=read_config(run_dir), overrides=words)
+    if not (run_dir / CONFIG_FILE).is_file():
+        raise CheckpointError(f"{run_dir} is not a run: it has no {CONFIG_FILE}")
+    return TrainConfig.from_yaml(run_dir / CONFIG_FILE, [*overrides, f"output_dir={run_dir}"])
 
 
-def _trainer(config: TrainConfig, *, is_resumed: bool) -> "Trainer":
-    """Read data before the model: a mistake there is found at once."""
+def _trainer(config: TrainConfig, saved: Path | None) -> "Trainer":
+    """Read data before the model: a mistake there is found at once.
+
+    The original model folder may be gone; the checkpoint `saved` is a model folder too.
+    """
     rows = options.train_rows(config)
     held_out = options.eval_rows(config)
-    path = options.model_path(config)
+    options.check_reward(config, rows)
+    path = options.model_path(config, saved)
     options.set_threads(config)
-    from treepo.train import checkpoint
     from treepo.train.trainer import Trainer
 
-    if is_resumed:
-        # The original model folder may be gone; a checkpoint is a model folder too.
-        saved = checkpoint.latest(Path(config.output_dir or ""))
-        path = path if saved is None else str(saved)
     model, tokenizer = options.load_model(path, config.engine)
     return Trainer(model, tokenizer, options.reward_name(config), rows, held_out, config)
 
@@ -88,7 +101,8 @@ def _summary(result: "TrainResult", config: TrainConfig) -> str:
     else:
         following = f"treepo rollout --model {final} --prompts {config.data.train}"
     lines = [
-        f"{result.num_steps} steps, {result.num_tokens} tokens sampled, {result.seconds:.0f} s",
+        f"{counted(result.num_steps, 'step')}, {counted(result.num_tokens, 'token')} sampled, "
+        f"{result.seconds:.0f} s",
         f"run:   {result.run_dir}",
         f"model: {final}",
         f"next:  {following}",

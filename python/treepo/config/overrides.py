@@ -27,7 +27,7 @@ def nested(cls: type, overrides: Sequence[str]) -> dict[str, Any]:
         InvalidConfigError: Malformed text, unknown key or value of the wrong type.
     """
     out: dict[str, Any] = {}
-    for key, text in _pairs(overrides):
+    for key, text in _pairs(cls, overrides):
         value = parse(text, _annotation(cls, key), key)
         *sections, name = key.split(".")
         level = out
@@ -80,19 +80,21 @@ def _integer(text: str) -> int | str:
         return text
 
 
-def _pairs(overrides: Sequence[str]) -> list[tuple[str, str]]:
+def _pairs(cls: type, overrides: Sequence[str]) -> list[tuple[str, str]]:
     pairs: list[tuple[str, str]] = []
     rest = iter(overrides)
     for word in rest:
-        key, equals, text = word.partition("=")
+        word_key, equals, text = word.partition("=")
+        key = word_key.removeprefix("--").replace("-", "_")
         if not equals:
             if not word.startswith("--"):
                 raise InvalidConfigError(f"expected key=value, got '{word}'")
+            _annotation(cls, key)
             following = next(rest, None)
             if following is None:
                 raise InvalidConfigError(f"option '{word}' needs a value")
             text = following
-        pairs.append((key.removeprefix("--").replace("-", "_"), text))
+        pairs.append((key, text))
     return pairs
 
 

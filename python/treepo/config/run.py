@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from treepo.config.overrides import merge, nested
-from treepo.config.schema import Section, at_least
+from treepo.config.schema import MAX_SEED, Section, at_least, at_most
 from treepo.config.sections import (
     AdvantageConfig,
     DataConfig,
@@ -21,6 +21,9 @@ from treepo.config.sections import (
 )
 from treepo.config.text import dump_yaml, load_yaml
 from treepo.errors import InvalidConfigError
+
+CONFIG_FILE = "config.yaml"
+"""File in a run's folder that holds the config of the run."""
 
 
 def _embedded_search() -> SearchConfig:
@@ -86,17 +89,25 @@ class TrainConfig(Section):
         at_least("max_tokens_per_microbatch", self.max_tokens_per_microbatch, 1)
         at_least("max_sampling_batches", self.max_sampling_batches, 1)
         at_least("seed", self.seed, 0)
+        at_most("seed", self.seed, MAX_SEED)
         at_least("num_threads", self.num_threads, 1)
+        at_most("num_threads", self.num_threads, 1024)
         at_least("save_every", self.save_every, 0)
         at_least("keep_checkpoints", self.keep_checkpoints, 1)
         at_least("save_forests_every", self.save_forests_every, 0)
 
     def require_trainable(self) -> None:
-        """Check what only training needs: sampling from the whole distribution.
+        """Check what only training needs: answers to compare, from the whole distribution.
 
         Raises:
-            InvalidConfigError: Sampling is greedy or truncated by top-k or top-p.
+            InvalidConfigError: A tree has one answer, or sampling is greedy or truncated by
+                top-k or top-p.
         """
+        if self.search.width < 2:
+            raise InvalidConfigError(
+                f"search.width must be at least 2 to train, got {self.search.width}: an answer is "
+                "compared with others of its tree"
+            )
         if self.sampling.temperature <= 0:
             value = self.sampling.temperature
             raise InvalidConfigError(f"sampling.temperature must be above 0 to train, got {value}")
@@ -160,7 +171,12 @@ class TrainConfig(Section):
         Raises:
             InvalidConfigError: The file cannot be read, or a key or value is wrong.
         """
-        return cls.load(data=load_yaml(Path(file)), overrides=overrides)
+        data = load_yaml(Path(file))
+        try:
+            cls.load(data=data)
+        except InvalidConfigError as error:
+            raise InvalidConfigError(f"{file}: {error}") from None
+        return cls.load(data=data, overrides=overrides)
 
     def to_yaml(self) -> str:
         """Return the whole config as YAML; `from_yaml` of it gives back an equal config."""

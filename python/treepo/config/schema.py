@@ -13,6 +13,11 @@ from treepo.errors import InvalidConfigError
 
 T = TypeVar("T")
 
+MAX_COUNT = 2**31 - 1
+"""Largest number of things: positions and lengths are 32-bit."""
+MAX_SEED = 2**64 - 1
+"""Largest seed: random streams are keyed with 64 bits."""
+
 
 class Section:
     """Base of the frozen config dataclasses.
@@ -169,6 +174,10 @@ def is_section(annotation: Any) -> bool:
 
 def unknown_key(key: str, known: Mapping[str, Any], path: str) -> InvalidConfigError:
     """Return the error for a key that no field has; it names the nearest known keys."""
+    below = [name for name, kind in known.items() if is_section(kind) and key in field_types(kind)]
+    if below:
+        hint = " or ".join(f"'{join(path, join(name, key))}'" for name in below)
+        return InvalidConfigError(f"unknown config key '{join(path, key)}'; did you mean {hint}")
     near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.5)
     hint = f"did you mean '{join(path, near[0])}'" if near else f"known keys: {', '.join(known)}"
     where = f"section '{path}'" if path else "the top level"

@@ -5,8 +5,11 @@ from enum import StrEnum
 from typing import Self
 
 from treepo import core
-from treepo.config.schema import Section, above, at_least, at_most
+from treepo.config.schema import MAX_COUNT, MAX_SEED, Section, above, at_least, at_most, field_types
 from treepo.errors import InvalidConfigError
+
+_MAX_WIDTH = 1_000_000
+_MIN_TEMPERATURE = 0.001
 
 
 class Fallback(StrEnum):
@@ -55,12 +58,11 @@ class SearchConfig(Section):
     """Tokens a completion holds at most; absent: segment_len * max_depth."""
 
     def _check(self) -> None:
-        at_least("width", self.width, 1)
-        at_least("segment_len", self.segment_len, 1)
-        at_least("max_depth", self.max_depth, 1)
-        at_least("branch_factor", self.branch_factor, 1)
-        at_least("initial_divergence", self.initial_divergence, 1)
-        at_least("max_completion_len", self.max_completion_len, 1)
+        for name in field_types(type(self)):
+            value = getattr(self, name)
+            if isinstance(value, int):
+                at_least(name, value, 1)
+                at_most(name, value, _MAX_WIDTH if name == "width" else MAX_COUNT)
 
     @property
     def completion_len(self) -> int:
@@ -119,7 +121,13 @@ class SamplingParams(Section):
 
     def _check(self) -> None:
         at_least("temperature", self.temperature, 0)
+        if 0 < self.temperature < _MIN_TEMPERATURE:
+            raise InvalidConfigError(
+                f"temperature must be 0 (greedy) or at least {_MIN_TEMPERATURE}, "
+                f"got {self.temperature}"
+            )
         at_least("top_k", self.top_k, 0)
+        at_most("top_k", self.top_k, MAX_COUNT)
         above("top_p", self.top_p, 0)
         at_most("top_p", self.top_p, 1)
 
@@ -146,12 +154,13 @@ class EngineConfig(Section):
     """Tokens a path holds at most, prompt included; absent: the model's own limit."""
 
     def _check(self) -> None:
-        at_least("block_size", self.block_size, 1)
         above("kv_cache_gib", self.kv_cache_gib, 0)
-        at_least("num_blocks", self.num_blocks, 2)
-        at_least("max_num_seqs", self.max_num_seqs, 1)
-        at_least("max_num_batched_tokens", self.max_num_batched_tokens, 1)
-        at_least("max_model_len", self.max_model_len, 2)
+        minimum = {"num_blocks": 2, "max_model_len": 2}
+        for name in field_types(type(self)):
+            value = getattr(self, name)
+            if isinstance(value, int):
+                at_least(name, value, minimum.get(name, 1))
+                at_most(name, value, MAX_COUNT)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -267,6 +276,7 @@ class EvalConfig(Section):
     def _check(self) -> None:
         at_least("num_prompts", self.num_prompts, 0)
         at_least("num_samples", self.num_samples, 1)
-        above("temperature", self.temperature, 0)
+        at_least("temperature", self.temperature, _MIN_TEMPERATURE)
         at_least("every", self.every, 0)
         at_least("seed", self.seed, 0)
+        at_most("seed", self.seed, MAX_SEED)

@@ -19,7 +19,8 @@ def load_yaml(file: Path) -> dict[str, Any]:
     except OSError as error:
         raise InvalidConfigError(f"cannot read config {file}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        reason = f"line {mark.line + 1}: {problem}" if mark and problem else str(error)
         raise InvalidConfigError(f"config {file} is not valid YAML: {reason}") from None
     if data is None:
         return {}

@@ -8,7 +8,7 @@ from treepo.rewards.base import Completion, RewardFunction, completion_text
 from treepo.rewards.exact import exact_match
 from treepo.rewards.math import boxed, last_number
 from treepo.rewards.registry import REWARDS, resolve
-from treepo.rewards.runner import RewardResult, RewardRunner
+from treepo.rewards.runner import RewardResult, RewardRunner, check_columns
 
 __all__ = [
     "REWARDS",
@@ -17,6 +17,7 @@ __all__ = [
     "RewardResult",
     "RewardRunner",
     "boxed",
+    "check_columns",
     "completion_text",
     "exact_match",
     "last_number",

@@ -46,6 +46,23 @@ def completion_text(completion: Completion) -> str:
     return "".join(message["content"] for message in completion)
 
 
+def answer_text(answer: object) -> str:
+    """Text of an answer; anything that is not a text is taken by its `str`.
+
+    Args:
+        answer: An entry of the column `answer`.
+
+    Returns:
+        The text.
+
+    Raises:
+        ValueError: There is no answer, so there is nothing to compare with.
+    """
+    if answer is None:
+        raise ValueError("the answer is missing")
+    return str(answer)
+
+
 def name_of(function: object) -> str:
     """Name of a reward function for messages."""
     return str(getattr(function, "__qualname__", type(function).__qualname__))

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from treepo.rewards.base import Completion, completion_text
+from treepo.rewards.base import Completion, answer_text, completion_text
 
 
 def exact_match(
@@ -23,8 +23,11 @@ def exact_match(
 
     Returns:
         A reward for each completion.
+
+    Raises:
+        ValueError: An answer is missing.
     """
     return [
-        float(completion_text(completion).strip() == str(right).strip())
+        float(completion_text(completion).strip() == answer_text(right).strip())
         for completion, right in zip(completions, answer, strict=True)
     ]

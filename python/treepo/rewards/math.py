@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from decimal import Decimal
 from fractions import Fraction
 
-from treepo.rewards.base import Completion, completion_text
+from treepo.rewards.base import Completion, answer_text, completion_text
 
 # a sign right behind a digit, a letter or a bracket is an operator; exponents are short because
 # the value is expanded
@@ -42,7 +42,7 @@ def last_number(
         A reward for each completion; 0 for one without a number.
 
     Raises:
-        ValueError: An answer holds no number.
+        ValueError: An answer is missing or holds no number.
     """
     return [
         float(find_last_number(completion_text(completion)) == _number_of_answer(right))
@@ -68,9 +68,12 @@ def boxed(
 
     Returns:
         A reward for each completion; 0 for one without a complete box.
+
+    Raises:
+        ValueError: An answer is missing.
     """
     return [
-        float(_box_holds(completion_text(completion), str(right)))
+        float(_box_holds(completion_text(completion), answer_text(right)))
         for completion, right in zip(completions, answer, strict=True)
     ]
 
@@ -147,7 +150,7 @@ def _value(match: re.Match[str]) -> Fraction:
 
 
 def _number_of_answer(answer: object) -> Fraction:
-    number = find_last_number(str(answer))
+    number = find_last_number(answer_text(answer))
     if number is None:
         raise ValueError(f"answer {answer!r} holds no number")
     return number

@@ -6,7 +6,7 @@ import math
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import connection
 from types import TracebackType
@@ -219,19 +219,16 @@ class RewardRunner:
         completion_ids: Sequence[Sequence[int]],
         columns: Mapping[str, Sequence[object]],
     ) -> Arguments:
+        check_columns(self._function, columns)
         arguments = dict(columns) | dict(
             zip(_RESERVED, (prompts, completions, completion_ids), strict=True)
         )
-        for name in _RESERVED:
-            if name in columns:
-                raise RewardError(f"a column is named {name}, which is reserved: rename it")
         for name, column in arguments.items():
             if len(column) != len(completions):
                 raise RewardError(
                     f"{name} has {len(column)} entries, expected {len(completions)}: "
                     "one for each completion"
                 )
-        _check_signature(self._function, arguments)
         return arguments
 
     def _run(self, batch: _Batch) -> None:
@@ -275,19 +272,31 @@ def _split(num_completions: int, num_parts: int) -> list[range]:
     return [range(a, b) for a, b in itertools.pairwise(bounds) if a < b]
 
 
-def _check_signature(function: Callable[..., object], arguments: Arguments) -> None:
-    """Raise if the function cannot take the columns that there are."""
+def check_columns(function: Callable[..., object], columns: Collection[str]) -> None:
+    """Check that a reward function can take the columns that there are.
+
+    Args:
+        function: A reward function.
+        columns: Names of the data's columns beside `prompt`.
+
+    Raises:
+        RewardError: A column has a reserved name, the function needs one that is missing, or it
+            has no place for one.
+    """
+    for name in _RESERVED:
+        if name in columns:
+            raise RewardError(f"a column is named {name}, which is reserved: rename it")
     try:
         signature = inspect.signature(function)
     except ValueError:
         # a builtin without a signature: the call will tell
         return
     try:
-        signature.bind(**arguments)
+        signature.bind(**dict.fromkeys((*_RESERVED, *columns)))
     except TypeError as error:
-        columns = ", ".join(name for name in arguments if name not in _RESERVED) or "none"
+        present = ", ".join(columns) or "none"
         raise RewardError(
-            f"reward function {base.name_of(function)}: {error}; columns of the data: {columns}; "
+            f"reward function {base.name_of(function)}: {error}; columns of the data: {present}; "
             "take what you do not use as **columns"
         ) from None
 

@@ -98,7 +98,7 @@ def attempt(function: Callable[..., object], arguments: Arguments) -> Reply:
         return Values(values=base.call(function, arguments))
     except RewardError as error:
         return Refusal(message=str(error))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return Failure(message=f"{type(error).__name__}: {error}")
 
 

@@ -1,5 +1,7 @@
 """Ctrl-C and SIGTERM: stop at the next safe point instead of in the middle of something."""
 
+import contextlib
+import os
 import signal
 import threading
 from pathlib import Path
@@ -7,6 +9,8 @@ from types import TracebackType
 from typing import Any, Self
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_STDERR = 2
+_NOTICE = b"\nstopping with a checkpoint; once more stops at once\n"
 
 
 class StepAbandonedError(Exception):
@@ -59,6 +63,9 @@ class Interruption:
     def _remember(self, *_: object) -> None:
         self.requested = True
         self._restore()
+        # Not print: the signal may have come in the middle of one, which must not be entered twice.
+        with contextlib.suppress(OSError):
+            os.write(_STDERR, _NOTICE)
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():

@@ -1,5 +1,6 @@
 """Progress on a terminal: a bar with the latest numbers, or a line now and then in a log."""
 
+import math
 import sys
 from collections.abc import Mapping
 from types import TracebackType
@@ -21,6 +22,7 @@ class Progress:
             first_step: Steps that are done already.
         """
         self._num_steps = num_steps
+        self._is_warned = False
         self._every = max(1, num_steps // _LINES)
         self._bar: tqdm[None] = tqdm(
             total=num_steps,
@@ -48,6 +50,12 @@ class Progress:
             f"reward {metrics['reward']:.3f}  accuracy {metrics['accuracy']:.3f}  "
             f"{metrics['perf/tok_per_s']:.0f} tokens/s  share {metrics['tree/share_ratio']:.2f}"
         )
+        if math.isnan(metrics["reward"]) and not self._is_warned:
+            self._is_warned = True
+            tell(
+                f"warning: step {step}: no completion got a reward, so nothing is learned; "
+                "look at the reward function"
+            )
         self._bar.set_postfix_str(text, refresh=False)
         self._bar.update()
         if self._bar.disable and (step % self._every == 0 or step == self._num_steps):

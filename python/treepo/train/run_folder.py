@@ -13,12 +13,14 @@ import torch
 
 from treepo import core
 from treepo.config import TrainConfig
+from treepo.config.run import CONFIG_FILE
 from treepo.errors import CheckpointError, InvalidConfigError
 from treepo.evaluate import Evaluation
 from treepo.forest import Forest
 from treepo.train.metrics import MetricsLog
+from treepo.train.progress import tell
 
-_CONFIG = "config.yaml"
+_RESULTS = ("metrics.jsonl", "checkpoints", "eval")
 _PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "safetensors")
 
 
@@ -39,19 +41,17 @@ class RunFolder:
     def create(cls, config: TrainConfig) -> "RunFolder":
         """Make the folder of a new run and write its config and environment.
 
+        A folder of a run that failed before it measured anything is taken over.
+
         Raises:
             InvalidConfigError: The folder holds a run already or cannot be made.
         """
         path = Path(config.output_dir) if config.output_dir else _fresh_path()
-        if (path / _CONFIG).exists():
+        if any((path / name).exists() for name in _RESULTS):
             raise InvalidConfigError(
                 f"output_dir {path} holds a run already; continue it with --resume {path} or "
                 "choose another folder"
             )
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InvalidConfigError(f"output_dir {path}: {error.strerror}") from None
         return cls._write(path, config)
 
     @classmethod
@@ -60,6 +60,7 @@ class RunFolder:
 
         Raises:
             CheckpointError: There is no run.
+            InvalidConfigError: The folder cannot be written.
         """
         path = Path(config.output_dir or "")
         read_config(path)
@@ -68,8 +69,15 @@ class RunFolder:
     @classmethod
     def _write(cls, path: Path, config: TrainConfig) -> "RunFolder":
         folder = cls(path)
-        folder.write_text(_CONFIG, config.replace(output_dir=str(path)).to_yaml())
-        folder.write_text("env.json", json.dumps(environment(), indent=2) + "\n")
+        try:
+            folder.write_text(CONFIG_FILE, config.replace(output_dir=str(path)).to_yaml())
+            folder.write_text("env.json", json.dumps(environment(), indent=2) + "\n")
+        except OSError as error:
+            raise InvalidConfigError(
+                f"cannot write the run's folder output_dir={path}: {error.strerror}; "
+                "choose another one"
+            ) from None
+        tell(f"run: {path}")
         return folder
 
     def write_text(self, name: str, text: str) -> None:
@@ -85,9 +93,20 @@ class RunFolder:
         self.write_text(f"eval/{name}.json", json.dumps(evaluation.to_dict(), indent=2) + "\n")
 
     def load_evaluation(self, name: str) -> Evaluation | None:
-        """Read `eval/<name>.json`; None if it was not written."""
+        """Read `eval/<name>.json`; None if it was not written.
+
+        Raises:
+            CheckpointError: The file is damaged.
+        """
         file = self.path / "eval" / f"{name}.json"
-        return Evaluation.from_dict(json.loads(file.read_text())) if file.exists() else None
+        if not file.exists():
+            return None
+        try:
+            return Evaluation.from_dict(json.loads(file.read_text(encoding="utf-8")))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(
+                f"{file} is damaged ({error}); delete it to evaluate again"
+            ) from None
 
     def truncate(self, step: int, *, is_finished: bool) -> None:
         """Drop what was measured after a step, because the run is at that step again.
@@ -118,9 +137,9 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     from treepo.config.text import load_yaml
 
-    if not (path / _CONFIG).is_file():
-        raise CheckpointError(f"{path} is not a run: it has no {_CONFIG}")
-    return load_yaml(path / _CONFIG)
+    if not (path / CONFIG_FILE).is_file():
+        raise CheckpointError(f"{path} is not a run: it has no {CONFIG_FILE}")
+    return load_yaml(path / CONFIG_FILE)
 
 
 def environment() -> dict[str, Any]:
