@@ -11,8 +11,10 @@ import pytest
 
 from treepo import core
 from treepo.cli.main import main
+from treepo.cli.options import describe
 from treepo.cli.picture import picture
 from treepo.cli.report import before_after, counted
+from treepo.config import TrainConfig
 from treepo.errors import InvalidInputError
 from treepo.evaluate import Evaluation, pass_at_k
 from treepo.forest import Forest
@@ -120,6 +122,35 @@ def test_help_of_a_command_lists_every_config_key_and_loads_no_torch():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0
     assert re.search(r"optimizer.learning_rate=1.8e-05 +Peak learning rate", done.stdout)
+
+
+def test_help_names_choices_and_the_defaults_that_differ_with_a_model():
+    text = describe(TrainConfig(), TrainConfig.for_model("PATH"))
+    assert re.search(r"search.fallback=answered .*; one of answered, none", text)
+    assert re.search(r"search.segment_len=9 .*; with --model: 64", text)
+    assert re.search(r"optimizer.betas=0.9,0.95 ", text)
+    assert not re.search(r"search.width=.*with --model", text)
+
+
+def test_rollout_with_a_reward_shows_and_saves_it(capsys, tmp_path, write_rows):
+    out = tmp_path / "forest.safetensors"
+    prompts = write_rows([{"prompt": "37539*9=", "answer": "337851"}])
+    words = ["--prompts", prompts, "--out", out, "--reward", "last_number"]
+    assert main(["rollout", *map(str, words)]) == 0
+    assert re.search(r"tokens, stop, reward [01]\]", capsys.readouterr().out)
+    assert np.isfinite(Forest.load(out).paths.reward).all()
+
+
+def test_rollout_reads_prompts_from_standard_input(tmp_path):
+    words = ["rollout", "--prompts", "-", "--out", str(tmp_path / "forest.safetensors")]
+    done = subprocess.run(
+        [sys.executable, "-m", "treepo", *words],
+        input='{"prompt": "37539*9="}\n',
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.startswith("37539*9=  [8 tokens]"), done.stderr
 
 
 def test_ctrl_c_leaves_a_run_that_resume_finishes(tmp_path, capsys):

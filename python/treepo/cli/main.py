@@ -4,6 +4,7 @@ import argparse
 import importlib
 import io
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -57,6 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"engine.max_num_batched_tokens or max_tokens_per_microbatch ({error})"
         )
     except KeyboardInterrupt:
+        if argv is None:
+            # One more Ctrl-C would break into what Python does at its end.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         print("treepo: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
 

@@ -6,6 +6,7 @@ import importlib.util
 import inspect
 import os
 from collections.abc import Sequence
+from enum import Enum
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,8 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="FILE", help="YAML file of config keys")
     parser.add_argument("--model", metavar="PATH", help="Hugging Face folder (model.path)")
     parser.add_argument("--reward", metavar="NAME", help="reward function (reward.name)")
-    parser.epilog = f"config keys, set with key=value or --key value:\n{describe(TrainConfig())}"
+    keys = describe(TrainConfig(), TrainConfig.for_model("PATH"))
+    parser.epilog = f"config keys, set with key=value or --key value:\n{keys}"
 
 
 def load_config(arguments: argparse.Namespace, overrides: Sequence[str]) -> TrainConfig:
@@ -48,18 +50,40 @@ def load_config(arguments: argparse.Namespace, overrides: Sequence[str]) -> Trai
     return TrainConfig.from_yaml(arguments.config, words)
 
 
-def describe(config: Any, prefix: str = "") -> str:
-    """Return one line a config key: its default, and the first sentence about it."""
+def describe(config: Any, for_model: Any, prefix: str = "") -> str:
+    """Return one line a config key.
+
+    Args:
+        config: The defaults.
+        for_model: The defaults for a model of the user's; where they differ, they are named.
+        prefix: Dotted name of the section with its dot, "" at the top.
+
+    Returns:
+        For each key its default, the first sentence about it, and its choices if it has any.
+    """
     about = documentation(type(config))
     lines: list[str] = []
     for name, annotation in field_types(type(config)).items():
-        value = getattr(config, name)
+        value, other = getattr(config, name), getattr(for_model, name)
         if is_section(annotation):
-            lines.append(describe(value, f"{prefix}{name}."))
-        else:
-            shown = "none" if value is None else getattr(value, "value", value)
-            lines.append(f"  {f'{prefix}{name}={shown}':{_KEY_COLUMNS}} {about.get(name, '')}")
+            lines.append(describe(value, other, f"{prefix}{name}."))
+            continue
+        notes = [about.get(name, "")]
+        if isinstance(value, Enum):
+            notes.append(f"one of {', '.join(str(x.value) for x in type(value))}")
+        if other != value and name != "path":
+            notes.append(f"with --model: {_shown(other)}")
+        lines.append(f"  {f'{prefix}{name}={_shown(value)}':{_KEY_COLUMNS}} {'; '.join(notes)}")
     return "\n".join(lines)
+
+
+def _shown(value: Any) -> str:
+    """Return a value as a command line takes it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return "none" if value is None else str(getattr(value, "value", value))
 
 
 def documentation(cls: type) -> dict[str, str]:
@@ -211,7 +235,8 @@ def check_reward(config: TrainConfig, rows: Sequence[Any]) -> None:
     Raises:
         RewardError: It does not, which is better found before a model is loaded.
     """
-    names = dict.fromkeys(name for row in rows for name in row if name != "prompt")
+    # Rows of a file have the same columns, and so have those of the embedded task.
+    names = [name for name in rows[0] if name != "prompt"]
     check_columns(resolve(reward_name(config)), names)
 
 

@@ -3,10 +3,12 @@
 import argparse
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from treepo.cli import EXIT_OK, options
 from treepo.cli.picture import picture
 from treepo.cli.report import counted
+from treepo.config import TrainConfig
 from treepo.errors import InvalidConfigError
 from treepo.prompts import load_jsonl
 
@@ -14,10 +16,14 @@ from treepo.prompts import load_jsonl
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options to its parser."""
     options.add_config_arguments(parser)
-    parser.add_argument("--prompts", metavar="FILE", help="JSON lines with 'prompt'")
+    parser.add_argument(
+        "--prompts", metavar="FILE", help="JSON lines with 'prompt'; - is standard input"
+    )
     parser.add_argument("--out", metavar="FILE", help="where the forest goes (safetensors)")
-    parser.add_argument("--num-prompts", type=int, default=4, help="prompts used, from the first")
-    parser.add_argument("--show", type=int, default=0, metavar="I", help="tree to draw")
+    parser.add_argument(
+        "--num-prompts", type=int, default=4, metavar="N", help="prompts used, from the first (4)"
+    )
+    parser.add_argument("--show", type=int, default=0, metavar="I", help="tree to draw (0)")
 
 
 def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
@@ -28,12 +34,11 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
         raise InvalidConfigError(f"--num-prompts must be at least 1, got {arguments.num_prompts}")
     if arguments.prompts is None and config.model.path is not None:
         raise InvalidConfigError("--model needs --prompts FILE, JSON lines with a 'prompt'")
-    rows = (
-        options.train_rows(config) if arguments.prompts is None else load_jsonl(arguments.prompts)
-    )
-    rows = list(rows[: arguments.num_prompts])
+    rows = list(_rows(arguments.prompts, config)[: arguments.num_prompts])
     if not 0 <= arguments.show < len(rows):
         raise InvalidConfigError(f"--show must be in 0..{len(rows) - 1}, got {arguments.show}")
+    if arguments.reward is not None:
+        options.check_reward(config, rows)
     out = options.output_file(
         arguments.out or time.strftime("runs/forest-%Y%m%d-%H%M%S.safetensors")
     )
@@ -47,6 +52,12 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
         [row["prompt"] for row in rows], config.search, config.sampling, seed=config.seed
     )
     forest.save(out)
+    if arguments.reward is not None:
+        from treepo.scoring import Scorer
+
+        with Scorer(arguments.reward, config.reward, tokenizer, engine.eos_token_ids) as scorer:
+            forest.set_rewards(scorer.score(forest, rows).values)
+        forest.save(out)
     print(picture(forest, arguments.show, tokenizer))
     print(
         f"\n{counted(forest.num_trees, 'tree')}, "
@@ -57,3 +68,9 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     )
     print(f"saved: {out}")
     return EXIT_OK
+
+
+def _rows(prompts: str | None, config: TrainConfig) -> Sequence[Any]:
+    if prompts is None:
+        return options.train_rows(config)
+    return load_jsonl("/dev/stdin" if prompts == "-" else prompts)

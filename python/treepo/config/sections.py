@@ -187,8 +187,8 @@ class RewardConfig(Section):
     """How completions are scored."""
 
     name: str | None = None
-    """A reward of treepo.rewards, or `package.module:function` with TRL's signature; absent: the
-    reward of the embedded task, or exact_match with other data."""
+    """exact_match, last_number, boxed, or `package.module:function` with TRL's signature; absent:
+    the reward of the embedded task, or exact_match with other data."""
     timeout_s: float = 5.0
     """Seconds one call may take before its worker is stopped."""
     num_workers: int = 1
@@ -207,7 +207,7 @@ class AdvantageConfig(Section):
     """How rewards become advantages."""
 
     preset: str = "treepo"
-    """A preset of treepo.advantages."""
+    """A preset of treepo.advantages: treepo or grpo."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
