@@ -124,6 +124,36 @@ def test_a_fork_in_the_middle_of_a_segment_makes_a_group():
     np.testing.assert_allclose(actual, [-1 / 3, 7 / 12, -5 / 12])
 
 
+def by_explicit_groups(forest, rewards):
+    """Mean of a reward's differences to its ancestor groups, from whole token sequences."""
+    paths = [forest.token_index(path).tolist() for path in range(forest.num_paths)]
+    forked = np.flatnonzero(forest.paths.parent >= 0)
+    ends = {paths[path][forest.paths.at[path] - 1] for path in forked}
+    marks = zip(forest.marks.path, forest.marks.pos, strict=True)
+    ends |= {paths[path][pos - 1] for path, pos in marks} | {tokens[-1] for tokens in paths}
+    values = np.zeros(forest.num_paths)
+    for path in np.flatnonzero(~np.isnan(rewards)):
+        root = forest.trees.prompt_len[forest.paths.tree[path]] - 1
+        differences = []
+        for place, token in enumerate(paths[path]):
+            group = [k for k, tokens in enumerate(paths) if tokens[place : place + 1] == [token]]
+            mean = np.nanmean(rewards[group]) if len(group) > 1 else 0.0
+            is_group = place > root and token in ends and (~np.isnan(rewards[group])).sum() > 1
+            if place == root or is_group:
+                differences.append(rewards[path] - mean)
+        values[path] = np.mean(differences)
+    return values
+
+
+@pytest.mark.parametrize("seed", range(15))
+def test_the_mean_over_groups_is_that_of_groups_made_one_by_one(grow_forest, seed):
+    rng = np.random.default_rng(seed)
+    forest = grow_forest(seed, vocab=50, num_paths=int(rng.integers(1, 9)))
+    rewards = rng.choice([0.0, 0.5, 1.0, np.nan], forest.num_paths)
+    actual = center(forest, rewards, Groups.ANCESTORS)
+    np.testing.assert_allclose(actual, by_explicit_groups(forest, rewards), atol=1e-12)
+
+
 def test_a_trajectory_without_a_reward_is_in_no_group():
     paths = ["t#1-0#2-0", "t#1-0#2-1", "t#1-1#2-2", "t#1-1#2-3"]
     with_it, without_it = core.Forest(), core.Forest()
