@@ -108,7 +108,8 @@ def require_packages() -> None:
     missing = [name for name in _TRAIN_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise InvalidConfigError(
-            f"this command needs {', '.join(missing)}; run: pip install 'treepo[train]'"
+            f"this command needs {', '.join(missing)}; run: pip install '.[train]' in the folder "
+            "of treepo's source"
         )
 
 
