@@ -1,10 +1,13 @@
 import json
 import math
+import shutil
 import signal
 
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from treepo.config import EvalConfig, OptimizerConfig, RewardConfig, SearchConfig, TrainConfig
 from treepo.engine.load import load_model
@@ -153,6 +156,31 @@ def test_half_written_checkpoint_is_ignored(finished, tiny_model_dir, tmp_path):
     resumed.train(resume=True)
     names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
     assert names == ["step_1", "step_2"]
+
+
+def test_full_disk_is_named_and_leaves_earlier_checkpoints(tiny_model_dir, tmp_path, monkeypatch):
+    own = config(tmp_path / "run", num_steps=2, eval=EvalConfig(num_prompts=0))
+
+    def full(tensors, file):
+        if "step_2" in str(file):
+            raise SafetensorError("I/O error: No space left on device")
+        save_file(tensors, file)
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(CheckpointError, match=r"cannot write .*step_2: .*No space left"):
+        trainer(tiny_model_dir, own).train()
+    names = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()]
+    assert names == ["step_1"]
+
+
+def test_damaged_optimizer_state_is_named_and_how_to_go_on(finished, tiny_model_dir, tmp_path):
+    newest = checkpoint.latest(finished[0].run_dir)
+    folder = tmp_path / "step_4"
+    shutil.copytree(newest, folder)
+    (folder / "optimizer.safetensors").write_bytes(b"half")
+    own = trainer(tiny_model_dir, config(tmp_path / "run"))
+    with pytest.raises(CheckpointError, match=f"if {folder} is damaged, delete it"):
+        checkpoint.load_optimizer(folder, own.engine.model, None)
 
 
 def test_checkpoint_that_is_not_complete_is_refused(tmp_path):

@@ -3,13 +3,15 @@
 import argparse
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from treepo.cli import EXIT_OK, options
 from treepo.cli.picture import picture
 from treepo.cli.report import counted
 from treepo.config import TrainConfig
-from treepo.errors import InvalidConfigError
+from treepo.errors import DataError, InvalidConfigError
+from treepo.forest import Forest
 from treepo.prompts import load_jsonl
 
 
@@ -51,13 +53,13 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     forest = engine.rollout(
         [row["prompt"] for row in rows], config.search, config.sampling, seed=config.seed
     )
-    forest.save(out)
+    _save(forest, out)
     if arguments.reward is not None:
         from treepo.scoring import Scorer
 
         with Scorer(arguments.reward, config.reward, tokenizer, engine.eos_token_ids) as scorer:
             forest.set_rewards(scorer.score(forest, rows).values)
-        forest.save(out)
+        _save(forest, out)
     print(picture(forest, arguments.show, tokenizer))
     print(
         f"\n{counted(forest.num_trees, 'tree')}, "
@@ -68,6 +70,15 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     )
     print(f"saved: {out}")
     return EXIT_OK
+
+
+def _save(forest: Forest, out: Path) -> None:
+    from safetensors import SafetensorError
+
+    try:
+        forest.save(out)
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"cannot write {out}: {error}") from None
 
 
 def _rows(prompts: str | None, config: TrainConfig) -> Sequence[Any]:

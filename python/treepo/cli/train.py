@@ -51,14 +51,7 @@ def _train(config: TrainConfig, *, is_resumed: bool) -> "TrainResult":
     from treepo.train import checkpoint
 
     saved = checkpoint.latest(Path(config.output_dir or "")) if is_resumed else None
-    try:
-        return _trainer(config, saved).train(resume=is_resumed)
-    except CheckpointError as error:
-        if saved is None:
-            raise
-        raise CheckpointError(
-            f"{error}; if it is damaged, delete {saved} to go on from the checkpoint before it"
-        ) from None
+    return _trainer(config, saved).train(resume=is_resumed)
 
 
 def _config(arguments: argparse.Namespace, overrides: Sequence[str]) -> TrainConfig:
@@ -86,9 +79,13 @@ def _trainer(config: TrainConfig, saved: Path | None) -> "Trainer":
     options.check_reward(config, rows)
     path = options.model_path(config, saved)
     options.set_threads(config)
+    from treepo.train import checkpoint
     from treepo.train.trainer import Trainer
 
-    model, tokenizer = options.load_model(path, config.engine)
+    try:
+        model, tokenizer = options.load_model(path, config.engine)
+    except CheckpointError as error:
+        raise error if saved is None else checkpoint.damaged(saved, error) from None
     return Trainer(model, tokenizer, options.reward_name(config), rows, held_out, config)
 
 

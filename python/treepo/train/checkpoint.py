@@ -72,25 +72,34 @@ def save(
 
     Returns:
         The checkpoint's folder.
+
+    Raises:
+        CheckpointError: It cannot be written; earlier checkpoints stay.
     """
     root = run_dir / FOLDER
     target = root / f"{_PREFIX}{state.step}"
     if is_complete(target):
         return target
-    root.mkdir(parents=True, exist_ok=True)
-    for left_over in (target, *root.glob(".writing_*")):
-        shutil.rmtree(left_over, ignore_errors=True)
     writing = root / f".writing_{_PREFIX}{state.step}"
-    writing.mkdir()
-    model.save_pretrained(writing)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(writing)
-    save_file(_optimizer_tensors(model, optimizer), writing / _OPTIMIZER)
-    (writing / _STATE).write_text(json.dumps(dataclasses.asdict(state), indent=2) + "\n")
-    _flush(writing)
-    (writing / MARKER).write_text("")
-    _flush(writing)
-    writing.rename(target)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        for left_over in (target, *root.glob(".writing_*")):
+            shutil.rmtree(left_over, ignore_errors=True)
+        writing.mkdir()
+        model.save_pretrained(writing)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(writing)
+        save_file(_optimizer_tensors(model, optimizer), writing / _OPTIMIZER)
+        (writing / _STATE).write_text(json.dumps(dataclasses.asdict(state), indent=2) + "\n")
+        _flush(writing)
+        (writing / MARKER).write_text("")
+        _flush(writing)
+        writing.rename(target)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(writing, ignore_errors=True)
+        raise CheckpointError(
+            f"cannot write {target}: {error}; make room, then resume from the newest checkpoint"
+        ) from None
     for old in complete_checkpoints(run_dir)[:-keep]:
         # Without its marker first, a deletion cut short leaves no half checkpoint that looks whole.
         (old / MARKER).unlink()
@@ -116,6 +125,14 @@ def latest(run_dir: Path) -> Path | None:
     return found[-1] if found else None
 
 
+def damaged(folder: Path, reason: object) -> CheckpointError:
+    """Return the error for a checkpoint that cannot be read: why, and how to go on without it."""
+    return CheckpointError(
+        f"{' '.join(str(reason).split())[:300]}; if {folder} is damaged, delete it to go on from "
+        "the checkpoint before it"
+    )
+
+
 def load_state(folder: Path) -> LoopState:
     """Read the state of the loop.
 
@@ -127,7 +144,7 @@ def load_state(folder: Path) -> LoopState:
     try:
         return LoopState(**json.loads((folder / _STATE).read_text()))
     except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"cannot read {folder / _STATE}: {error}") from None
+        raise damaged(folder, f"cannot read {folder / _STATE}: {error}") from None
 
 
 def load_weights(folder: Path, model: Any) -> None:
@@ -140,8 +157,7 @@ def load_weights(folder: Path, model: Any) -> None:
         saved = type(model).from_pretrained(folder, dtype=model.dtype)
         model.load_state_dict(saved.state_dict())
     except (OSError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"weights of {folder} do not fit the model: {reason}") from None
+        raise damaged(folder, f"its weights do not fit the model: {error}") from None
 
 
 def load_optimizer(folder: Path, model: nn.Module, optimizer: Optimizer) -> None:
@@ -153,7 +169,7 @@ def load_optimizer(folder: Path, model: nn.Module, optimizer: Optimizer) -> None
     try:
         tensors = load_file(folder / _OPTIMIZER)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot read {folder / _OPTIMIZER}: {error}") from None
+        raise damaged(folder, f"cannot read {folder / _OPTIMIZER}: {error}") from None
     names = _parameter_names(model)
     position = {name: index for index, name in enumerate(_ordered_names(names, optimizer))}
     state: dict[int, dict[str, Tensor]] = {}

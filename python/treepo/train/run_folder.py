@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from treepo import core
 from treepo.config import TrainConfig
@@ -123,10 +124,17 @@ class RunFolder:
                 file.unlink()
 
     def save_forest(self, step: int, forest: Forest) -> None:
-        """Write `forests/step_N.safetensors`."""
-        folder = self.path / "forests"
-        folder.mkdir(exist_ok=True)
-        forest.save(folder / f"step_{step}.safetensors")
+        """Write `forests/step_N.safetensors`.
+
+        Raises:
+            CheckpointError: It cannot be written.
+        """
+        file = self.path / "forests" / f"step_{step}.safetensors"
+        try:
+            file.parent.mkdir(exist_ok=True)
+            forest.save(file)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"cannot write {file}: {error}") from None
 
 
 def read_config(path: Path) -> dict[str, Any]:
