@@ -4,7 +4,7 @@ import math
 import sys
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from tqdm import tqdm
 
@@ -24,7 +24,7 @@ class Progress:
         self._num_steps = num_steps
         self._is_warned = False
         self._every = max(1, num_steps // _LINES)
-        self._bar: tqdm[None] = tqdm(
+        self._bar: tqdm[Any] = tqdm(
             total=num_steps,
             initial=first_step,
             unit="step",
