@@ -44,13 +44,18 @@ def encode(tokenizer: Any, prompt: Prompt) -> npt.NDArray[np.uint32]:
     array = np.asarray(ids)
     if array.ndim != 1 or array.size == 0:
         raise InvalidInputError(f"prompt is empty or not a flat list: {prompt!r:.60}; give text")
-    if not np.issubdtype(array.dtype, np.integer) or array.min() < 0:
+    is_integer = np.issubdtype(array.dtype, np.integer)
+    if not is_integer or array.min() < 0 or array.max() > np.iinfo(np.uint32).max:
         raise InvalidInputError(f"prompt holds something that is no token id: {prompt!r:.60}")
     array = array.astype(np.uint32)
     return array if _passes_through(prompt) else _single_bos(tokenizer, array)
 
 
 def _tokenize(tokenizer: Any, text: str, *, adds_start: bool) -> Any:
+    if tokenizer is None:
+        raise InvalidInputError(
+            f"the prompt {text!r:.60} is text and there is no tokenizer; give token ids"
+        )
     try:
         return tokenizer(text, add_special_tokens=adds_start)["input_ids"]
     except Exception as error:

@@ -63,10 +63,15 @@ def test_token_ids_pass_through_unchanged(tokenizer):
     assert ids.dtype == np.uint32
 
 
-@pytest.mark.parametrize("prompt", [[], [-1, 2], [0.5]])
+@pytest.mark.parametrize("prompt", [[], [-1, 2], [0.5], [2**32 + 5]])
 def test_prompt_that_is_no_list_of_tokens_is_refused(tokenizer, prompt):
     with pytest.raises(InvalidInputError):
         encode(tokenizer, prompt)
+
+
+def test_text_without_a_tokenizer_is_refused():
+    with pytest.raises(InvalidInputError, match="there is no tokenizer; give token ids"):
+        encode(None, "hi")
 
 
 def test_messages_without_a_template_are_refused(tokenizer):

@@ -9,9 +9,22 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from treepo.config import EvalConfig, OptimizerConfig, RewardConfig, SearchConfig, TrainConfig
+from treepo.config import (
+    AdvantageConfig,
+    EvalConfig,
+    OptimizerConfig,
+    RewardConfig,
+    SearchConfig,
+    TrainConfig,
+)
 from treepo.engine.load import load_model
-from treepo.errors import CheckpointError, DataError, InvalidConfigError, NotFiniteError
+from treepo.errors import (
+    CheckpointError,
+    DataError,
+    InvalidConfigError,
+    NotFiniteError,
+    RewardError,
+)
 from treepo.train import checkpoint
 from treepo.train.collect import trees_with_signal
 from treepo.train.dataset import PromptSource
@@ -68,6 +81,17 @@ class StopAfter:
         if self.calls == 0:
             signal.raise_signal(signal.SIGINT)
         return count_ones(completions)
+
+
+class BreakAfter:
+    """A reward that returns too few values in the given call."""
+
+    def __init__(self, calls):
+        self.calls = calls
+
+    def __call__(self, completions, **columns):
+        self.calls -= 1
+        return count_ones(completions)[: -1 if self.calls == 0 else None]
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +166,20 @@ def test_run_stopped_before_its_first_step_resumes_to_the_same_weights(
     resumed = trainer(tiny_model_dir, own)
     resumed.train(resume=True)
     assert equal(weights(resumed), finished[2])
+
+
+def test_reward_that_breaks_in_mid_run_loses_no_finished_step(tiny_model_dir, tmp_path):
+    plan = config(tmp_path / "run", save_every=0)
+    evaluations = 2  # the evaluation before the first step scores samples and greedy answers
+    with pytest.raises(RewardError):
+        trainer(tiny_model_dir, plan, BreakAfter(evaluations + 2)).train()
+    assert checkpoint.latest(tmp_path / "run").name == "step_1"
+
+
+def test_unknown_preset_is_refused_before_anything_is_sampled(tiny_model_dir, tmp_path):
+    plan = config(tmp_path / "run", advantage=AdvantageConfig(preset="trepo"))
+    with pytest.raises(InvalidConfigError, match="did you mean treepo"):
+        trainer(tiny_model_dir, plan)
 
 
 def test_half_written_checkpoint_is_ignored(finished, tiny_model_dir, tmp_path):

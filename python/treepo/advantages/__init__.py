@@ -5,7 +5,7 @@ whole forest at once; an estimator is a row of `PRESETS`.
 """
 
 from treepo.advantages.baseline import whiten
-from treepo.advantages.estimator import advantages
+from treepo.advantages.estimator import advantages, find_preset
 from treepo.advantages.nodes import num_sampled_tokens
 from treepo.advantages.presets import PRESETS, Groups, Preset, Scale
 
@@ -15,6 +15,7 @@ __all__ = [
     "Preset",
     "Scale",
     "advantages",
+    "find_preset",
     "num_sampled_tokens",
     "whiten",
 ]

@@ -32,7 +32,7 @@ def advantages(
         InvalidInputError: There is not one reward a trajectory, or one is infinite.
         InvalidConfigError: There is no such preset.
     """
-    chosen = preset if isinstance(preset, Preset) else _find(preset)
+    chosen = preset if isinstance(preset, Preset) else find_preset(preset)
     scores = np.asarray(rewards, dtype=np.float64)
     if scores.shape != (forest.num_paths,):
         raise InvalidInputError(
@@ -52,7 +52,12 @@ def advantages(
     return whiten(centered, np.where(np.isnan(scores), 0, num_sampled_tokens(forest)))
 
 
-def _find(name: str) -> Preset:
+def find_preset(name: str) -> Preset:
+    """Return the preset of that name.
+
+    Raises:
+        InvalidConfigError: There is none; names the nearest.
+    """
     if name in PRESETS:
         return PRESETS[name]
     close = difflib.get_close_matches(name, PRESETS, n=1)

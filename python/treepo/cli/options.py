@@ -11,7 +11,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from treepo.advantages import PRESETS
 from treepo.config import EngineConfig, TrainConfig
 from treepo.config.schema import field_types, is_section
 from treepo.errors import CheckpointError, InvalidConfigError
@@ -215,19 +214,6 @@ def reward_name(config: TrainConfig) -> str:
         return config.reward.name
     is_embedded = config.data.train is None and config.data.eval is None
     return embedded.REWARD if is_embedded else "exact_match"
-
-
-def check_preset(config: TrainConfig) -> None:
-    """Check that the advantage preset exists.
-
-    Raises:
-        InvalidConfigError: It does not.
-    """
-    name = config.advantage.preset
-    if name not in PRESETS:
-        raise InvalidConfigError(
-            f"advantage.preset must be one of {', '.join(PRESETS)}; got '{name}'"
-        )
 
 
 def check_reward(config: TrainConfig, rows: Sequence[Any]) -> None:

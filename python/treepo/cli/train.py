@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from treepo.advantages import find_preset
 from treepo.cli import EXIT_INTERRUPTED, EXIT_OK, options
 from treepo.cli.report import before_after, counted
 from treepo.config import TrainConfig
@@ -31,7 +32,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     options.require_packages()
     config = _config(arguments, overrides)
     config.require_trainable()
-    options.check_preset(config)
+    find_preset(config.advantage.preset)
     from treepo.train.interrupt import TrainingInterrupted
 
     try:

@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from treepo.advantages import advantages
+from treepo.advantages import advantages, find_preset
 from treepo.config import TrainConfig
 from treepo.engine import Engine
-from treepo.errors import NotFiniteError
+from treepo.errors import NotFiniteError, RewardError
 from treepo.evaluate import Evaluation, evaluate
 from treepo.forest import Forest
 from treepo.scoring import RewardSource, Scorer
@@ -92,6 +92,7 @@ class Trainer:
         """
         self.config = config or TrainConfig()
         self.config.require_trainable()
+        find_preset(self.config.advantage.preset)
         check_weights(model)
         self.engine = Engine(model, tokenizer, self.config.engine)
         self._model = model
@@ -130,6 +131,11 @@ class Trainer:
             except StepAbandonedError:
                 self._save(folder)
                 raise TrainingInterrupted(folder.path, self._state.step) from None
+            except RewardError:
+                # The weights are sound: the steps since the last checkpoint are not to be lost.
+                if self._state.step > 0:
+                    self._save(folder)
+                raise
         return TrainResult(
             run_dir=folder.path,
             before=before,
@@ -333,8 +339,8 @@ def alarms(state: LoopState, metrics: Metrics, first_error: str | None) -> list[
         else:
             reason = "raise search.width or sampling.temperature, or look at the reward function"
         lines.append(
-            f"alarm: {NO_SIGNAL_STEPS} steps without a learning signal (the rewards of every "
-            f"tree agree); {reason}"
+            f"alarm: {NO_SIGNAL_STEPS} steps without a learning signal (in every tree the rewards "
+            f"agree or are missing); {reason}"
         )
     missing = int(metrics["reward/timeouts"]), int(metrics["reward/errors"])
     if any(missing):
