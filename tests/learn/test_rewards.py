@@ -362,6 +362,8 @@ def test_closing_ends_the_worker(user_module):
 
 
 SCRIPT = """
+    import signal
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell ignores it
     import time
     from treepo.rewards import RewardRunner
 
