@@ -4,7 +4,8 @@ use pyo3::prelude::*;
 
 use crate::argument::{int, ints, optional_int};
 use crate::error::{IntoPy, to_py};
-use treepo::{Error, Fallback};
+use treepo::search::FallbackConfig;
+use treepo::{Error, FallbackFrom as Fallback};
 
 /// Configuration of the search; validated when it is made.
 #[pyclass(frozen, module = "treepo.core")]
@@ -12,7 +13,7 @@ use treepo::{Error, Fallback};
 pub(crate) struct SearchConfig(pub(crate) treepo::SearchConfig);
 
 const FALLBACKS: [(&str, Fallback); 2] =
-    [("answered", Fallback::Answered), ("none", Fallback::None)];
+    [("answered", Fallback::Answered), ("none", Fallback::Nothing)];
 
 fn parse_fallback(name: &str) -> PyResult<Fallback> {
     let found = FALLBACKS.iter().find(|(known, _)| *known == name);
@@ -47,10 +48,14 @@ impl SearchConfig {
             max_depth,
             branch_factor,
             initial_divergence,
-            fallback: parse_fallback(fallback)?,
+            fallback: FallbackConfig {
+                from: parse_fallback(fallback)?,
+                ..FallbackConfig::default()
+            },
             max_completion_len,
             max_model_len: max_model_len.unwrap_or(u32::MAX),
             eos_token_ids,
+            ..treepo::SearchConfig::default()
         };
         config.check().into_py()?;
         Ok(Self(config))
@@ -83,7 +88,10 @@ impl SearchConfig {
 
     #[getter]
     fn fallback(&self) -> &'static str {
-        FALLBACKS.iter().find(|(_, known)| *known == self.0.fallback).map_or("", |(name, _)| name)
+        FALLBACKS
+            .iter()
+            .find(|(_, known)| *known == self.0.fallback.from)
+            .map_or("", |(name, _)| name)
     }
 
     #[getter]

@@ -43,4 +43,4 @@ pub use ids::{BlockId, PathId, TreeId};
 pub use key::{Purpose, Stream};
 pub use memory::BlockPool;
 pub use schedule::{PlanBuffers, PlanCapacity, PlanSizes, Scheduler, SchedulerConfig, Stats};
-pub use search::{Fallback, Search, SearchConfig, Segment};
+pub use search::{FallbackFrom, Search, SearchConfig, Segment};

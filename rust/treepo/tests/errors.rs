@@ -4,8 +4,8 @@
 
 use treepo::sim::PlanArrays;
 use treepo::{
-    Error, Fallback, FinishReason, Forest, ForkOrigin, PathId, SampledToken, Scheduler,
-    SchedulerConfig, Search, SearchConfig, TreeId,
+    Error, FinishReason, Forest, ForkOrigin, PathId, SampledToken, Scheduler, SchedulerConfig,
+    Search, SearchConfig, TreeId,
 };
 
 fn token(id: u32) -> SampledToken {
@@ -161,8 +161,7 @@ fn a_finished_path_takes_no_token_and_no_second_reason() {
 
 #[test]
 fn without_fallback_a_tree_ends_with_fewer_leaves() {
-    let config =
-        SearchConfig { fallback: Fallback::None, eos_token_ids: vec![9], ..search_config() };
+    let config = SearchConfig { eos_token_ids: vec![9], ..without_fallback(search_config()) };
     let mut search = Search::new(config, 0).unwrap();
     let tree = search.add_tree(0, &[1]).unwrap();
     while let Some(segment) = search.segments().first().copied() {
@@ -182,4 +181,10 @@ fn an_aborted_tree_is_marked_as_not_replayable() {
     assert!(!search.forest().tree(aborted).unwrap().is_replayable);
     let copy = treepo::Forest::from_columns(&search.forest().columns()).unwrap();
     assert_eq!(copy.columns().tree_replayable, [1, 0]);
+}
+
+fn without_fallback(config: SearchConfig) -> SearchConfig {
+    let mut config = config;
+    config.fallback.from = treepo::FallbackFrom::Nothing;
+    config
 }

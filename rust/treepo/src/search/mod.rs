@@ -12,7 +12,11 @@ mod config;
 mod fallback;
 mod stop;
 
-pub use config::{Fallback, SearchConfig};
+pub use config::{
+    Alignment, Boxed, BranchBy, BranchConfig, BudgetConfig, FallbackAt, FallbackConfig,
+    FallbackFrom, Opportunistic, Prefer, PruneBy, PruneConfig, PrunedLeaves, Refill, Remainder,
+    Repetition, SearchConfig, StopConfig, TemperatureSchedule, Total, Transfer, Verdicts,
+};
 
 use crate::error::{Error, Result, law};
 use crate::forest::{FinishReason, Forest, ForkOrigin, SampledToken};
@@ -296,7 +300,7 @@ impl Search {
         let missing = self.config.width - state.num_leaves.min(self.config.width);
         if !state.live.is_empty() {
             self.branch(tree, round, missing, num_finished)
-        } else if missing > 0 && self.config.fallback == Fallback::Answered {
+        } else if missing > 0 && self.config.fallback.from != FallbackFrom::Nothing {
             self.fall_back(tree, round, missing)
         } else {
             state.is_done = true;
@@ -381,7 +385,7 @@ impl Search {
             format!("tree {t}: {counted} leaves and {} live paths", state.live.len())
         })?;
         let aborted = leaves.clone().any(|reason| !reason.counts());
-        let may_end_short = aborted || self.config.fallback == Fallback::None;
+        let may_end_short = aborted || self.config.fallback.from == FallbackFrom::Nothing;
         law(!state.is_done || counted == width || may_end_short, "T2", || {
             format!("tree {t} is done with {counted} of {width} leaves")
         })?;

@@ -5,7 +5,7 @@
 
 use crate::error::{Result, law};
 use crate::forest::{FinishReason, Forest, ForkOrigin, Path, Tree};
-use crate::search::{Fallback, SearchConfig};
+use crate::search::{FallbackFrom, SearchConfig};
 
 /// Checks every tree of a finished forest that nothing was aborted in.
 ///
@@ -109,7 +109,7 @@ impl Replay<'_> {
             let missing = (self.config.width as usize).saturating_sub(num_leaves);
             let forks = if !live.is_empty() {
                 self.branches(known, &live, num_finished, missing)?
-            } else if missing > 0 && self.config.fallback == Fallback::Answered {
+            } else if missing > 0 && self.config.fallback.from != FallbackFrom::Nothing {
                 self.fallbacks(known, missing)?
             } else {
                 break;
@@ -119,7 +119,11 @@ impl Replay<'_> {
         }
         self.law(known == num_paths, "T2", "paths that no round made")?;
         let is_full = num_leaves == self.config.width as usize;
-        self.law(is_full || self.config.fallback == Fallback::None, "T2", "missing leaves")?;
+        self.law(
+            is_full || self.config.fallback.from == FallbackFrom::Nothing,
+            "T2",
+            "missing leaves",
+        )?;
         self.law(num_leaves <= self.config.width as usize, "T2", "too many leaves")
     }
 

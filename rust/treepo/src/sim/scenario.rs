@@ -2,10 +2,10 @@
 
 use super::{TokenRule, mix};
 use crate::schedule::SchedulerConfig;
-use crate::search::{Fallback, SearchConfig};
+use crate::search::{FallbackConfig, FallbackFrom, SearchConfig};
 
 /// Everything that a simulated run depends on.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Scenario {
     /// The search.
     pub search: SearchConfig,
@@ -95,10 +95,18 @@ fn draw_search(
         max_depth: choices.between(1, 6),
         branch_factor: choices.between(1, 4),
         initial_divergence: choices.between(1, 4),
-        fallback: if choices.below(6) == 0 { Fallback::None } else { Fallback::Answered },
+        fallback: FallbackConfig {
+            from: if choices.below(6) == 0 {
+                FallbackFrom::Nothing
+            } else {
+                FallbackFrom::Answered
+            },
+            ..FallbackConfig::default()
+        },
         max_completion_len,
         max_model_len: if is_short { longest + choices.between(1, 12) } else { 1000 },
         eos_token_ids: rule.eos_token_ids.clone(),
+        ..SearchConfig::default()
     }
 }
 
