@@ -173,7 +173,7 @@ impl Scheduler {
         if end_block - table_len.min(end_block) > writer.updates_left() {
             return Ok(Fit::NoArrays);
         }
-        while self.missing_blocks(tree, path, end_block) > self.memory.pool().num_free() {
+        while self.memory.missing_blocks(tree, path, end_block) > self.memory.pool().num_free() {
             let is_first = writer.sizes.num_rows == 0;
             if !self.make_room(self.memory.rank(tree, path), is_first)? {
                 return Ok(Fit::NoBlocks);
@@ -195,12 +195,6 @@ impl Scheduler {
         }
         self.write_row(tree, path, row, query, writer);
         Ok(Fit::Planned)
-    }
-
-    /// Blocks to take from the pool until the path's chain has `end_block`.
-    fn missing_blocks(&self, tree: TreeId, path: PathId, end_block: u32) -> u32 {
-        let missing = end_block - self.memory.num_blocks(tree, path).min(end_block);
-        missing - u32::from(missing > 0 && self.memory.can_adopt(tree, path))
     }
 
     /// Takes memory from somebody less important: from idle paths, then from running ones. The
