@@ -334,7 +334,7 @@ impl Scheduler {
                 self.leave_row(tree, path);
                 self.memory.set_use(tree, path, Use::Waiting);
             }
-            Event::Finished(tree, path) => {
+            Event::Finished(tree, path) | Event::Pruned(tree, path) => {
                 self.leave_row(tree, path);
                 self.memory.set_use(tree, path, Use::Finished);
             }

@@ -5,8 +5,6 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Result};
-
 /// What the live paths of a tree are weighted by when they branch.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -472,26 +470,5 @@ impl SearchConfig {
     pub fn max_completion_len(&self) -> u32 {
         let by_depth = self.segment_len.saturating_mul(self.max_depth);
         self.max_completion_len.map_or(by_depth, |len| len.min(by_depth))
-    }
-
-    /// # Errors
-    /// `InvalidConfig` naming the first field that is out of range.
-    pub fn check(&self) -> Result<()> {
-        let at_least_one = [
-            ("width", self.width),
-            ("segment_len", self.segment_len),
-            ("max_depth", self.max_depth),
-            ("branch_factor", self.branch_factor),
-            ("initial_divergence", self.initial_divergence),
-            ("max_completion_len", self.max_completion_len.unwrap_or(1)),
-            ("max_model_len", self.max_model_len),
-        ];
-        for (field, value) in at_least_one {
-            if value < 1 {
-                let message = format!("must be at least 1, got {value}");
-                return Err(Error::InvalidConfig { field, message });
-            }
-        }
-        Ok(())
     }
 }

@@ -13,6 +13,10 @@ pub(super) struct Restart {
     pub(super) copies: u32,
 }
 
+/// Buffers.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Scratch {}
+
 /// Restarts that give at most `missing` new paths: answered leaves in random order, each cut at a
 /// uniformly drawn segment boundary before its end, `branch_factor` copies each. A leaf that was
 /// cut short by a limit is no candidate. Without a candidate the tree restarts at the prompt.
@@ -21,12 +25,15 @@ pub(super) fn restarts(
     tree: &Tree,
     round: u32,
     missing: u32,
-) -> Vec<Restart> {
+    _scratch: &mut Scratch,
+    out: &mut Vec<Restart>,
+) {
     let stream = tree.stream();
     let answered = |p: &u32| tree.path(PathId(*p)).finish == Some(FinishReason::Stop);
     let candidates = (0..tree.paths().len() as u32).filter(answered).map(PathId).collect();
     let mut missing = missing;
-    let mut restarts = Vec::new();
+    let restarts = out;
+    restarts.clear();
     for path in shuffled(candidates, stream, round) {
         if missing == 0 {
             break;
@@ -42,7 +49,6 @@ pub(super) fn restarts(
         let copies = config.initial_divergence.min(missing);
         restarts.push(Restart { path: PathId(0), at: tree.prompt_len, copies });
     }
-    restarts
 }
 
 /// A keyed Fisher-Yates shuffle.
