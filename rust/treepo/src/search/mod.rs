@@ -10,13 +10,19 @@
 mod branch;
 mod config;
 mod fallback;
+#[allow(dead_code, reason = "called by the search")]
+mod prune;
+mod repetition;
 mod stop;
+mod text;
+mod walk;
 
 pub use config::{
     Alignment, Boxed, BranchBy, BranchConfig, BudgetConfig, FallbackAt, FallbackConfig,
     FallbackFrom, Opportunistic, Prefer, PruneBy, PruneConfig, PrunedLeaves, Refill, Remainder,
     Repetition, SearchConfig, StopConfig, TemperatureSchedule, Total, Transfer, Verdicts,
 };
+pub use text::TokenTexts;
 
 use crate::error::{Error, Result, law};
 use crate::forest::{FinishReason, Forest, ForkOrigin, SampledToken};
@@ -94,6 +100,9 @@ pub struct Search {
     forest: Forest,
     trees: Vec<TreeState>,
     events: Vec<Event>,
+    stops: stop::StopRules,
+    fallback_scratch: fallback::Scratch,
+    restarts: Vec<fallback::Restart>,
 }
 
 impl Search {
@@ -104,8 +113,18 @@ impl Search {
     pub fn new(config: SearchConfig, seed: u64) -> Result<Self> {
         config.check()?;
         let forest = Forest::new();
-        let (trees, events) = (Vec::new(), Vec::new());
-        Ok(Self { config, seed, policy_version: 0, forest, trees, events })
+        let stops = stop::StopRules::new(&config, None)?;
+        Ok(Self {
+            config,
+            seed,
+            policy_version: 0,
+            forest,
+            trees: Vec::new(),
+            events: Vec::new(),
+            stops,
+            fallback_scratch: fallback::Scratch::default(),
+            restarts: Vec::new(),
+        })
     }
 
     /// The configuration.
@@ -206,7 +225,8 @@ impl Search {
         let full = own.len() == state.max_len;
         let segment_ends = own.len() == segment_end;
         let depth = own.depth() + 1;
-        let reason = stop::finish_reason(&self.config, token.id, full, segment_ends, depth);
+        let own_tree = self.forest.tree(tree)?;
+        let reason = self.stops.reason(&self.config, own_tree, path, full, segment_ends, depth);
         if reason.is_some() || segment_ends {
             self.end_segment(tree, path, reason)?;
         }
@@ -324,9 +344,17 @@ impl Search {
     }
 
     fn fall_back(&mut self, tree: TreeId, round: u32, missing: u32) -> Result<()> {
-        let restarts = fallback::restarts(&self.config, self.forest.tree(tree)?, round, missing);
-        for restart in restarts {
-            self.fork(tree, restart.path, restart.at, restart.copies, ForkOrigin::Fallback, None)?;
+        fallback::restarts(
+            &self.config,
+            self.forest.tree(tree)?,
+            round,
+            missing,
+            &mut self.fallback_scratch,
+            &mut self.restarts,
+        );
+        for i in 0..self.restarts.len() {
+            let fallback::Restart { path, at, copies } = self.restarts[i];
+            self.fork(tree, path, at, copies, ForkOrigin::Fallback, None)?;
         }
         Ok(())
     }
