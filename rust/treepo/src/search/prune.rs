@@ -262,7 +262,7 @@ mod tests {
 
     fn naive_confidence(config: &PruneConfig, completion: &[Flat]) -> Option<f32> {
         let window = config.window as usize;
-        let is_place = !completion.is_empty() && completion.len() % window == 0;
+        let is_place = !completion.is_empty() && completion.len().is_multiple_of(window);
         if !is_place || completion.last()?.sampled.is_none() {
             return None;
         }

@@ -152,31 +152,44 @@ impl StopRules {
 /// no brace (`treepo.rewards.boxed` reads answers in the same way).
 fn closes_box(before: impl Iterator<Item = u8>) -> bool {
     let mut before = before.peekable();
-    if is_escaped(&mut before) {
+    if is_odd(take_backslashes(&mut before)) {
         return false;
     }
     let mut depth = 1u32;
     while let Some(byte) = before.next() {
-        match byte {
-            b'}' if !is_escaped(&mut before) => depth += 1,
-            b'{' if !is_escaped(&mut before) => depth -= 1,
-            _ => {}
+        if byte != b'{' && byte != b'}' {
+            continue;
         }
+        let num_backslashes = take_backslashes(&mut before);
+        if is_odd(num_backslashes) {
+            continue;
+        }
+        depth = if byte == b'}' { depth + 1 } else { depth - 1 };
         if depth == 0 {
-            while before.next_if(u8::is_ascii_whitespace).is_some() {}
-            let is_boxed = b"dexob".iter().all(|&byte| before.next_if_eq(&byte).is_some());
-            return is_boxed && is_escaped(&mut before); // by the backslash of the command
+            return num_backslashes == 0 && ends_with_boxed(&mut before);
         }
     }
     false
 }
 
-/// Takes the backslashes that come next; whether their number is odd.
-fn is_escaped(before: &mut Peekable<impl Iterator<Item = u8>>) -> bool {
+/// Whether the text before an opening brace ends with a `\boxed` and white space or none.
+fn ends_with_boxed(before: &mut Peekable<impl Iterator<Item = u8>>) -> bool {
+    while before.next_if(u8::is_ascii_whitespace).is_some() {}
+    b"dexob".iter().all(|&byte| before.next_if_eq(&byte).is_some())
+        && is_odd(take_backslashes(before))
+}
+
+/// Takes the backslashes that come next and counts them.
+fn take_backslashes(before: &mut Peekable<impl Iterator<Item = u8>>) -> u32 {
     let mut num_backslashes = 0;
     while before.next_if_eq(&b'\\').is_some() {
         num_backslashes += 1;
     }
+    num_backslashes
+}
+
+/// Of backslashes: whether the last one escapes what follows.
+fn is_odd(num_backslashes: u32) -> bool {
     num_backslashes % 2 == 1
 }
 
@@ -368,6 +381,7 @@ mod tests {
         assert_eq!(box_at(&["\\boxed{\\}", "\\{", "a\\", "}", "}"]), Some(4));
         assert_eq!(box_at(&["\\boxed{a\\\\", "}", "}"]), Some(1), "an escaped backslash");
         assert_eq!(box_at(&["\\boxed\\{a", "}", "}"]), None);
+        assert_eq!(box_at(&["\\boxed\\\\{a", "}", "}"]), None, "a brace behind a line break");
         assert_eq!(box_at(&["\\\\boxed{a", "}", "}"]), None, "the command is escaped");
         assert_eq!(box_at(&["\\\\\\boxed{a", "}", "}"]), Some(1));
     }

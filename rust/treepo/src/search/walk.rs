@@ -227,7 +227,9 @@ pub(super) mod fixture {
         let prompt = prop::collection::vec(0..num_ids, 1..5);
         (any::<u64>(), prompt, ops(num_ids)).prop_map(|(key, prompt, ops)| {
             let mut model = Model::new(key, &prompt);
-            ops.iter().for_each(|op| model.apply(op));
+            for op in &ops {
+                model.apply(op);
+            }
             model
         })
     }
