@@ -48,3 +48,34 @@ impl fmt::Debug for TokenTexts {
         f.debug_struct("TokenTexts").field("len", &self.len()).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_id_has_its_bytes_and_unknown_ids_have_none() {
+        let texts = TokenTexts::new(["a", "", "\u{e9}\u{e9}"]);
+        assert_eq!(texts.len(), 3);
+        assert_eq!(texts.get(0), b"a");
+        assert_eq!(texts.get(1), b"");
+        assert_eq!(texts.get(2), "\u{e9}\u{e9}".as_bytes());
+        assert_eq!(texts.get(3), b"");
+        assert_eq!(texts.get(u32::MAX), b"");
+    }
+
+    #[test]
+    fn pieces_need_not_be_utf8() {
+        let texts = TokenTexts::new([[0xc3u8].as_slice(), &[0xa9]]);
+        assert_eq!([texts.get(0), texts.get(1)].concat(), "\u{e9}".as_bytes());
+    }
+
+    #[test]
+    fn without_pieces_no_id_has_a_text() {
+        for texts in [TokenTexts::default(), TokenTexts::new(Vec::<Vec<u8>>::new())] {
+            assert!(texts.is_empty());
+            assert_eq!(texts.get(0), b"");
+        }
+        assert!(!TokenTexts::new([""]).is_empty());
+    }
+}
