@@ -106,7 +106,9 @@ fn softmax(prefer: Prefer, temperature: f64, values: &mut [f64]) {
         *value = ((sign * *value - largest) / temperature).exp();
     }
     let sum: f64 = values.iter().sum();
-    values.iter_mut().for_each(|value| *value /= sum);
+    for value in values {
+        *value /= sum;
+    }
 }
 
 /// One each, the rest by whole shares, what is left to the largest fractions, the first of equals.

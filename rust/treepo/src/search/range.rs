@@ -72,7 +72,9 @@ impl SearchConfig {
         pairs.into_iter().try_for_each(|(field, value, other, least)| {
             valid(value.is_none_or(|value| value >= least), field, || {
                 let value = value.unwrap_or_default();
-                format!("must be at least {other} ({least}), got {value}; raise it or lower {other}")
+                format!(
+                    "must be at least {other} ({least}), got {value}; raise it or lower {other}"
+                )
             })
         })
     }
