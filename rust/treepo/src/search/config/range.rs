@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 
 impl SearchConfig {
     /// Checks every value. Rules about text also need the texts of the tokens
-    /// ([`Search::set_texts`](super::Search::set_texts)).
+    /// ([`Search::set_texts`](crate::search::Search::set_texts)).
     ///
     /// # Errors
     /// `InvalidConfig` naming the first field that is out of range, its value and the remedy.
