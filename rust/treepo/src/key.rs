@@ -15,6 +15,10 @@ pub enum Purpose {
     FallbackOrder = 3,
     /// Where a fallback cuts a candidate; the counter combines round and candidate.
     FallbackCut = 4,
+    /// The branch factor of a round; the counter is the round.
+    BranchFactor = 5,
+    /// How many paths start at the prompt.
+    InitialDivergence = 6,
 }
 
 /// A stream of keyed random numbers.

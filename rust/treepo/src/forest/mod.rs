@@ -330,6 +330,11 @@ impl Forest {
         Self { trees: forests.flat_map(|forest| forest.trees.iter().cloned()).collect() }
     }
 
+    /// Sets the inclusion weight of a path.
+    pub(crate) fn set_weight(&mut self, tree: TreeId, path: PathId, weight: f32) {
+        self.tree_mut(tree).paths[path.index()].weight = weight;
+    }
+
     /// Records that something else than the tree's own history has had a say in it.
     ///
     /// # Errors

@@ -109,7 +109,7 @@ impl Memory {
                 }
             }
         };
-        let num_paths = own_tree.paths().len() as u32;
+        let num_paths = self.trees[tree.index()].paths.len() as u32;
         for p in num_paths.saturating_sub(MAX_RELATIVES)..num_paths {
             consider(PathId(p));
         }

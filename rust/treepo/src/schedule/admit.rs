@@ -64,12 +64,9 @@ impl Scheduler {
     }
 
     pub(super) fn open_tree(&mut self, tree: TreeId) {
-        let Growth { prompt, leaf } = self.worst_growth(tree);
-        let growth = prompt + u64::from(self.search.num_missing(tree)) * leaf;
         self.num_open_trees += 1;
-        self.reserved += growth;
-        self.trees[tree.index()].reserved = growth;
         self.trees[tree.index()].is_open = true;
+        self.reserve(tree);
         for p in 0..self.trees[tree.index()].paths.len() {
             if self.trees[tree.index()].paths[p].place == Place::Parked {
                 self.wait(tree, PathId(p as u32));
@@ -85,11 +82,15 @@ impl Scheduler {
         Growth { prompt: u64::from(self.memory.blocks_for(prompt_len)), leaf }
     }
 
-    /// Takes a leaf out of the worst growth: its blocks are residue from here on.
-    pub(super) fn unreserve_leaf(&mut self, tree: TreeId) {
-        let leaf = self.worst_growth(tree).leaf.min(self.trees[tree.index()].reserved);
-        self.trees[tree.index()].reserved -= leaf;
-        self.reserved -= leaf;
+    /// Reserves what an open tree may still need: a leaf's blocks are residue.
+    pub(super) fn reserve(&mut self, tree: TreeId) {
+        let Growth { prompt, leaf } = self.worst_growth(tree);
+        let growth = prompt + u64::from(self.search.num_missing(tree)) * leaf;
+        let state = &mut self.trees[tree.index()];
+        if state.is_open {
+            self.reserved -= std::mem::replace(&mut state.reserved, growth);
+            self.reserved += growth;
+        }
     }
 
     /// Ends a tree at once and frees its memory.

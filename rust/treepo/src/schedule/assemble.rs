@@ -135,12 +135,18 @@ impl Scheduler {
         writer: &mut PlanWriter<'_, '_>,
     ) -> Result<Fit> {
         if self.lacks_memory(tree, path) {
-            let shared = self.memory.attach(self.search.forest(), tree, path)?;
-            self.stats.shared_prefix_tokens += u64::from(shared);
+            self.attach(tree, path)?;
         }
         self.take_row(tree, path);
         let query = self.query(tree, path, writer.tokens_left());
         self.plan_row(tree, path, query, writer)
+    }
+
+    /// Gives the path what relatives, or other trees with the same prompt, have resident.
+    pub(super) fn attach(&mut self, tree: TreeId, path: PathId) -> Result<()> {
+        let shared = self.memory.attach(self.search.forest(), tree, path)?;
+        self.stats.shared_prefix_tokens += u64::from(shared);
+        Ok(())
     }
 
     /// Whether somebody else may have tokens resident that the path has to compute.

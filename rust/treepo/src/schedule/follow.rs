@@ -28,7 +28,12 @@ impl Scheduler {
             Event::Finished(tree, path) => {
                 self.leave_place(tree, path);
                 self.memory.set_use(tree, path, Use::Finished);
-                self.unreserve_leaf(tree);
+                self.reserve(tree);
+            }
+            Event::Pruned(tree, path) => {
+                self.give_up(tree, path)?;
+                self.reserve(tree);
+                self.stats.prunes += 1;
             }
             Event::Continues(tree, path) => {
                 self.leave_place(tree, path);
@@ -39,6 +44,7 @@ impl Scheduler {
                 self.add_path(tree, path, at)?;
                 self.count_fork(tree, path)?;
                 if leader == path {
+                    self.attach(tree, path)?; // what it begins with must not be evicted first
                     self.wait(tree, path);
                 } else {
                     self.add_follower(tree, leader, path);
@@ -60,8 +66,7 @@ impl Scheduler {
 
     /// Gives up what only this path holds, at once. Paths that were to be sampled from its row
     /// keep what they share with it.
-    #[allow(dead_code, reason = "pruning follows")]
-    pub(super) fn give_up(&mut self, tree: TreeId, path: PathId) -> Result<()> {
+    fn give_up(&mut self, tree: TreeId, path: PathId) -> Result<()> {
         while let Some(follower) = self.pop_follower(tree, path) {
             let at = self.search.forest().path(tree, follower)?.at;
             let resident = at.min(self.memory.computed(tree, path));

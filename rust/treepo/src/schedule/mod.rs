@@ -16,6 +16,7 @@
 
 mod admit;
 mod assemble;
+mod caller;
 mod check;
 mod commit;
 mod config;

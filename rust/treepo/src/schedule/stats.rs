@@ -46,6 +46,8 @@ stats! {
     branches,
     /// Paths forked by fallback.
     fallbacks,
+    /// Paths that were given up.
+    prunes,
     /// Rows of all steps, taken or not.
     row_steps,
     /// Rows that nobody was in, summed over the steps.

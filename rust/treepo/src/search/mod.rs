@@ -4,23 +4,49 @@
 //! round ends and the tree branches, falls back or is done. There is no barrier across trees. The
 //! search knows nothing of memory or batches; any engine can run the segments.
 //!
-//! Source: `TreePO` (arXiv 2508.17445), algorithm 1: a fixed initial divergence, even branching
-//! with budget transfer, fallback from answered leaves, exactly `width` leaves (law T2).
+//! A path that is forked within a segment ends that segment where the path that it left would have
+//! ended it, so segments stay aligned in every tree.
+//!
+//! Source: `TreePO` (arXiv 2508.17445), algorithm 1; the rules beyond it name theirs in
+//! [`SearchConfig`]. A tree that nothing is lacking has exactly `width` leaves (law T2).
 
 mod branch;
+mod budget;
+mod caller;
+mod check;
 mod config;
 mod fallback;
+mod grow;
+mod policy;
+mod positions;
+mod preset;
+mod prune;
+mod repetition;
+mod rounds;
+mod state;
 mod stop;
+mod text;
+mod view;
+mod walk;
+mod weights;
 
+pub use caller::Verdict;
 pub use config::{
     Alignment, Boxed, BranchBy, BranchConfig, BudgetConfig, FallbackAt, FallbackConfig,
     FallbackFrom, Opportunistic, Prefer, PruneBy, PruneConfig, PrunedLeaves, Refill, Remainder,
     Repetition, SearchConfig, StopConfig, TemperatureSchedule, Total, Transfer, Verdicts,
 };
+pub use policy::{Dependence, Policy};
+pub use preset::Preset;
+pub use text::TokenTexts;
 
-use crate::error::{Error, Result, law};
-use crate::forest::{FinishReason, Forest, ForkOrigin, SampledToken};
+use crate::error::{Error, Result};
+use crate::forest::{Forest, ForkOrigin, SampledToken};
 use crate::ids::{PathId, TreeId};
+use crate::key::Purpose;
+use grow::Scratch;
+use state::{Phase, TreeState};
+use stop::StopRules;
 
 /// A segment that waits to be run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,13 +59,15 @@ pub struct Segment {
     pub max_new_tokens: u32,
 }
 
-/// What a pushed token led to, in order. The scheduler follows these.
+/// What a call led to, in order. The scheduler follows these.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
-    /// The path ended its segment and waits for the rest of its round.
+    /// The path ended its segment and waits for the rest of its round or for a verdict.
     Waits(TreeId, PathId),
     /// The path is a leaf.
     Finished(TreeId, PathId),
+    /// The path is a leaf that was given up.
+    Pruned(TreeId, PathId),
     /// The path goes on with a next segment.
     Continues(TreeId, PathId),
     /// `path` has been forked and has the same tokens as `leader`, which has not gone on either.
@@ -55,36 +83,6 @@ pub enum Event {
     TreeDone(TreeId),
 }
 
-/// State of one path in the search.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
-    /// Its segment runs; it ends before this position at the latest.
-    Runs { segment_end: u32 },
-    /// Its segment has ended and the round has not.
-    Waits,
-    /// It is a leaf.
-    Finished,
-}
-
-/// State of one tree in the search.
-#[derive(Debug, Clone)]
-struct TreeState {
-    /// The longest a path may be.
-    max_len: u32,
-    /// State by path.
-    paths: Vec<State>,
-    /// Live paths, ascending.
-    live: Vec<PathId>,
-    /// Live paths whose segment has not ended.
-    num_running: u32,
-    /// Leaves that count towards the width.
-    num_leaves: u32,
-    /// Leaves of the current round that count.
-    num_finished: u32,
-    round: u32,
-    is_done: bool,
-}
-
 /// The tree search over a forest that it owns.
 #[derive(Debug, Clone)]
 pub struct Search {
@@ -92,8 +90,12 @@ pub struct Search {
     seed: u64,
     policy_version: u32,
     forest: Forest,
+    /// None until the first tree comes, as the texts may come before it.
+    stop: Option<StopRules>,
     trees: Vec<TreeState>,
+    num_open: u32,
     events: Vec<Event>,
+    scratch: Scratch,
 }
 
 impl Search {
@@ -103,9 +105,17 @@ impl Search {
     /// `InvalidConfig` naming the field.
     pub fn new(config: SearchConfig, seed: u64) -> Result<Self> {
         config.check()?;
-        let forest = Forest::new();
-        let (trees, events) = (Vec::new(), Vec::new());
-        Ok(Self { config, seed, policy_version: 0, forest, trees, events })
+        Ok(Self {
+            config,
+            seed,
+            policy_version: 0,
+            forest: Forest::new(),
+            stop: None,
+            trees: Vec::new(),
+            num_open: 0,
+            events: Vec::new(),
+            scratch: Scratch::default(),
+        })
     }
 
     /// The configuration.
@@ -123,11 +133,6 @@ impl Search {
         self.forest
     }
 
-    /// Whether a path waits for the caller's verdict.
-    pub fn awaits_verdicts(&self) -> bool {
-        false
-    }
-
     /// Sets the version of the weights that sample from here on; it is recorded for each token.
     pub fn set_policy_version(&mut self, version: u32) {
         self.policy_version = version;
@@ -138,10 +143,23 @@ impl Search {
         self.policy_version
     }
 
-    /// The longest that a path with this prompt can get.
+    /// Gives the rules about text the bytes of every token.
     ///
     /// # Errors
-    /// `PromptTooLong` if there is no room for a completion.
+    /// `InvalidInput` once there is a tree, `InvalidConfig` for a stop rule out of its range.
+    pub fn set_texts(&mut self, texts: TokenTexts) -> Result<()> {
+        if !self.trees.is_empty() {
+            let message = "the texts of the tokens come before the first tree".into();
+            return Err(Error::InvalidInput(message));
+        }
+        self.stop = Some(StopRules::new(&self.config, Some(texts))?);
+        Ok(())
+    }
+
+    /// The longest that a path behind this prompt may get.
+    ///
+    /// # Errors
+    /// `PromptTooLong` if nothing can be sampled.
     pub fn max_path_len(&self, prompt_len: u32) -> Result<u32> {
         let max_model_len = self.config.max_model_len;
         if prompt_len >= max_model_len {
@@ -150,39 +168,49 @@ impl Search {
         Ok(prompt_len.saturating_add(self.config.max_completion_len()).min(max_model_len))
     }
 
-    /// Adds a tree and forks its initial divergence.
+    /// Adds a tree with the caller's key and starts its first paths.
     ///
     /// # Errors
-    /// `PromptTooLong`, or `InvalidInput` for an empty prompt.
+    /// `PromptTooLong`, `InvalidInput` for an empty prompt, `InvalidConfig` for a rule about text
+    /// without [`Search::set_texts`].
     pub fn add_tree(&mut self, key: u64, prompt: &[u32]) -> Result<TreeId> {
-        let max_len = self.max_path_len(prompt.len() as u32)?;
+        let prompt_len = u32::try_from(prompt.len()).unwrap_or(u32::MAX);
+        let max_len = self.max_path_len(prompt_len)?;
+        if self.stop.is_none() {
+            self.stop = Some(StopRules::new(&self.config, None)?);
+        }
         let tree = self.forest.add_tree(self.seed, key, prompt)?;
-        self.trees.push(TreeState {
-            max_len,
-            paths: Vec::new(),
-            live: Vec::new(),
-            num_running: 0,
-            num_leaves: 0,
-            num_finished: 0,
-            round: 0,
-            is_done: false,
-        });
+        self.trees.push(TreeState::new(&self.config, prompt_len, max_len));
+        self.num_open += 1;
+        if self.config.opportunistic == Opportunistic::StepTokens {
+            self.forest.set_not_replayable(tree)?;
+        }
         let root = PathId(0);
         self.start(tree, root);
         self.events.push(Event::Continues(tree, root));
-        let copies = self.config.initial_divergence.min(self.config.width) - 1;
-        self.fork(tree, root, prompt.len() as u32, copies, ForkOrigin::Initial, Some(root))?;
+        let copies = self.initial_divergence(tree)? - 1;
+        self.fork_copies(tree, root, prompt_len, copies, ForkOrigin::Initial, Some(root))?;
         Ok(tree)
+    }
+
+    /// Paths that start at the prompt, the root's included.
+    fn initial_divergence(&self, tree: TreeId) -> Result<u32> {
+        let config = &self.config;
+        let stream = self.forest.tree(tree)?.stream();
+        let (low, high) = (config.initial_divergence, config.max_initial_divergence);
+        let drawn = budget::draw(low, high, stream, Purpose::InitialDivergence, 0);
+        let affordable = budget::width(config, &self.trees[tree.index()]);
+        Ok(drawn.min(affordable).min(budget::share(config, self.num_open)).max(1))
     }
 
     /// Whether every tree is done.
     pub fn is_done(&self) -> bool {
-        self.trees.iter().all(|tree| tree.is_done)
+        self.num_open == 0
     }
 
-    /// Whether this tree is done.
+    /// Whether this tree is done; false for a tree that does not exist.
     pub fn is_tree_done(&self, tree: TreeId) -> bool {
-        self.trees[tree.index()].is_done
+        self.trees.get(tree.index()).is_some_and(|state| state.is_done)
     }
 
     /// Leaves that a tree still has to get. O(1).
@@ -196,7 +224,7 @@ impl Search {
         for (t, state) in self.trees.iter().enumerate() {
             let tree = TreeId(t as u32);
             for &path in &state.live {
-                if let State::Runs { segment_end } = state.paths[path.index()] {
+                if let Phase::Runs { segment_end } = state.path(path).phase {
                     let len = self.forest.trees()[t].path(path).len();
                     segments.push(Segment { tree, path, max_new_tokens: segment_end - len });
                 }
@@ -211,29 +239,23 @@ impl Search {
     /// `InvalidInput` unless the path runs, `NotFinite` for bad numbers; nothing has changed then.
     pub fn push_token(&mut self, tree: TreeId, path: PathId, token: SampledToken) -> Result<()> {
         self.forest.path(tree, path)?;
-        let state = &self.trees[tree.index()];
-        let State::Runs { segment_end } = state.paths[path.index()] else {
+        let state = &mut self.trees[tree.index()];
+        let Phase::Runs { segment_end } = state.path(path).phase else {
             let message = format!("path {path} of tree {tree} has no running segment");
             return Err(Error::InvalidInput(message));
         };
         self.forest.push_token(tree, path, token, self.policy_version)?;
-        let own = self.forest.path(tree, path)?;
-        let full = own.len() == state.max_len;
-        let segment_ends = own.len() == segment_end;
-        let depth = own.depth() + 1;
-        let reason = stop::finish_reason(&self.config, token.id, full, segment_ends, depth);
-        if reason.is_some() || segment_ends {
-            self.end_segment(tree, path, reason)?;
-        }
-        Ok(())
+        state.tokens.push();
+        self.follow_token(tree, path, segment_end)
     }
 
     /// Appends a whole segment: it ends at its limit or with its last token, an end-of-sequence
-    /// token. A caller may also report a segment in several parts.
+    /// token. A caller may also report a segment in several parts. Tokens behind the one that a
+    /// stop string, a box or pruning ends the path with are dropped.
     ///
     /// # Errors
-    /// As [`Search::push_token`], and `InvalidInput` for tokens behind the segment's end; nothing
-    /// has changed then.
+    /// As [`Search::push_token`], and `InvalidInput` for tokens behind the segment's limit or an
+    /// end of sequence; nothing has changed then.
     pub fn complete_segment(
         &mut self,
         tree: TreeId,
@@ -241,9 +263,10 @@ impl Search {
         tokens: &[SampledToken],
     ) -> Result<()> {
         let own = self.forest.path(tree, path)?;
-        let room = match self.trees[tree.index()].paths[path.index()] {
-            State::Runs { segment_end } => (segment_end - own.len()) as usize,
-            State::Waits | State::Finished => 0,
+        let phase = self.trees[tree.index()].path(path).phase;
+        let room = match phase {
+            Phase::Runs { segment_end } => (segment_end - own.len()) as usize,
+            Phase::Pending | Phase::Waits | Phase::Finished => 0,
         };
         let is_eos = |token: &SampledToken| self.config.eos_token_ids.contains(&token.id);
         let len = tokens.iter().position(is_eos).map_or(room, |eos| room.min(eos + 1));
@@ -255,18 +278,10 @@ impl Search {
         }
         tokens.iter().try_for_each(|token| token.check(tree, path))?;
         self.events.clear(); // `segments` says all that a caller of this function needs
-        tokens.iter().try_for_each(|&token| self.push_token(tree, path, token))
-    }
-
-    /// Ends all live paths of a tree with [`FinishReason::Abort`].
-    pub fn abort_tree(&mut self, tree: TreeId) -> Result<()> {
-        self.forest.set_not_replayable(tree)?;
-        let state = &mut self.trees[tree.index()];
-        state.is_done = true;
-        state.num_running = 0;
-        for path in std::mem::take(&mut state.live) {
-            state.paths[path.index()] = State::Finished;
-            self.forest.finish(tree, path, FinishReason::Abort)?;
+        for &token in tokens {
+            if self.trees[tree.index()].path(path).phase == phase {
+                self.push_token(tree, path, token)?;
+            }
         }
         Ok(())
     }
@@ -280,136 +295,5 @@ impl Search {
     pub(crate) fn swap_events(&mut self, buffer: &mut Vec<Event>) {
         buffer.clear();
         std::mem::swap(&mut self.events, buffer);
-    }
-
-    fn end_segment(
-        &mut self,
-        tree: TreeId,
-        path: PathId,
-        reason: Option<FinishReason>,
-    ) -> Result<()> {
-        self.forest.mark(tree, path)?;
-        let state = &mut self.trees[tree.index()];
-        state.num_running -= 1;
-        if let Some(reason) = reason {
-            self.forest.finish(tree, path, reason)?;
-            state.paths[path.index()] = State::Finished;
-            state.live.retain(|&live| live != path);
-            if reason.counts() {
-                state.num_leaves += 1;
-                state.num_finished += 1;
-            }
-            self.events.push(Event::Finished(tree, path));
-        } else {
-            state.paths[path.index()] = State::Waits;
-            self.events.push(Event::Waits(tree, path));
-        }
-        if state.num_running == 0 { self.end_round(tree) } else { Ok(()) }
-    }
-
-    fn end_round(&mut self, tree: TreeId) -> Result<()> {
-        let state = &mut self.trees[tree.index()];
-        let num_finished = std::mem::take(&mut state.num_finished);
-        state.round += 1;
-        let round = state.round;
-        let missing = self.config.width - state.num_leaves.min(self.config.width);
-        if !state.live.is_empty() {
-            self.branch(tree, round, missing, num_finished)
-        } else if missing > 0 && self.config.fallback.from != FallbackFrom::Nothing {
-            self.fall_back(tree, round, missing)
-        } else {
-            state.is_done = true;
-            self.events.push(Event::TreeDone(tree));
-            Ok(())
-        }
-    }
-
-    fn branch(&mut self, tree: TreeId, round: u32, missing: u32, num_finished: u32) -> Result<()> {
-        let live = self.trees[tree.index()].live.clone();
-        let stream = self.forest.tree(tree)?.stream();
-        let budget = branch::budget(&self.config, missing, num_finished, live.len() as u32);
-        let children = branch::even_split(budget, live.len() as u32, stream, round);
-        for (path, count) in live.into_iter().zip(children) {
-            self.start(tree, path);
-            self.events.push(Event::Continues(tree, path));
-            let at = self.forest.path(tree, path)?.len();
-            self.fork(tree, path, at, count - 1, ForkOrigin::Branch, Some(path))?;
-        }
-        Ok(())
-    }
-
-    fn fall_back(&mut self, tree: TreeId, round: u32, missing: u32) -> Result<()> {
-        let restarts = fallback::restarts(&self.config, self.forest.tree(tree)?, round, missing);
-        for restart in restarts {
-            self.fork(tree, restart.path, restart.at, restart.copies, ForkOrigin::Fallback, None)?;
-        }
-        Ok(())
-    }
-
-    fn fork(
-        &mut self,
-        tree: TreeId,
-        source: PathId,
-        at: u32,
-        copies: u32,
-        origin: ForkOrigin,
-        leader: Option<PathId>,
-    ) -> Result<()> {
-        let mut leader = leader;
-        for _ in 0..copies {
-            let path = self.forest.fork(tree, source, at, origin)?;
-            self.start(tree, path);
-            let leader = *leader.get_or_insert(path);
-            self.events.push(Event::Forked { tree, path, leader });
-        }
-        Ok(())
-    }
-
-    /// Starts the path's next segment.
-    fn start(&mut self, tree: TreeId, path: PathId) {
-        let len = self.forest.trees()[tree.index()].path(path).len();
-        let state = &mut self.trees[tree.index()];
-        let segment_end = len.saturating_add(self.config.segment_len).min(state.max_len);
-        if path.index() == state.paths.len() {
-            state.paths.push(State::Waits);
-            state.live.push(path);
-        }
-        state.paths[path.index()] = State::Runs { segment_end };
-        state.num_running += 1;
-    }
-
-    /// Checks the laws of the search and of its forest in O(tokens).
-    ///
-    /// # Errors
-    /// `LawBroken` with the first law that does not hold.
-    pub fn check(&self) -> Result<()> {
-        self.forest.check()?;
-        for (t, state) in self.trees.iter().enumerate() {
-            self.check_tree(t, state)?;
-        }
-        Ok(())
-    }
-
-    fn check_tree(&self, t: usize, state: &TreeState) -> Result<()> {
-        let tree = &self.forest.trees()[t];
-        let width = self.config.width;
-        let leaves = tree.paths().iter().filter_map(|path| path.finish);
-        let counted = leaves.clone().filter(|reason| reason.counts()).count() as u32;
-        law(counted == state.num_leaves, "T2", || format!("tree {t}: {counted} leaves"))?;
-        law(counted + state.live.len() as u32 <= width, "T2", || {
-            format!("tree {t}: {counted} leaves and {} live paths", state.live.len())
-        })?;
-        let aborted = leaves.clone().any(|reason| !reason.counts());
-        let may_end_short = aborted || self.config.fallback.from == FallbackFrom::Nothing;
-        law(!state.is_done || counted == width || may_end_short, "T2", || {
-            format!("tree {t} is done with {counted} of {width} leaves")
-        })?;
-        for (p, path) in tree.paths().iter().enumerate() {
-            let finished = state.paths[p] == State::Finished;
-            law(finished == path.finish.is_some(), "T5", || format!("tree {t}, path {p}"))?;
-            let fits = path.len() <= state.max_len && path.depth() <= self.config.max_depth;
-            law(fits, "T1", || format!("tree {t}, path {p}: length {}", path.len()))?;
-        }
-        Ok(())
     }
 }

@@ -1,0 +1,120 @@
+//! What the search knows of a tree and its paths besides the forest.
+
+use super::SearchConfig;
+use super::budget::Tokens;
+use super::prune::Threshold;
+use crate::ids::PathId;
+
+/// Paths that room is made for when a tree is added; a wider tree makes room as it grows.
+const MAX_RESERVED: u32 = 1 << 16;
+
+/// Where a path is in its round.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// Its segment runs; it ends before this position at the latest.
+    Runs { segment_end: u32 },
+    /// Its segment has ended and the caller has not judged it.
+    Pending,
+    /// Its segment has ended and the round has not.
+    Waits,
+    /// It is a leaf.
+    #[default]
+    Finished,
+}
+
+/// State of one path.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(super) struct PathState {
+    pub(super) phase: Phase,
+    /// Where the path's own tokens of its current or last segment begin.
+    pub(super) start: u32,
+    /// The caller's score of the last segment; 0 without one.
+    pub(super) score: f32,
+    /// The lowest score of the path's own segments.
+    pub(super) lowest_score: Option<f32>,
+}
+
+/// State of one tree.
+#[derive(Debug, Clone)]
+pub(super) struct TreeState {
+    pub(super) prompt_len: u32,
+    /// The longest a path may be.
+    pub(super) max_len: u32,
+    /// State by path.
+    pub(super) paths: Vec<PathState>,
+    /// Live paths, ascending.
+    pub(super) live: Vec<PathId>,
+    /// Leaves of the current round that were not given up, in order of arrival.
+    pub(super) finished: Vec<PathId>,
+    /// Live paths whose segment runs.
+    pub(super) num_running: u32,
+    /// Live paths that wait for a verdict.
+    pub(super) num_pending: u32,
+    /// Leaves that count towards the width.
+    pub(super) num_leaves: u32,
+    /// Leaves of the current round that count.
+    pub(super) num_finished: u32,
+    /// Pruned leaves that do not count as others replace them.
+    pub(super) num_replaced: u32,
+    /// Pruned leaves that do not count as the caller went back on them.
+    pub(super) num_rewound: u32,
+    pub(super) tokens: Tokens,
+    /// The confidence below which paths are pruned.
+    pub(super) threshold: Threshold,
+    pub(super) round: u32,
+    pub(super) is_done: bool,
+}
+
+impl TreeState {
+    pub(super) fn new(config: &SearchConfig, prompt_len: u32, max_len: u32) -> Self {
+        let room = config.width.min(MAX_RESERVED) as usize;
+        Self {
+            prompt_len,
+            max_len,
+            paths: Vec::with_capacity(room),
+            live: Vec::with_capacity(room),
+            finished: Vec::with_capacity(room),
+            num_running: 0,
+            num_pending: 0,
+            num_leaves: 0,
+            num_finished: 0,
+            num_replaced: 0,
+            num_rewound: 0,
+            tokens: Tokens::default(),
+            threshold: Threshold::new(&config.prune),
+            round: 0,
+            is_done: false,
+        }
+    }
+
+    pub(super) fn path(&self, path: PathId) -> &PathState {
+        &self.paths[path.index()]
+    }
+
+    pub(super) fn path_mut(&mut self, path: PathId) -> &mut PathState {
+        &mut self.paths[path.index()]
+    }
+
+    /// Leaves and live paths together: what the width limits.
+    pub(super) fn num_taken(&self) -> u32 {
+        self.num_leaves + self.live.len() as u32
+    }
+
+    /// Whether the round ends: no segment runs and none waits for a verdict.
+    pub(super) fn ends_round(&self) -> bool {
+        !self.is_done && self.num_running == 0 && self.num_pending == 0
+    }
+
+    /// Takes the path out of the live ones; `len` is its length.
+    pub(super) fn remove_live(&mut self, path: PathId, len: u32) {
+        match std::mem::take(&mut self.path_mut(path).phase) {
+            Phase::Runs { .. } => self.num_running -= 1,
+            Phase::Pending => self.num_pending -= 1,
+            Phase::Waits | Phase::Finished => {}
+        }
+        if let Ok(place) = self.live.binary_search(&path) {
+            self.live.remove(place);
+        }
+        self.tokens.finish(len - self.prompt_len);
+    }
+}
