@@ -2,6 +2,9 @@
 #![cfg(feature = "sim")]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+use treepo::search::{
+    BranchBy, Opportunistic, PruneBy, Repetition, TokenTexts, Total, Verdict, Verdicts,
+};
 use treepo::sim::PlanArrays;
 use treepo::{
     Error, FinishReason, Forest, ForkOrigin, PathId, SampledToken, Scheduler, SchedulerConfig,
@@ -41,6 +44,163 @@ fn a_config_value_out_of_range_is_named() {
     assert_eq!(bad_field(&Scheduler::new(search_config(), limits, 0)), "block_size");
     let limits = SchedulerConfig { num_blocks: 1, ..SchedulerConfig::default() };
     assert_eq!(bad_field(&Scheduler::new(search_config(), limits, 0)), "num_blocks");
+}
+
+/// The message for a default configuration with this change.
+fn refusal(change: impl Fn(&mut SearchConfig)) -> String {
+    let mut config = SearchConfig::default();
+    change(&mut config);
+    let error = Search::new(config.clone(), 0).err();
+    assert_eq!(error, config.check().err());
+    error.map_or_else(|| "accepted".into(), |error| error.to_string())
+}
+
+#[test]
+fn every_count_has_its_least_value() {
+    type Change = fn(&mut SearchConfig);
+    let least = |field: &str, least: u32| format!("{field}: must be at least {least}, got 0");
+    let changes: [(&str, Change); 18] = [
+        ("segment_len", |c| c.segment_len = 0),
+        ("max_depth", |c| c.max_depth = 0),
+        ("branch_factor", |c| c.branch_factor = 0),
+        ("initial_divergence", |c| c.initial_divergence = 0),
+        ("max_completion_len", |c| c.max_completion_len = Some(0)),
+        ("max_model_len", |c| c.max_model_len = 0),
+        ("branch.num_positions", |c| c.branch.num_positions = 0),
+        ("branch.copies", |c| c.branch.copies = 0),
+        ("budget.max_tokens", |c| c.budget.max_tokens = 0),
+        ("budget.min_width", |c| c.budget.min_width = 0),
+        ("fallback.window", |c| c.fallback.window = Some(0)),
+        ("fallback.max_windows", |c| c.fallback.max_windows = Some(0)),
+        ("fallback.copies", |c| c.fallback.copies = Some(0)),
+        ("stop.repetition_len", |c| c.stop.repetition_len = 0),
+        ("stop.repetition_window", |c| c.stop.repetition_window = 0),
+        ("prune.window", |c| c.prune.window = 0),
+        ("step_tokens", |c| c.step_tokens = 0),
+        ("width", |c| c.width = 0),
+    ];
+    for (field, change) in changes {
+        assert_eq!(refusal(change), least(field, 1));
+    }
+    assert_eq!(refusal(|c| c.stop.repetition_count = 0), least("stop.repetition_count", 2));
+    assert_eq!(refusal(|c| c.width = 1), "accepted");
+}
+
+#[test]
+fn a_number_below_the_one_that_it_builds_on_is_refused_with_the_remedy() {
+    let message = refusal(|c| c.max_branch_factor = Some(1));
+    assert_eq!(
+        message,
+        "max_branch_factor: must be at least branch_factor (2), got 1; raise it or lower \
+         branch_factor"
+    );
+    assert!(refusal(|c| c.max_initial_divergence = Some(1)).starts_with("max_initial_divergence:"));
+    let total = |max_tokens| {
+        refusal(|c| (c.budget.total, c.budget.max_tokens) = (Total::UniqueTokens, max_tokens))
+    };
+    assert!(total(63).starts_with("budget.max_tokens: must be at least segment_len (64), got 63"));
+    assert_eq!(total(64), "accepted");
+    assert_eq!(refusal(|c| c.budget.max_tokens = 1), "accepted", "it is not used");
+    let shared = refusal(|c| {
+        (c.opportunistic, c.step_tokens) = (Opportunistic::StepTokens, 63);
+    });
+    assert!(shared.starts_with("step_tokens: must be at least segment_len (64), got 63"));
+    assert_eq!(refusal(|c| c.step_tokens = 1), "accepted", "it is not used");
+}
+
+#[test]
+fn temperatures_fractions_and_thresholds_have_their_ranges() {
+    for bad in [0.0, -1.0, f32::NAN, f32::INFINITY] {
+        let message = refusal(|c| c.branch.temperature = bad);
+        assert!(message.starts_with("branch.temperature: must be above 0 and finite"));
+        let message = refusal(|c| c.branch.final_temperature = bad);
+        assert!(message.starts_with("branch.final_temperature:"), "{bad}: {message}");
+    }
+    for bad in [-0.1, 1.1, f32::NAN] {
+        let expected = format!("progress: must be from 0 to 1, got {bad}");
+        assert_eq!(refusal(|c| c.progress = bad), expected);
+        assert!(refusal(|c| c.prune.warmup_quantile = bad).starts_with("prune.warmup_quantile:"));
+    }
+    for edge in [0.0, 1.0] {
+        assert_eq!(refusal(|c| (c.progress, c.prune.warmup_quantile) = (edge, edge)), "accepted");
+    }
+    assert!(refusal(|c| c.branch.threshold = f32::NAN).starts_with("branch.threshold:"));
+    assert!(refusal(|c| c.prune.threshold = f32::INFINITY).starts_with("prune.threshold:"));
+}
+
+#[test]
+fn a_rule_that_lacks_what_it_works_on_is_refused() {
+    let scores = "is score, but nobody gives scores; set verdicts to segments";
+    assert_eq!(refusal(|c| c.branch.by = BranchBy::Score), format!("branch.by: {scores}"));
+    assert_eq!(refusal(|c| c.prune.by = PruneBy::Score), format!("prune.by: {scores}"));
+    let judged = refusal(|c| {
+        (c.prune.by, c.verdicts) = (PruneBy::Score, Verdicts::Segments);
+    });
+    assert_eq!(judged, "accepted");
+    let empty = refusal(|c| c.stop.strings = vec!["a".into(), String::new()]);
+    assert!(empty.starts_with("stop.strings: got an empty string"), "{empty}");
+}
+
+#[test]
+fn rules_about_text_need_the_texts_before_the_first_tree() {
+    let mut config = search_config();
+    config.stop.repetition = Repetition::Bytes;
+    let mut search = Search::new(config, 0).unwrap();
+    assert_eq!(bad_field(&search.add_tree(0, &[1])), "stop.repetition");
+    assert_eq!(search.forest().trees().len(), 0);
+    search.set_texts(TokenTexts::new(["a", "b"])).unwrap();
+    search.add_tree(0, &[1]).unwrap();
+    let late = search.set_texts(TokenTexts::new(["a", "b"]));
+    assert!(matches!(late, Err(Error::InvalidInput(_))));
+}
+
+#[test]
+fn ids_that_do_not_exist_are_errors_and_never_a_panic() {
+    let mut search = Search::new(search_config(), 0).unwrap();
+    let tree = search.add_tree(0, &[1, 2]).unwrap();
+    let before = format!("{search:?}");
+    for (tree, path) in [(tree, PathId(2)), (TreeId(1), PathId(0)), (TreeId(u32::MAX), PathId(9))] {
+        assert!(!search.is_tree_done(TreeId(1)));
+        let invalid = |result: Result<(), Error>| matches!(result, Err(Error::InvalidInput(_)));
+        assert!(invalid(search.push_token(tree, path, token(1))));
+        assert!(invalid(search.complete_segment(tree, path, &[token(1)])));
+        assert!(invalid(search.report(tree, path, Verdict::Stop)));
+        assert!(invalid(search.fork(tree, path, 2).map(drop)));
+        assert!(invalid(search.prune(tree, path)));
+        assert!(invalid(search.prune_subtree(tree, path, 2).map(drop)));
+        assert!(invalid(search.rewind(tree, path, 2).map(drop)));
+    }
+    assert!(search.abort_tree(TreeId(1)).is_err());
+    assert_eq!(before, format!("{search:?}"));
+}
+
+#[test]
+fn a_caller_forks_only_where_something_can_be_sampled() {
+    let config = SearchConfig { width: 9, eos_token_ids: vec![9], ..search_config() };
+    let mut search = Search::new(config, 0).unwrap();
+    let tree = search.add_tree(0, &[1, 2]).unwrap();
+    search.push_token(tree, PathId(0), token(9)).unwrap();
+    let message = |result: Result<PathId, Error>| result.unwrap_err().to_string();
+    assert!(message(search.fork(tree, PathId(0), 1)).contains("lies outside 2..=3"));
+    assert!(message(search.fork(tree, PathId(0), 4)).contains("lies outside 2..=3"));
+    assert!(message(search.fork(tree, PathId(0), 3)).contains("is finished there"));
+    assert!(message(search.rewind(tree, PathId(0), 2)).contains("is finished (Stop)"));
+    assert!(search.forest().trees()[0].is_replayable, "nothing has changed");
+    assert!(search.fork(tree, PathId(0), 2).is_ok());
+    search.check().unwrap();
+}
+
+#[test]
+fn a_score_that_is_not_finite_leaves_the_path_waiting() {
+    let config = SearchConfig { verdicts: Verdicts::Segments, ..search_config() };
+    let mut search = Search::new(config, 0).unwrap();
+    let tree = search.add_tree(0, &[1]).unwrap();
+    search.complete_segment(tree, PathId(0), &[token(1); 2]).unwrap();
+    let result = search.report(tree, PathId(0), Verdict::Continue { score: f32::NAN });
+    let message = result.unwrap_err().to_string();
+    assert_eq!(message, "score of path 0 of tree 0 is NaN; report a finite one");
+    assert_eq!(search.ended_segments().collect::<Vec<_>>(), [(tree, PathId(0))]);
+    assert!(search.report(tree, PathId(1), Verdict::Stop).is_err(), "its segment runs");
 }
 
 #[test]

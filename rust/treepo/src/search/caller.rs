@@ -41,8 +41,8 @@ impl Search {
     /// Gives the verdict on the segment that a path has ended; the round may end with it.
     ///
     /// # Errors
-    /// `InvalidInput` unless the path waits for a verdict, `NotFinite` for such a score; nothing
-    /// has changed then.
+    /// `InvalidInput` unless the path waits for a verdict and its score is finite; nothing has
+    /// changed then.
     pub fn report(&mut self, tree: TreeId, path: PathId, verdict: Verdict) -> Result<()> {
         self.forest.path(tree, path)?;
         let state = &mut self.trees[tree.index()];
@@ -52,7 +52,9 @@ impl Search {
         }
         match verdict {
             Verdict::Continue { score } if !score.is_finite() => {
-                return Err(Error::NotFinite { tree, path, what: format!("score is {score}") });
+                let message =
+                    format!("score of path {path} of tree {tree} is {score}; report a finite one");
+                return Err(Error::InvalidInput(message));
             }
             Verdict::Continue { score } => {
                 let own = state.path_mut(path);

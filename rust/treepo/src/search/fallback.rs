@@ -1,6 +1,6 @@
 //! Where a tree restarts when leaves are missing.
 
-use super::walk::{Token, backwards, boundaries, completion_len};
+use super::walk::{backwards, boundaries, completion_len};
 use super::{Alignment, FallbackAt, FallbackFrom, SearchConfig};
 use crate::forest::{FinishReason, Tree};
 use crate::ids::PathId;
@@ -181,9 +181,9 @@ fn place(config: &SearchConfig, boundaries: &[u32], at: u32) -> u32 {
 /// sampled tokens.
 fn lowest_logprob(tree: &Tree, path: PathId) -> u32 {
     let mut lowest = (f32::INFINITY, tree.prompt_len);
-    for token in backwards(tree, path, tree.path(path).len()).filter(Token::is_sampled) {
-        if token.logprob() <= lowest.0 {
-            lowest = (token.logprob(), token.pos);
+    for token in backwards(tree, path).filter(|token| token.is_sampled) {
+        if token.logprob <= lowest.0 {
+            lowest = (token.logprob, token.position);
         }
     }
     lowest.1
@@ -202,9 +202,9 @@ fn block(
     blocks.clear();
     let num_blocks = completion_len(tree, path).div_ceil(window);
     blocks.resize(num_blocks as usize, Block::default());
-    for token in backwards(tree, path, tree.path(path).len()).filter(Token::is_sampled) {
-        let block = &mut blocks[((token.pos - tree.prompt_len) / window) as usize];
-        block.logprob += f64::from(token.logprob());
+    for token in backwards(tree, path).filter(|token| token.is_sampled) {
+        let block = &mut blocks[((token.position - tree.prompt_len) / window) as usize];
+        block.logprob += f64::from(token.logprob);
         block.num_sampled += 1;
     }
     let score = |block: &Block| sign * block.logprob / f64::from(block.num_sampled);
@@ -685,7 +685,7 @@ mod tests {
                         boundaries[below - 1]
                     }
                 };
-                let allowed = naive_cuts(&config, model.whole(path));
+                let allowed = naive_cuts(&config, model.completion(path));
                 let is_flawed = restart.path == ROOT && restart.at == tree.prompt_len;
                 prop_assert!(is_flawed || allowed.into_iter().any(|cut| placed(cut) == restart.at));
             }

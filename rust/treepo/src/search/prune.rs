@@ -21,25 +21,29 @@ use crate::ids::PathId;
 /// of `window`, it has `window` sampled tokens, and the rule is [`PruneBy::Logprob`] or
 /// [`PruneBy::Entropy`].
 pub(super) fn confidence(config: &PruneConfig, tree: &Tree, path: PathId) -> Option<f32> {
-    confidence_at(config, tree, path, completion_len(tree, path))
+    confidence_of(config, completion_len(tree, path), backwards(tree, path))
 }
 
-/// As [`confidence`], of the path as it was when its completion had `len` tokens.
-fn confidence_at(config: &PruneConfig, tree: &Tree, path: PathId, len: u32) -> Option<f32> {
+/// Confidence of a completion of `len` tokens, which come newest first.
+fn confidence_of(
+    config: &PruneConfig,
+    len: u32,
+    tokens: impl Iterator<Item = Token>,
+) -> Option<f32> {
     let measure = match config.by {
-        PruneBy::Logprob => |token: Token<'_>| f64::from(token.logprob()),
-        PruneBy::Entropy => |token: Token<'_>| -f64::from(token.entropy()),
+        PruneBy::Logprob => |token: Token| f64::from(token.logprob),
+        PruneBy::Entropy => |token: Token| -f64::from(token.entropy),
         PruneBy::Nothing | PruneBy::Score => return None,
     };
     if len == 0 || !len.is_multiple_of(config.window) {
         return None;
     }
-    let tokens = backwards(tree, path, tree.prompt_len + len);
-    if !tokens.clone().next()?.is_sampled() {
+    let mut tokens = tokens.peekable();
+    if !tokens.peek()?.is_sampled {
         return None;
     }
     let (mut sum, mut num_tokens) = (0.0, 0);
-    for token in tokens.filter(Token::is_sampled).take(config.window as usize) {
+    for token in tokens.filter(|token| token.is_sampled).take(config.window as usize) {
         sum += measure(token);
         num_tokens += 1;
     }
@@ -49,10 +53,15 @@ fn confidence_at(config: &PruneConfig, tree: &Tree, path: PathId, len: u32) -> O
 /// The lowest [`confidence`] that a path has had, if it has had one. O(length) without given
 /// tokens, and never more than `window` times that.
 pub(super) fn lowest_confidence(config: &PruneConfig, tree: &Tree, path: PathId) -> Option<f32> {
-    let window = config.window.max(1);
-    (1..=completion_len(tree, path) / window)
-        .filter_map(|i| confidence_at(config, tree, path, i * window))
-        .min_by(f32::total_cmp)
+    let mut lowest: Option<f32> = None;
+    let mut tokens = backwards(tree, path);
+    for len in (1..=completion_len(tree, path)).rev() {
+        if let Some(confidence) = confidence_of(config, len, tokens.clone()) {
+            lowest = Some(lowest.map_or(confidence, |lowest| lowest.min(confidence)));
+        }
+        tokens.next();
+    }
+    lowest
 }
 
 /// The confidence below which a tree's paths are given up.
@@ -287,7 +296,7 @@ mod tests {
         ) {
             let config = config(by, window);
             for path in model.paths() {
-                let expected = naive_confidence(&config, model.whole(path));
+                let expected = naive_confidence(&config, model.completion(path));
                 prop_assert_eq!(confidence(&config, model.tree(), path), expected);
             }
         }
@@ -299,7 +308,7 @@ mod tests {
         ) {
             let config = config(PruneBy::Logprob, window);
             for path in model.paths() {
-                let whole = model.whole(path);
+                let whole = model.completion(path);
                 let expected = (1..=whole.len())
                     .filter_map(|len| naive_confidence(&config, &whole[..len]))
                     .min_by(f32::total_cmp);

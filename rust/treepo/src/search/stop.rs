@@ -3,7 +3,7 @@
 use std::iter::Peekable;
 
 use super::repetition::has_repetition;
-use super::walk::{self, backwards};
+use super::walk::backwards;
 use super::{Boxed, Repetition, SearchConfig, TokenTexts};
 use crate::error::{Error, Result};
 use crate::forest::{FinishReason, Tree};
@@ -55,7 +55,7 @@ impl StopRules {
         segment_ends: bool,
         depth: u32,
     ) -> Option<FinishReason> {
-        let newest = backwards(tree, path, tree.path(path).len()).next()?.id();
+        let newest = backwards(tree, path).next()?.id;
         if config.eos_token_ids.contains(&newest)
             || self.completes_stop_string(&config.stop.strings, tree, path, newest)
             || (config.stop.boxed == Boxed::Stops && self.closes_box(tree, path, newest))
@@ -101,9 +101,9 @@ impl StopRules {
     /// Writes the last bytes of the completion to `tail`, at most `wanted`.
     fn collect_tail(&mut self, tree: &Tree, path: PathId, wanted: usize) {
         self.tail.clear();
-        for token in backwards(tree, path, tree.path(path).len()) {
+        for token in backwards(tree, path) {
             let room = wanted - self.tail.len();
-            self.tail.extend(self.texts.get(token.id()).iter().rev().take(room));
+            self.tail.extend(self.texts.get(token.id).iter().rev().take(room));
             if self.tail.len() == wanted {
                 break;
             }
@@ -115,8 +115,8 @@ impl StopRules {
     /// to the brace that it closes; to the prompt's end if it closes none).
     fn closes_box(&self, tree: &Tree, path: PathId, newest: u32) -> bool {
         let bytes = self.texts.get(newest);
-        let older = backwards(tree, path, tree.path(path).len() - 1)
-            .flat_map(|token| self.texts.get(token.id()).iter().rev());
+        let older =
+            backwards(tree, path).skip(1).flat_map(|token| self.texts.get(token.id).iter().rev());
         let closes = |(i, &byte): (usize, &u8)| {
             byte == b'}' && closes_box(bytes[..i].iter().rev().chain(older.clone()).copied())
         };
@@ -126,21 +126,21 @@ impl StopRules {
     fn repeats(&mut self, config: &SearchConfig, tree: &Tree, path: PathId) -> bool {
         let stop = &config.stop;
         let (len, count) = (stop.repetition_len as usize, stop.repetition_count as usize);
-        let tokens = backwards(tree, path, tree.path(path).len())
-            .filter(walk::Token::is_sampled)
+        let tokens = backwards(tree, path)
+            .filter(|token| token.is_sampled)
             .take(stop.repetition_window as usize);
         // backwards, which changes nothing: a piece occurs as often as its reverse in the reverse
         match stop.repetition {
             Repetition::Ignored => false,
             Repetition::Tokens => {
                 self.ids.clear();
-                self.ids.extend(tokens.map(|token| token.id()));
+                self.ids.extend(tokens.map(|token| token.id));
                 has_repetition(&self.ids, len, count, &mut self.ranks)
             }
             Repetition::Bytes => {
                 self.bytes.clear();
                 let texts = &self.texts;
-                self.bytes.extend(tokens.flat_map(|token| texts.get(token.id()).iter().rev()));
+                self.bytes.extend(tokens.flat_map(|token| texts.get(token.id).iter().rev()));
                 has_repetition(&self.bytes, len, count, &mut self.ranks)
             }
         }
@@ -610,7 +610,8 @@ mod tests {
     }
 
     fn text_of(model: &Model, path: PathId) -> Vec<u8> {
-        let pieces = model.whole(path).iter().map(|token| PIECES[token.id as usize].as_bytes());
+        let pieces =
+            model.completion(path).iter().map(|token| PIECES[token.id as usize].as_bytes());
         pieces.collect::<Vec<_>>().concat()
     }
 

@@ -6,50 +6,35 @@ use crate::ids::PathId;
 
 /// One token of a completion.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Token<'a> {
-    owner: &'a Path,
-    index: usize,
-    /// Absolute position.
-    pub(super) pos: u32,
+pub(super) struct Token {
+    /// Absolute position in the sequence.
+    pub(super) position: u32,
+    pub(super) id: u32,
+    /// NaN for a token that was not sampled.
+    pub(super) logprob: f32,
+    /// NaN for a token that was not sampled.
+    pub(super) entropy: f32,
+    pub(super) is_sampled: bool,
 }
 
-impl Token<'_> {
-    pub(super) fn id(&self) -> u32 {
-        self.owner.own_tokens()[self.index]
-    }
-
-    pub(super) fn is_sampled(&self) -> bool {
-        self.owner.own_kinds()[self.index] == TokenKind::Sampled
-    }
-
-    pub(super) fn logprob(&self) -> f32 {
-        self.owner.own_logprobs()[self.index]
-    }
-
-    pub(super) fn entropy(&self) -> f32 {
-        self.owner.own_entropies()[self.index]
-    }
+/// The completion of `path`, newest token first. O(1) a token and O(ancestors) beyond that over the
+/// whole walk; nothing is allocated.
+pub(super) fn backwards(tree: &Tree, path: PathId) -> impl Iterator<Item = Token> + Clone + '_ {
+    Backwards { tree, owner: tree.path(path), end: tree.path(path).len() }
 }
 
-/// The tokens of a completion, newest first. A step is O(1), and O(ancestors) over the whole walk
-/// beyond that; nothing is allocated.
 #[derive(Debug, Clone)]
-pub(super) struct Backwards<'a> {
+struct Backwards<'a> {
     tree: &'a Tree,
     owner: &'a Path,
     /// Position behind the next token.
     end: u32,
 }
 
-/// The completion of `path` before position `end`, newest token first.
-pub(super) fn backwards(tree: &Tree, path: PathId, end: u32) -> Backwards<'_> {
-    Backwards { tree, owner: tree.path(path), end }
-}
+impl Iterator for Backwards<'_> {
+    type Item = Token;
 
-impl<'a> Iterator for Backwards<'a> {
-    type Item = Token<'a>;
-
-    fn next(&mut self) -> Option<Token<'a>> {
+    fn next(&mut self) -> Option<Token> {
         if self.end <= self.tree.prompt_len {
             return None;
         }
@@ -57,8 +42,14 @@ impl<'a> Iterator for Backwards<'a> {
             self.owner = self.tree.path(self.owner.parent?);
         }
         self.end -= 1;
-        let index = (self.end - self.owner.at) as usize;
-        Some(Token { owner: self.owner, index, pos: self.end })
+        let (own, i) = (self.owner, (self.end - self.owner.at) as usize);
+        Some(Token {
+            position: self.end,
+            id: own.own_tokens()[i],
+            logprob: own.own_logprobs()[i],
+            entropy: own.own_entropies()[i],
+            is_sampled: own.own_kinds()[i] == TokenKind::Sampled,
+        })
     }
 }
 
@@ -127,12 +118,8 @@ pub(super) mod fixture {
             (0..self.rows.len() as u32).map(PathId)
         }
 
-        /// The path's completion before absolute position `end`.
-        pub(in super::super) fn completion(&self, path: PathId, end: u32) -> &[Flat] {
-            &self.rows[path.index()][self.prompt_len..end as usize]
-        }
-
-        pub(in super::super) fn whole(&self, path: PathId) -> &[Flat] {
+        /// The path's completion.
+        pub(in super::super) fn completion(&self, path: PathId) -> &[Flat] {
             &self.rows[path.index()][self.prompt_len..]
         }
 
@@ -244,19 +231,18 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_walk_reads_the_completion_backwards(model in model(9), cut in any::<u32>()) {
+        fn a_walk_reads_the_completion_backwards(model in model(9)) {
             let tree = model.tree();
             for path in model.paths() {
-                let end = tree.prompt_len + cut % (completion_len(tree, path) + 1);
-                let walked: Vec<(u32, Flat)> = backwards(tree, path, end)
+                let walked: Vec<(u32, Flat)> = backwards(tree, path)
                     .map(|token| {
-                        let sampled = token.is_sampled()
-                            .then(|| (token.logprob(), token.entropy()));
-                        (token.pos, Flat { id: token.id(), sampled })
+                        let sampled =
+                            token.is_sampled.then_some((token.logprob, token.entropy));
+                        (token.position, Flat { id: token.id, sampled })
                     })
                     .collect();
                 let expected: Vec<(u32, Flat)> =
-                    (tree.prompt_len..).zip(model.completion(path, end).iter().copied()).collect();
+                    (tree.prompt_len..).zip(model.completion(path).iter().copied()).collect();
                 prop_assert!(walked.iter().eq(expected.iter().rev()));
             }
         }
