@@ -23,15 +23,16 @@ pub(super) fn restarts(
     missing: u32,
 ) -> Vec<Restart> {
     let stream = tree.stream();
-    let answered = |p: &u32| tree.path(PathId(*p)).finish == Some(FinishReason::Stop);
+    let answered = |p: &u32| tree.own(PathId(*p)).finish == Some(FinishReason::Stop);
     let candidates = (0..tree.paths().len() as u32).filter(answered).map(PathId).collect();
     let mut missing = missing;
     let mut restarts = Vec::new();
+    let mut boundaries = Vec::new();
     for path in shuffled(candidates, stream, round) {
         if missing == 0 {
             break;
         }
-        let boundaries = tree.boundaries(path);
+        tree.fill_boundaries(path, &mut boundaries);
         let counter = u64::from(round) << 32 | u64::from(path.0);
         let cut = stream.below(Purpose::FallbackCut, counter, boundaries.len() as u32);
         let copies = config.branch_factor.min(missing);
