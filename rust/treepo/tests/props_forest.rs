@@ -225,9 +225,9 @@ impl NaivePath {
         assert!(logprobs.clone().all(|(logprob, token)| same(logprob, token.logprob)));
         assert!(entropies.clone().all(|(entropy, token)| same(entropy, token.entropy)));
         assert_eq!((logprobs.count(), entropies.count()), (own.len(), own.len()));
-        let marks = self.marks.iter().filter(|&&mark| mark > self.at).map(|&mark| mark as u32);
+        let mut marks = self.marks.iter().filter(|&&mark| mark > self.at).map(|&mark| mark as u32);
         assert!(tree.own_marks(self.path).eq(marks.clone()));
-        assert_eq!(tree.last_mark(self.path), marks.last());
+        assert_eq!(tree.last_mark(self.path), marks.next_back());
     }
 
     fn check_sequence(&self, tree: &Tree) {

@@ -73,3 +73,67 @@ impl Tree {
         is_seen.iter().skip(1).all(|&is| is)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Error;
+    use crate::forest::runs::Run;
+    use crate::forest::store::Span;
+    use crate::forest::{ForkOrigin, SampledToken};
+
+    const TOKEN: SampledToken = SampledToken { id: 7, logprob: -1.0, entropy: 1.0 };
+
+    /// Path 0 with a prompt of two tokens, paths 1 and 3 that leave it, and path 2 below path 1.
+    fn forest() -> Forest {
+        let mut forest = Forest::new();
+        let tree = forest.add_tree(0, 0, &[1, 2]).unwrap();
+        for (from, at) in [(None, 2), (Some(0), 3), (Some(1), 23), (Some(0), 22)] {
+            let path = from.map_or(PathId(0), |from| {
+                forest.fork(tree, PathId(from), at, ForkOrigin::Caller).unwrap()
+            });
+            for i in 0..20 {
+                forest.push_token(tree, path, TOKEN, i / 10).unwrap();
+                if i % 5 == 0 {
+                    forest.mark(tree, path).unwrap();
+                }
+            }
+        }
+        forest.check().unwrap();
+        forest
+    }
+
+    /// The law that breaks, and how.
+    type Breakage = (&'static str, fn(&mut Tree));
+
+    #[test]
+    fn each_law_is_checked() {
+        let breakages: [Breakage; 14] = [
+            ("T3", |tree| tree.prompt_len = 0),
+            ("T3", |tree| tree.prompt_len = 23),
+            ("T3", |tree| tree.prompt_len = 3),
+            ("T3", |tree| tree.paths.clear()),
+            ("T3", |tree| tree.paths[1].num_marks += 1),
+            ("T3", |tree| tree.push_mark(PathId(1), 4)),
+            ("T3", |tree| tree.paths[1].at = 40),
+            ("T3", |tree| tree.paths[1].span = tree.paths[2].span),
+            ("T3", |tree| tree.store.push(&mut Span::EMPTY.clone(), TOKEN)),
+            ("T3", |tree| {
+                let run = Run { start: 20, version: 9, is_given: false };
+                tree.runs.start(&mut tree.paths[1].runs, run);
+            }),
+            ("T3", |tree| tree.paths.swap(0, 1)),
+            ("T4", |tree| tree.paths[1].at = 2),
+            ("T4", |tree| tree.paths[2].depth_at_fork += 1),
+            ("T4", |tree| tree.paths[3].forks = tree.paths[1].forks),
+        ];
+        for (n, (expected, spoil)) in breakages.into_iter().enumerate() {
+            let mut forest = forest();
+            spoil(&mut forest.trees[0]);
+            match forest.check() {
+                Err(Error::LawBroken { law, .. }) => assert_eq!(law, expected, "breakage {n}"),
+                other => panic!("breakage {n} gives {other:?}"),
+            }
+        }
+    }
+}

@@ -93,7 +93,9 @@ impl Forest {
         let stream = Stream::of_tree(seed, key);
         let mut tree = Tree::new(key, stream, prompt.len() as u32);
         let root = tree.push_path(Path::root(stream.of_path(0)));
-        prompt.iter().for_each(|&id| tree.push_unsampled(root, id, false));
+        for &id in prompt {
+            tree.push_unsampled(root, id, false);
+        }
         self.trees.push(tree);
         Ok(TreeId(self.trees.len() as u32 - 1))
     }
@@ -177,7 +179,9 @@ impl Forest {
         let len = self.live(tree, path)?.len();
         check_room(path, len, ids.len())?;
         let tree = self.tree_mut(tree)?;
-        ids.iter().for_each(|&id| tree.push_unsampled(path, id, true));
+        for &id in ids {
+            tree.push_unsampled(path, id, true);
+        }
         Ok(())
     }
 
