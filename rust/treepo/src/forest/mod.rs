@@ -86,10 +86,10 @@ impl Forest {
     /// # Errors
     /// `InvalidInput` if the prompt is empty or has more than `i32::MAX` tokens.
     pub fn add_tree(&mut self, seed: u64, key: u64, prompt: &[u32]) -> Result<TreeId> {
-        if prompt.is_empty() || prompt.len() > MAX_LEN as usize {
-            let message = format!("a prompt has 1 to {MAX_LEN} tokens, not {}", prompt.len());
-            return Err(Error::InvalidInput(message));
+        if prompt.is_empty() {
+            return Err(Error::InvalidInput("a prompt needs at least one token".into()));
         }
+        check_room(PathId(0), 0, prompt.len())?;
         let stream = Stream::of_tree(seed, key);
         let mut tree = Tree::new(key, stream, prompt.len() as u32);
         let root = tree.push_path(Path::root(stream.of_path(0)));
