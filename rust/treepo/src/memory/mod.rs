@@ -151,14 +151,14 @@ impl Memory {
     /// Attaches a path to what is resident of its prefix: its first `at` tokens are those of its
     /// parents in the forest. O(ancestors).
     pub fn attach(&mut self, tree: &Tree, id: TreeId, path: PathId) -> Result<()> {
-        let mut prefix = tree.path(path).at;
-        let mut donor = tree.path(path).parent;
+        let mut prefix = tree.own(path).at;
+        let mut donor = tree.own(path).parent();
         while let Some(candidate) = donor {
             if self.at(id, candidate).is_attached {
                 return self.attach_to(id, path, candidate, prefix);
             }
-            prefix = prefix.min(tree.path(candidate).at);
-            donor = tree.path(candidate).parent;
+            prefix = prefix.min(tree.own(candidate).at);
+            donor = tree.own(candidate).parent();
         }
         let own = self.at_mut(id, path);
         own.is_attached = true;

@@ -151,7 +151,7 @@ impl Scheduler {
 
     /// What a path has to compute. The last token is always fed, as its logits are wanted.
     fn query(&self, tree: TreeId, path: PathId, tokens_left: u32) -> Query {
-        let len = self.search.forest().trees()[tree.index()].path(path).len();
+        let len = self.search.forest().trees()[tree.index()].own(path).len();
         let computed = self.memory.num_computed(tree, path);
         let start = computed.min(len - 1);
         Query { start, count: (len - start).min(tokens_left), computed, len }
@@ -240,7 +240,7 @@ impl Scheduler {
         let tokens = writer.sizes.num_tokens..writer.sizes.num_tokens + query.count as usize;
         let ids = &mut writer.out.token_ids[tokens.clone()];
         let forest_tree = &self.search.forest().trees()[tree.index()];
-        forest_tree.copy_tokens(path, query.start, query.end(), ids);
+        forest_tree.fill_tokens(path, query.start, ids);
         for (i, position) in tokens.clone().zip(query.start..) {
             let is_resident = position < query.computed;
             writer.out.positions[i] = i64::from(position);
@@ -303,7 +303,7 @@ impl Scheduler {
         len: u32,
         writer: &mut PlanWriter<'_, '_>,
     ) {
-        let stream = self.search.forest().trees()[tree.index()].path(path).stream;
+        let stream = self.search.forest().trees()[tree.index()].own(path).stream;
         writer.push_sample(stream.uniform(Purpose::Token, u64::from(len)));
         self.plan.samples.push(Sampled { tree, path, leader });
     }

@@ -201,7 +201,7 @@ impl Search {
             let tree = TreeId(t as u32);
             for &path in &state.live {
                 if let State::Runs { segment_end } = state.paths[path.index()] {
-                    let len = self.forest.trees()[t].path(path).len();
+                    let len = self.forest.trees()[t].own(path).len();
                     segments.push(Segment { tree, path, max_new_tokens: segment_end - len });
                 }
             }
@@ -380,7 +380,7 @@ impl Search {
 
     /// Starts the path's next segment.
     fn start(&mut self, tree: TreeId, path: PathId) {
-        let len = self.forest.trees()[tree.index()].path(path).len();
+        let len = self.forest.trees()[tree.index()].own(path).len();
         let state = &mut self.trees[tree.index()];
         let segment_end = len.saturating_add(self.config.segment_len).min(state.max_len);
         if path.index() == state.paths.len() {
