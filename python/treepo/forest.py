@@ -31,6 +31,7 @@ U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
 
 __all__ = [
+    "Dependence",
     "FinishReason",
     "Forest",
     "ForkOrigin",
@@ -73,6 +74,15 @@ class ForkOrigin(IntEnum):
     CALLER = 4
 
 
+class Dependence(IntEnum):
+    """What the forks of a tree depended on."""
+
+    PREFIX = 0
+    """Only on tokens before the fork."""
+    SAMPLED_TOKEN = 1
+    """Also on sampled tokens behind the fork."""
+
+
 @dataclass(frozen=True, slots=True)
 class Trees:
     """Columns of the trees."""
@@ -85,6 +95,8 @@ class Trees:
     """[T] tokens of the prompt."""
     replayable: U8
     """[T] 1 where seed, key, prompt, config and model decide the tree; 0 for an aborted one."""
+    dependence: U8
+    """[T] Dependence."""
     path_start: I32
     """[T + 1] tree t owns the paths path_start[t] .. path_start[t + 1]."""
 
@@ -368,6 +380,8 @@ class Forest:
     def load(cls, file: str | Path) -> Forest:
         """Reads a file that `save` wrote. Needs the `train` extra.
 
+        The trees of a file without the column `tree_dependence` have `Dependence.PREFIX`.
+
         Raises:
             DataError: the file cannot be read or holds no forest.
         """
@@ -375,7 +389,11 @@ class Forest:
         from safetensors.numpy import load_file
 
         try:
-            return cls.from_columns(load_file(str(file)))
+            columns = load_file(str(file))
+            if "tree_key" in columns:
+                prefix = np.full(columns["tree_key"].size, Dependence.PREFIX, np.uint8)
+                columns.setdefault("tree_dependence", prefix)
+            return cls.from_columns(columns)
         except (OSError, SafetensorError, InvalidInputError) as error:
             message = f"{file} is not a forest file: {error}"
             raise DataError(message) from error

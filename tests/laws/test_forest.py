@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from treepo import core
 from treepo.errors import DataError, InvalidInputError
-from treepo.forest import FinishReason, Forest, TokenKind
+from treepo.forest import Dependence, FinishReason, Forest, TokenKind
 
 PATHS = st.integers(0, 1 << 30)
 OPERATIONS = st.lists(
@@ -148,6 +148,20 @@ def test_a_file_whose_columns_contradict_each_other_is_a_data_error(tmp_path):
     save_file(columns, file)
     with pytest.raises(DataError, match="is not a forest file: forest columns"):
         Forest.load(file)
+
+
+def test_what_forks_depend_on_is_kept_and_a_file_without_it_has_prefix(tmp_path):
+    columns = dict(small().columns())
+    columns["tree_dependence"] = np.array([Dependence.SAMPLED_TOKEN, Dependence.PREFIX], np.uint8)
+    file = tmp_path / "forest.safetensors"
+    Forest.from_columns(columns).save(file)
+    assert Forest.load(file).trees.dependence.tolist() == [1, 0]
+    del columns["tree_dependence"]
+    save_file(columns, file)
+    assert Forest.load(file).trees.dependence.tolist() == [0, 0]
+    columns["tree_dependence"] = np.array([0, 2], np.uint8)
+    with pytest.raises(InvalidInputError, match="tree 1: dependence 2"):
+        Forest.from_columns(columns)
 
 
 SPOILED = ["path_parent", "path_at", "token_start", "path_start", "mark_pos", "tree_prompt_len"]

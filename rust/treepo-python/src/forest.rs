@@ -60,6 +60,7 @@ macro_rules! for_each_column {
             tree_stream,
             tree_prompt_len,
             tree_replayable,
+            tree_dependence,
             path_start,
             path_tree,
             path_parent,

@@ -46,8 +46,8 @@ impl Search {
         #[pyo3(from_py_with = int)] path: u32,
     ) -> PyResult<Bound<'py, PyArray1<u32>>> {
         let (tree, path) = (TreeId(tree), PathId(path));
-        self.0.forest().path(tree, path).into_py()?;
-        Ok(self.0.forest().tree(tree).into_py()?.tokens(path).into_pyarray(py))
+        let tokens = self.0.forest().tree(tree).and_then(|tree| tree.tokens(path)).into_py()?;
+        Ok(tokens.into_pyarray(py))
     }
 
     fn complete_segment(

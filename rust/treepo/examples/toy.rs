@@ -52,7 +52,7 @@ fn main() -> Result<()> {
     let stats = scheduler.stats();
     let forest = scheduler.into_forest();
     for (p, path) in forest.trees()[0].paths().iter().enumerate() {
-        let letters = forest.trees()[0].tokens(PathId(p as u32)).into_iter();
+        let letters = forest.trees()[0].tokens(PathId(p as u32))?.into_iter();
         let text: String = letters.map(|id| LETTERS[id as usize] as char).collect();
         let (shared, own) = text.split_at(path.at as usize);
         println!("{:shared$}{own}  ({:?})", "", path.finish, shared = shared.len());

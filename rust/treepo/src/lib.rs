@@ -38,7 +38,9 @@ pub mod search;
 pub mod sim;
 
 pub use error::{Error, Result};
-pub use forest::{FinishReason, Forest, ForkOrigin, Path, SampledToken, TokenKind, Tree};
+pub use forest::{
+    Dependence, FinishReason, Forest, ForkOrigin, Path, PathToken, SampledToken, TokenKind, Tree,
+};
 pub use ids::{BlockId, PathId, TreeId};
 pub use key::{Purpose, Stream};
 pub use memory::{BlockPool, Memory};

@@ -5,7 +5,10 @@ use std::collections::BTreeSet;
 
 use proptest::prelude::*;
 use treepo::forest::{Columns, Nodes};
-use treepo::{FinishReason, Forest, ForkOrigin, PathId, SampledToken, TokenKind, TreeId};
+use treepo::{
+    Dependence, FinishReason, Forest, ForkOrigin, PathId, PathToken, SampledToken, TokenKind, Tree,
+    TreeId,
+};
 
 #[derive(Debug, Clone)]
 enum Op {
@@ -15,6 +18,8 @@ enum Op {
     Fork(usize, usize),
     Mark(usize),
     Finish(usize),
+    Weigh(usize, f32),
+    Depend(usize, Dependence),
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -26,7 +31,17 @@ fn op() -> impl Strategy<Value = Op> {
         4 => (any(), any()).prop_map(|(path, at)| Op::Fork(path, at)),
         3 => any().prop_map(Op::Mark),
         1 => any().prop_map(Op::Finish),
+        1 => (any(), -1f32..4.0).prop_map(|(path, weight)| Op::Weigh(path, weight)),
+        1 => (any(), 0u8..2)
+            .prop_map(|(path, number)| Op::Depend(path, Dependence::from_u8(number).unwrap())),
     ]
+}
+
+#[derive(Debug, Clone, Copy)]
+struct NaiveToken {
+    id: u32,
+    kind: TokenKind,
+    version: u32,
 }
 
 /// What a path should hold: each token with its version, and the marks of the whole sequence.
@@ -35,15 +50,27 @@ struct NaivePath {
     tree: TreeId,
     path: PathId,
     prompt_len: usize,
-    tokens: Vec<(u32, TokenKind)>,
+    /// Tokens that it shares.
+    at: usize,
+    tokens: Vec<NaiveToken>,
     marks: BTreeSet<usize>,
     is_finished: bool,
+    weight: f32,
+}
+
+fn numbers(kind: TokenKind, id: u32) -> SampledToken {
+    if kind == TokenKind::Sampled {
+        SampledToken { id, logprob: -(id as f32), entropy: id as f32 }
+    } else {
+        SampledToken { id, logprob: f32::NAN, entropy: f32::NAN }
+    }
 }
 
 #[derive(Debug, Default)]
 struct Pair {
     forest: Forest,
     naive: Vec<NaivePath>,
+    dependence: Vec<Dependence>,
     next_token: u32,
 }
 
@@ -76,25 +103,46 @@ impl Pair {
                 assert_eq!(result.is_ok(), !own.is_finished);
                 own.is_finished = true;
             }
+            Op::Weigh(p, weight) => {
+                let own = &mut self.naive[p % n];
+                let result = self.forest.set_weight(own.tree, own.path, weight);
+                assert_eq!(result.is_ok(), weight >= 0.0);
+                own.weight = if weight >= 0.0 { weight } else { own.weight };
+            }
+            Op::Depend(p, dependence) => {
+                let tree = self.naive[p % n].tree;
+                self.forest.set_dependence(tree, dependence).unwrap();
+                self.dependence[tree.index()] = dependence;
+            }
         }
     }
 
     fn add_tree(&mut self, prompt_len: usize) {
         let prompt: Vec<u32> = (0..prompt_len).map(|_| self.token()).collect();
         let tree = self.forest.add_tree(0, self.naive.len() as u64, &prompt).unwrap();
-        let tokens = prompt.into_iter().map(|id| (id, TokenKind::Prompt)).collect();
-        let (path, marks, is_finished) = (PathId(0), BTreeSet::new(), false);
-        self.naive.push(NaivePath { tree, path, prompt_len, tokens, marks, is_finished });
+        let (kind, version) = (TokenKind::Prompt, 0);
+        let tokens = prompt.into_iter().map(|id| NaiveToken { id, kind, version }).collect();
+        self.naive.push(NaivePath {
+            tree,
+            path: PathId(0),
+            prompt_len,
+            at: 0,
+            tokens,
+            marks: BTreeSet::new(),
+            is_finished: false,
+            weight: 1.0,
+        });
+        self.dependence.push(Dependence::Prefix);
     }
 
     fn push(&mut self, p: usize, version: u32) {
         let id = self.token();
         let own = &mut self.naive[p];
-        let token = SampledToken { id, logprob: -(id as f32), entropy: id as f32 };
-        let result = self.forest.push_token(own.tree, own.path, token, version);
+        let kind = TokenKind::Sampled;
+        let result = self.forest.push_token(own.tree, own.path, numbers(kind, id), version);
         assert_eq!(result.is_ok(), !own.is_finished);
         if !own.is_finished {
-            own.tokens.push((id, TokenKind::Sampled));
+            own.tokens.push(NaiveToken { id, kind, version });
         }
     }
 
@@ -104,7 +152,8 @@ impl Pair {
         let result = self.forest.push_given(own.tree, own.path, &ids);
         assert_eq!(result.is_ok(), !own.is_finished);
         if !own.is_finished {
-            own.tokens.extend(ids.map(|id| (id, TokenKind::Given)));
+            let version = own.tokens[own.at..].last().map_or(0, |token| token.version);
+            own.tokens.extend(ids.map(|id| NaiveToken { id, kind: TokenKind::Given, version }));
         }
     }
 
@@ -115,6 +164,8 @@ impl Pair {
         assert_eq!(result.is_ok(), own.prompt_len <= at && at <= own.tokens.len());
         if let Ok(path) = result {
             own.path = path;
+            own.at = at;
+            own.weight = 1.0;
             own.tokens.truncate(at);
             own.marks.retain(|&mark| mark <= at);
             own.is_finished = false;
@@ -127,13 +178,12 @@ impl Pair {
         let result = self.forest.mark(own.tree, own.path);
         assert_eq!(result.is_ok(), !own.is_finished);
         let len = own.tokens.len();
-        let path = self.forest.path(own.tree, own.path).unwrap();
-        if own.is_finished || len == own.prompt_len.max(path.at as usize) {
+        if own.is_finished || len == own.prompt_len.max(own.at) {
             return;
         }
         // tokens are unique, so whoever has the last one shares the segment that ends with it
         for other in &mut self.naive {
-            if other.tokens.get(len - 1) == own.tokens.last() {
+            if other.tokens.get(len - 1).is_some_and(|token| token.id == own.tokens[len - 1].id) {
                 other.marks.insert(len);
             }
         }
@@ -143,21 +193,74 @@ impl Pair {
         self.forest.check().unwrap();
         for own in &self.naive {
             let tree = self.forest.tree(own.tree).unwrap();
-            let ids: Vec<u32> = own.tokens.iter().map(|token| token.0).collect();
-            assert_eq!(tree.tokens(own.path), ids);
-            let path = tree.path(own.path);
-            let at = path.at as usize;
-            let kinds: Vec<TokenKind> = own.tokens[at..].iter().map(|token| token.1).collect();
-            assert_eq!(path.own_kinds(), kinds);
+            let path = tree.path(own.path).unwrap();
+            assert_eq!(path.at as usize, own.at);
             assert_eq!(path.depth() as usize, own.marks.len());
+            assert_eq!(path.depth_at_fork as usize, own.marks.range(..=own.at).count());
             assert_eq!(path.finish.is_some(), own.is_finished);
-            let len = own.tokens.len();
-            let starts = own.marks.iter().copied().filter(|&mark| mark < len);
-            let starts = std::iter::once(own.prompt_len).chain(starts);
-            let starts: BTreeSet<u32> = starts.map(|at| at as u32).collect();
-            assert_eq!(tree.boundaries(own.path), starts.into_iter().collect::<Vec<_>>());
+            assert!((path.weight - own.weight).abs() < f32::EPSILON);
+            own.check_own_tokens(tree);
+            own.check_sequence(tree);
+        }
+        for (tree, &dependence) in self.forest.trees().iter().zip(&self.dependence) {
+            assert_eq!(tree.dependence, dependence);
         }
     }
+}
+
+fn same(a: f32, b: f32) -> bool {
+    a.to_bits() == b.to_bits()
+}
+
+impl NaivePath {
+    fn check_own_tokens(&self, tree: &Tree) {
+        let own = &self.tokens[self.at..];
+        assert_eq!(tree.path(self.path).unwrap().own_len() as usize, own.len());
+        assert!(tree.own_ids(self.path).eq(own.iter().map(|token| token.id)));
+        assert!(tree.own_kinds(self.path).eq(own.iter().map(|token| token.kind)));
+        assert!(tree.own_versions(self.path).eq(own.iter().map(|token| token.version)));
+        let numbers: Vec<_> = own.iter().map(|token| numbers(token.kind, token.id)).collect();
+        let logprobs = tree.own_logprobs(self.path).zip(&numbers);
+        let entropies = tree.own_entropies(self.path).zip(&numbers);
+        assert!(logprobs.clone().all(|(logprob, token)| same(logprob, token.logprob)));
+        assert!(entropies.clone().all(|(entropy, token)| same(entropy, token.entropy)));
+        assert_eq!((logprobs.count(), entropies.count()), (own.len(), own.len()));
+        let mut marks = self.marks.iter().filter(|&&mark| mark > self.at).map(|&mark| mark as u32);
+        assert!(tree.own_marks(self.path).eq(marks.clone()));
+        assert_eq!(tree.last_mark(self.path), marks.next_back());
+    }
+
+    fn check_sequence(&self, tree: &Tree) {
+        let len = self.tokens.len();
+        let ids: Vec<u32> = self.tokens.iter().map(|token| token.id).collect();
+        assert_eq!(tree.tokens(self.path).unwrap(), ids);
+        for start in [0, len / 3, len - 1, len] {
+            for end in [start, start + (len - start) / 2, len] {
+                let mut out = vec![0u32; end - start];
+                tree.copy_tokens(self.path, start as u32, end as u32, &mut out).unwrap();
+                assert_eq!(out, ids[start..end]);
+            }
+        }
+        let mut reversed = tree.rev_tokens(self.path);
+        for (position, &token) in self.tokens.iter().enumerate().rev() {
+            let PathToken { position: place, id, logprob, entropy, is_sampled } =
+                reversed.next().unwrap();
+            assert_eq!((place as usize, id), (position, token.id));
+            assert_eq!(is_sampled, token.kind == TokenKind::Sampled);
+            let expected = numbers(token.kind, token.id);
+            assert!(same(logprob, expected.logprob) && same(entropy, expected.entropy));
+        }
+        assert_eq!(reversed.next(), None);
+        let starts = self.marks.iter().copied().filter(|&mark| mark < len);
+        let starts: BTreeSet<usize> = std::iter::once(self.prompt_len).chain(starts).collect();
+        let boundaries = tree.boundaries(self.path).unwrap();
+        assert!(boundaries.iter().map(|&at| at as usize).eq(starts));
+    }
+}
+
+fn depths(forest: &Forest) -> Vec<u32> {
+    let paths = forest.trees().iter().flat_map(Tree::paths);
+    paths.map(|path| path.depth_at_fork).collect()
 }
 
 fn bits(columns: &Columns) -> String {
@@ -214,8 +317,9 @@ proptest! {
         let forest = Pair::grow(&ops).forest;
         let columns = forest.columns();
         let again = Forest::from_columns(&columns).unwrap();
-        prop_assert_eq!(format!("{forest:?}"), format!("{again:?}"));
         prop_assert_eq!(bits(&columns), bits(&again.columns()));
+        prop_assert_eq!(forest.nodes(), again.nodes());
+        prop_assert_eq!(depths(&forest), depths(&again));
     }
 
     #[test]
@@ -227,7 +331,7 @@ proptest! {
     #[test]
     fn broken_columns_are_refused_or_describe_a_forest(
         ops in prop::collection::vec(op(), 0..30),
-        column in 0usize..11,
+        column in 0usize..12,
         place in any::<usize>(),
         value in prop_oneof![Just(-1i32), Just(i32::MAX), Just(i32::MIN), -3i32..40],
     ) {
@@ -238,6 +342,101 @@ proptest! {
             check_nodes(&forest.columns(), &forest.nodes());
             prop_assert_eq!(bits(&forest.columns()), bits(&columns), "loaded as something else");
         }
+    }
+
+    #[test]
+    fn no_columns_whatsoever_panic(
+        ops in prop::collection::vec(op(), 0..40),
+        changes in prop::collection::vec(change(), 1..4),
+    ) {
+        let mut columns = Pair::grow(&ops).forest.columns();
+        for change in changes {
+            alter_columns(&mut columns, change);
+        }
+        if let Ok(forest) = Forest::from_columns(&columns) {
+            forest.check().unwrap();
+            check_nodes(&forest.columns(), &forest.nodes());
+        }
+    }
+}
+
+/// One change of one element or of a column's length.
+#[derive(Debug, Clone, Copy)]
+enum Change {
+    Put,
+    Swap,
+    Repeat,
+    Remove,
+    Truncate,
+}
+
+fn change() -> impl Strategy<Value = (usize, Change, usize, i64)> {
+    let change = prop_oneof![
+        6 => Just(Change::Put),
+        3 => Just(Change::Swap),
+        1 => Just(Change::Repeat),
+        1 => Just(Change::Remove),
+        1 => Just(Change::Truncate),
+    ];
+    let extremes = [i64::MIN, i64::MAX, 1 << 31, -(1 << 31), (1 << 31) - 1, -1, 0, 255];
+    let value = prop_oneof![2 => prop::sample::select(extremes.to_vec()), 3 => -3i64..40];
+    (0usize..23, change, any::<usize>(), value)
+}
+
+fn alter<T: Copy>(column: &mut Vec<T>, change: Change, place: usize, value: T) {
+    let len = column.len();
+    if len == 0 {
+        column.push(value);
+        return;
+    }
+    let place = place % len;
+    match change {
+        Change::Put => column[place] = value,
+        Change::Swap => column.swap(place, (place + 1) % len),
+        Change::Repeat => column.insert(place, column[place]),
+        Change::Remove => drop(column.remove(place)),
+        Change::Truncate => column.truncate(place),
+    }
+}
+
+fn alter_columns(columns: &mut Columns, change: (usize, Change, usize, i64)) {
+    let (column, change, place, value) = change;
+    let i32s = [
+        &mut columns.tree_prompt_len,
+        &mut columns.path_start,
+        &mut columns.path_tree,
+        &mut columns.path_parent,
+        &mut columns.path_at,
+        &mut columns.path_length,
+        &mut columns.token_id,
+        &mut columns.token_version,
+        &mut columns.mark_path,
+        &mut columns.mark_pos,
+    ];
+    let bytes = [
+        &mut columns.tree_replayable,
+        &mut columns.tree_dependence,
+        &mut columns.path_finish,
+        &mut columns.path_origin,
+        &mut columns.token_kind,
+    ];
+    let floats = [
+        &mut columns.path_weight,
+        &mut columns.path_reward,
+        &mut columns.token_logprob,
+        &mut columns.token_entropy,
+    ];
+    let words = [&mut columns.tree_key, &mut columns.tree_stream, &mut columns.path_stream];
+    let i32s = i32s.into_iter().enumerate();
+    i32s.filter(|(i, _)| *i == column).for_each(|(_, c)| alter(c, change, place, value as i32));
+    let bytes = (10..).zip(bytes);
+    bytes.filter(|(i, _)| *i == column).for_each(|(_, c)| alter(c, change, place, value as u8));
+    let floats = (15..).zip(floats);
+    floats.filter(|(i, _)| *i == column).for_each(|(_, c)| alter(c, change, place, value as f32));
+    let words = (19..).zip(words);
+    words.filter(|(i, _)| *i == column).for_each(|(_, c)| alter(c, change, place, value as u64));
+    if column == 22 {
+        alter(&mut columns.token_start, change, place, value);
     }
 }
 
@@ -260,6 +459,7 @@ fn spoil(columns: &mut Columns, column: usize, place: usize, value: i32) {
         7 => put(&mut columns.path_finish, place, value as u8),
         8 => put(&mut columns.token_kind, place, value as u8),
         9 => put(&mut columns.mark_path, place, value),
+        10 => put(&mut columns.tree_dependence, place, value as u8),
         _ => put(&mut columns.mark_pos, place, value),
     }
 }
@@ -290,4 +490,29 @@ fn columns_of_a_small_forest_are_these() {
     assert_eq!((nodes.start, nodes.end), (vec![0, 2, 3, 3], vec![2, 3, 4, 4]));
     assert_eq!((nodes.parent, nodes.depth), (vec![-1, 0, 1, 1], vec![0, 1, 2, 2]));
     assert_eq!((nodes.subtree_end, nodes.leaf), (vec![4, 4, 3, 4], vec![2, 3]));
+}
+
+#[test]
+fn unknown_trees_and_paths_are_errors_or_empty() {
+    let mut forest = Forest::new();
+    let tree = forest.add_tree(0, 0, &[1, 2]).unwrap();
+    let (path, nowhere) = (PathId(1), TreeId(1));
+    assert!(forest.path(tree, path).is_err() && forest.path(nowhere, PathId(0)).is_err());
+    assert!(forest.set_weight(tree, path, 1.0).is_err());
+    assert!(forest.set_weight(tree, PathId(0), f32::NAN).is_err());
+    assert!(forest.set_dependence(nowhere, Dependence::SampledToken).is_err());
+    assert!(forest.reserve_tree(nowhere, 1, 1, 1).is_err());
+    assert!(forest.reserve_tree(tree, usize::MAX, usize::MAX, usize::MAX).is_err());
+    let own = forest.tree(tree).unwrap();
+    assert!(own.path(path).is_err() && own.tokens(path).is_err() && own.boundaries(path).is_err());
+    assert!(own.copy_tokens::<u32>(path, 0, 0, &mut []).is_err());
+    for (start, end, len) in [(0, 3, 3), (1, 0, 0), (0, 2, 1), (0, u32::MAX, 2)] {
+        let mut out = vec![0u32; len];
+        assert!(own.copy_tokens(PathId(0), start, end, &mut out).is_err(), "{start}..{end}");
+    }
+    let path = PathId(u32::MAX);
+    assert_eq!(own.own_ids(path).count() + own.own_logprobs(path).count(), 0);
+    assert_eq!(own.own_entropies(path).count() + own.own_kinds(path).count(), 0);
+    assert_eq!(own.own_marks(path).count() + own.own_versions(path).count(), 0);
+    assert_eq!((own.rev_tokens(path).count(), own.last_mark(path)), (0, None));
 }

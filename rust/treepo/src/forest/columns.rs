@@ -1,6 +1,8 @@
 //! The forest as flat columns, tree-major, and back.
 
-use super::{FinishReason, Forest, ForkOrigin, Path, TokenKind, Tree};
+use std::ops::Range;
+
+use super::{Dependence, FinishReason, Forest, ForkOrigin, Path, SampledToken, TokenKind, Tree};
 use crate::error::{Error, Result};
 use crate::ids::PathId;
 use crate::key::Stream;
@@ -15,6 +17,8 @@ pub struct Columns {
     pub tree_prompt_len: Vec<i32>,
     /// 1 for a replayable tree, else 0.
     pub tree_replayable: Vec<u8>,
+    /// [`Dependence`] as a number.
+    pub tree_dependence: Vec<u8>,
     pub path_start: Vec<i32>,
     pub path_tree: Vec<i32>,
     /// Number of the parent path, -1 without one.
@@ -37,6 +41,9 @@ pub struct Columns {
     pub mark_pos: Vec<i32>,
 }
 
+/// A value, or what is wrong with the path.
+type Checked<T> = std::result::Result<T, &'static str>;
+
 impl Forest {
     /// Copies the forest to flat columns in one pass, O(tokens).
     pub fn columns(&self) -> Columns {
@@ -48,8 +55,10 @@ impl Forest {
             columns.tree_stream.push(tree.stream.0);
             columns.tree_prompt_len.push(tree.prompt_len as i32);
             columns.tree_replayable.push(u8::from(tree.is_replayable));
-            for path in &tree.paths {
+            columns.tree_dependence.push(tree.dependence as u8);
+            for (p, path) in (0..).map(PathId).zip(&tree.paths) {
                 columns.push_path(t as i32, first, path);
+                columns.push_tokens(tree, p, path);
             }
             columns.path_start.push(columns.path_tree.len() as i32);
         }
@@ -73,9 +82,8 @@ impl Forest {
 
 impl Columns {
     fn push_path(&mut self, tree: i32, first: i32, path: &Path) {
-        let number = self.path_tree.len() as i32;
         self.path_tree.push(tree);
-        self.path_parent.push(path.parent.map_or(-1, |parent| first + parent.0 as i32));
+        self.path_parent.push(path.parent().map_or(-1, |parent| first + parent.0 as i32));
         self.path_at.push(path.at as i32);
         self.path_length.push(path.len() as i32);
         self.path_stream.push(path.stream.0);
@@ -83,76 +91,91 @@ impl Columns {
         self.path_origin.push(path.origin as u8);
         self.path_weight.push(path.weight);
         self.path_reward.push(path.reward);
-        self.token_id.extend(path.ids.iter().map(|&id| id as i32));
-        self.token_kind.extend(path.kinds.iter().map(|&kind| kind as u8));
-        self.token_logprob.extend_from_slice(&path.logprobs);
-        self.token_entropy.extend_from_slice(&path.entropies);
-        let first_token = self.token_version.len();
-        self.token_version.resize(self.token_id.len(), 0);
-        for &(start, version) in &path.versions {
-            self.token_version[first_token + start as usize..].fill(version as i32);
-        }
+    }
+
+    fn push_tokens(&mut self, tree: &Tree, id: PathId, path: &Path) {
+        let number = self.path_tree.len() as i32 - 1;
+        self.token_id.extend(tree.own_ids(id).map(|id| id as i32));
+        self.token_kind.extend(tree.own_kinds(id).map(|kind| kind as u8));
+        self.token_logprob.extend(tree.own_logprobs(id));
+        self.token_entropy.extend(tree.own_entropies(id));
+        self.token_version.extend(tree.own_versions(id).map(|version| version as i32));
         self.token_start.push(self.token_id.len() as i64);
-        self.mark_path.resize(self.mark_path.len() + path.marks.len(), number);
-        self.mark_pos.extend(path.marks.iter().map(|&mark| mark as i32));
+        self.mark_path.resize(self.mark_path.len() + path.num_marks as usize, number);
+        self.mark_pos.extend(tree.own_marks(id).map(|mark| mark as i32));
     }
 
     fn tree(&self, t: usize) -> Result<Tree> {
-        let (first, end) = (self.path_start[t], self.path_start[t + 1]);
-        let mut tree = Tree {
-            key: self.tree_key[t],
-            prompt_len: self.tree_prompt_len[t] as u32,
-            is_replayable: self.tree_replayable[t] != 0,
-            stream: Stream(self.tree_stream[t]),
-            paths: Vec::new(),
-        };
-        for p in first..end {
-            let mut path = self.path(p as usize, first)?;
-            let is_same = self.path_tree[p as usize] as usize == t
-                && i64::from(self.path_length[p as usize]) == i64::from(path.len());
-            if !is_same {
-                let message = format!("forest columns: path {p}: its tree or length");
-                return Err(Error::InvalidInput(message));
-            }
-            if let Some(parent) = path.parent {
-                path.depth_at_fork = tree.depth_at(parent, path.at);
-            }
-            tree.paths.push(path);
+        let dependence = Dependence::from_u8(self.tree_dependence[t]).ok_or_else(|| {
+            let number = self.tree_dependence[t];
+            Error::InvalidInput(format!("forest columns: tree {t}: dependence {number}"))
+        })?;
+        let (stream, prompt_len) = (Stream(self.tree_stream[t]), self.tree_prompt_len[t] as u32);
+        let mut tree = Tree::new(self.tree_key[t], stream, prompt_len);
+        tree.is_replayable = self.tree_replayable[t] != 0;
+        tree.dependence = dependence;
+        let first = self.path_start[t];
+        for p in first..self.path_start[t + 1] {
+            let added = self.add_path(&mut tree, t, p as usize, first);
+            let describe = |what| Error::InvalidInput(format!("forest columns: path {p}: {what}"));
+            added.map_err(describe)?;
         }
         Ok(tree)
     }
 
-    fn path(&self, p: usize, first: i32) -> Result<Path> {
-        let bad = |what: &str| Error::InvalidInput(format!("forest columns: path {p}: {what}"));
-        let parent = match self.path_parent[p] {
-            -1 => None,
-            parent if (first..p as i32).contains(&parent) => Some(PathId((parent - first) as u32)),
-            _ => return Err(bad("its parent is not an older path of its tree")),
-        };
-        let origin = ForkOrigin::from_u8(self.path_origin[p]).ok_or_else(|| bad("origin"))?;
-        let stream = Stream(self.path_stream[p]);
-        let mut path = Path::new(parent, self.path_at[p] as u32, 0, stream, origin);
-        let own = self.token_start[p] as usize..self.token_start[p + 1] as usize;
-        path.ids = self.token_id[own.clone()].iter().map(|&id| id as u32).collect();
-        path.logprobs = self.token_logprob[own.clone()].to_vec();
-        path.entropies = self.token_entropy[own.clone()].to_vec();
-        path.kinds = self.token_kind[own.clone()]
-            .iter()
-            .map(|&kind| TokenKind::from_u8(kind).ok_or_else(|| bad("token kind")))
-            .collect::<Result<_>>()?;
-        for (offset, &version) in self.token_version[own].iter().enumerate() {
-            path.start_version(offset as u32, version as u32);
+    /// Adds path `p` to its tree, whose first path is `first`; an error says what is wrong with it.
+    fn add_path(&self, tree: &mut Tree, t: usize, p: usize, first: i32) -> Checked<()> {
+        let path = self.path(tree, p, first)?;
+        let tokens = self.token_start[p] as usize..self.token_start[p + 1] as usize;
+        let len = i64::from(path.at) + tokens.len() as i64;
+        if self.path_tree[p] as usize != t || i64::from(self.path_length[p]) != len {
+            return Err("its tree or length");
         }
+        let id = tree.push_path(path);
+        self.add_tokens(tree, id, tokens)?;
         let marks = self.mark_path.partition_point(|&owner| owner < p as i32)
             ..self.mark_path.partition_point(|&owner| owner <= p as i32);
-        path.marks = self.mark_pos[marks].iter().map(|&mark| mark as u32).collect();
+        add_marks(tree, id, &self.mark_pos[marks])
+    }
+
+    /// The path without its tokens and marks.
+    fn path(&self, tree: &Tree, p: usize, first: i32) -> Checked<Path> {
+        let (at, stream) = (self.path_at[p] as u32, Stream(self.path_stream[p]));
+        let origin = ForkOrigin::from_u8(self.path_origin[p]).ok_or("origin")?;
+        let mut path = match self.path_parent[p] {
+            -1 if p == first as usize && at == 0 => Path::root(stream),
+            parent if (first..p as i32).contains(&parent) => {
+                let parent = PathId((parent - first) as u32);
+                let owner = tree.own(parent);
+                if at <= owner.at || at > owner.len() || at < tree.prompt_len {
+                    return Err("it does not leave its parent's own tokens");
+                }
+                Path::fork(parent, at, tree.depth_at(parent, at), stream, origin)
+            }
+            _ => return Err("its parent is not an older path of its tree"),
+        };
+        path.origin = origin;
         path.finish = FinishReason::from_u8(self.path_finish[p]);
         if path.finish.is_none() && self.path_finish[p] != 0 {
-            return Err(bad("finish reason"));
+            return Err("finish reason");
         }
         path.weight = self.path_weight[p];
         path.reward = self.path_reward[p];
         Ok(path)
+    }
+
+    fn add_tokens(&self, tree: &mut Tree, path: PathId, own: Range<usize>) -> Checked<()> {
+        let num_prompt = if path.0 == 0 { tree.prompt_len as usize } else { 0 };
+        for (i, n) in own.enumerate() {
+            let kind = TokenKind::from_u8(self.token_kind[n]).ok_or("token kind")?;
+            if (kind == TokenKind::Prompt) != (i < num_prompt) {
+                return Err("the prompt is not the front of the tree's first path");
+            }
+            let (logprob, entropy) = (self.token_logprob[n], self.token_entropy[n]);
+            let token = SampledToken { id: self.token_id[n] as u32, logprob, entropy };
+            tree.push(path, token, self.token_version[n] as u32, kind == TokenKind::Given);
+        }
+        Ok(())
     }
 
     fn check_shape(&self) -> Result<()> {
@@ -189,7 +212,12 @@ impl Columns {
     }
 
     fn tree_lengths(&self) -> Vec<usize> {
-        vec![self.tree_stream.len(), self.tree_prompt_len.len(), self.tree_replayable.len()]
+        vec![
+            self.tree_stream.len(),
+            self.tree_prompt_len.len(),
+            self.tree_replayable.len(),
+            self.tree_dependence.len(),
+        ]
     }
 
     fn path_lengths(&self) -> Vec<usize> {
@@ -213,6 +241,18 @@ impl Columns {
             self.token_version.len(),
         ]
     }
+}
+
+fn add_marks(tree: &mut Tree, path: PathId, marks: &[i32]) -> Checked<()> {
+    let (mut last, len) = (tree.own(path).at.max(tree.prompt_len), tree.own(path).len());
+    for position in marks.iter().map(|&position| position as u32) {
+        if position <= last || position > len {
+            return Err("its marks do not ascend within its own tokens");
+        }
+        tree.push_mark(path, position);
+        last = position;
+    }
+    Ok(())
 }
 
 /// Whether `offsets` has `rows + 1` elements that ascend from 0 to `end`.

@@ -5,167 +5,33 @@
 //! one fork, so a tree has as many paths as leaves. Nothing is ever split or renamed. Segments are
 //! marks along a path; nodes are derived when they are needed ([`Forest::nodes`]).
 //!
-//! A token belongs to exactly one path (law T3) because a fork copies no token.
+//! A token belongs to exactly one path (law T3) because a fork copies no token. A path is plain
+//! data; the tokens, marks and runs of all paths of a tree lie in few vectors of the tree, so that
+//! growing many paths at once allocates little, and nothing after [`Forest::reserve_tree`].
 
+mod check;
 mod columns;
+mod links;
+mod marks;
 mod nodes;
 mod path;
+mod runs;
+mod store;
+mod tree;
 
 pub use columns::Columns;
 pub use nodes::Nodes;
-pub use path::{FinishReason, ForkOrigin, Path, SampledToken, TokenKind};
+pub use path::{Dependence, FinishReason, ForkOrigin, Path, SampledToken, TokenKind};
+pub use tree::{PathToken, Tree};
 
-use crate::error::{Error, Result, law};
+use path::{MAX_LEN, MAX_PATHS};
+
+use crate::error::{Error, Result};
 use crate::ids::{PathId, TreeId};
 use crate::key::Stream;
 
-/// One prompt and all paths sampled for it.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Tree {
-    /// The caller's key; it seeds the tree's random numbers.
-    pub key: u64,
-    /// Tokens of the prompt, at the front of path 0.
-    pub prompt_len: u32,
-    /// Whether seed, key, prompt, configuration and model decide the tree. One that the caller
-    /// aborts depends on when.
-    pub is_replayable: bool,
-    stream: Stream,
-    paths: Vec<Path>,
-}
-
-impl Tree {
-    /// The tree's stream of random numbers, for decisions about the whole tree.
-    pub fn stream(&self) -> Stream {
-        self.stream
-    }
-
-    /// The paths by id.
-    pub fn paths(&self) -> &[Path] {
-        &self.paths
-    }
-
-    /// One path.
-    pub fn path(&self, path: PathId) -> &Path {
-        &self.paths[path.index()]
-    }
-
-    pub(crate) fn own(&self, path: PathId) -> &Path {
-        &self.paths[path.index()]
-    }
-
-    /// The prompt's tokens.
-    pub fn prompt(&self) -> &[u32] {
-        &self.paths[0].ids[..self.prompt_len as usize]
-    }
-
-    /// How many tokens from the front two paths have in common as shared tokens. O(ancestors).
-    pub(crate) fn shared_len(&self, a: PathId, b: PathId) -> u32 {
-        let (mut a, mut b) = (a, b);
-        let mut shared = self.own(a).len().min(self.own(b).len());
-        while a != b {
-            let younger = if a > b { &mut a } else { &mut b }; // a parent is older than its child
-            let own = self.own(*younger);
-            shared = shared.min(own.at);
-            *younger = own.parent.unwrap_or(PathId(0));
-        }
-        shared
-    }
-
-    /// Segment boundaries of a path where another path can start: the end of the prompt and each
-    /// mark strictly before the path's end, ascending. O(marks on the path).
-    pub fn boundaries(&self, path: PathId) -> Vec<u32> {
-        let mut marks = Vec::new();
-        let mut limit = self.path(path).len() - 1;
-        let mut current = Some(path);
-        while let Some(id) = current {
-            let own = self.path(id);
-            marks.extend(own.marks.iter().rev().copied().filter(|&mark| mark <= limit));
-            limit = limit.min(own.at);
-            current = own.parent;
-        }
-        marks.push(self.prompt_len);
-        marks.reverse();
-        marks.dedup();
-        marks
-    }
-
-    /// Calls `visit` with each piece of the path's sequence within `start..end`, last piece first:
-    /// the owning path and the range of its own tokens. O(ancestors).
-    fn pieces(&self, path: PathId, start: u32, end: u32, mut visit: impl FnMut(&Path, u32, u32)) {
-        let mut end = end;
-        let mut current = Some(path);
-        while let Some(id) = current {
-            let own = self.path(id);
-            let from = start.max(own.at);
-            if from < end {
-                visit(own, from, end);
-            }
-            end = end.min(own.at);
-            current = if end > start { own.parent } else { None };
-        }
-    }
-
-    /// Copies tokens `start..end` of the path's sequence to `out`, which has `end - start` elements.
-    pub fn copy_tokens<T: From<u32>>(&self, path: PathId, start: u32, end: u32, out: &mut [T]) {
-        self.pieces(path, start, end, |own, from, to| {
-            let ids = &own.ids[(from - own.at) as usize..(to - own.at) as usize];
-            let target = &mut out[(from - start) as usize..(to - start) as usize];
-            for (slot, &id) in target.iter_mut().zip(ids) {
-                *slot = T::from(id);
-            }
-        });
-    }
-
-    /// The path's whole token sequence, prompt included.
-    pub fn tokens(&self, path: PathId) -> Vec<u32> {
-        let mut out = vec![0u32; self.path(path).len() as usize];
-        self.copy_tokens(path, 0, out.len() as u32, &mut out);
-        out
-    }
-
-    /// Whether the prompt is the front of path 0 and nothing else.
-    fn has_prompt(&self) -> bool {
-        let Some((root, others)) = self.paths.split_first() else { return false };
-        let is_prompt = |kind: &TokenKind| *kind == TokenKind::Prompt;
-        let num_prompt = root.kinds.iter().take_while(|kind| is_prompt(kind)).count();
-        let mut rest = root.kinds[num_prompt..].iter().chain(others.iter().flat_map(|p| &p.kinds));
-        let is_marked = root.marks.first().is_some_and(|&mark| mark <= self.prompt_len);
-        let is_front = num_prompt == self.prompt_len as usize && num_prompt > 0 && root.at == 0;
-        is_front && !is_marked && !rest.any(is_prompt)
-    }
-
-    /// Brings the depths of younger paths up to date if one of them has left `path` at its new
-    /// mark `at` already.
-    fn deepen_forks(&mut self, path: PathId, at: u32) {
-        let younger = path.index() + 1..self.paths.len();
-        let leaves_here = |own: &Path| own.parent == Some(path) && own.at == at;
-        if !self.paths[younger.clone()].iter().any(leaves_here) {
-            return;
-        }
-        for p in younger {
-            if let Some(parent) = self.paths[p].parent {
-                self.paths[p].depth_at_fork = self.depth_at(parent, self.paths[p].at);
-            }
-        }
-    }
-
-    fn depth_at(&self, path: PathId, at: u32) -> u32 {
-        let mut path = path;
-        loop {
-            let own = self.path(path);
-            match own.parent {
-                Some(parent) if at <= own.at => path = parent,
-                _ => {
-                    let marks = own.marks.partition_point(|&mark| mark <= at);
-                    return own.depth_at_fork + marks as u32;
-                }
-            }
-        }
-    }
-}
-
 /// Trees of token paths, from the sampler to the optimiser.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default)]
 pub struct Forest {
     trees: Vec<Tree>,
 }
@@ -188,21 +54,26 @@ impl Forest {
 
     /// Number of unique tokens, prompts included.
     pub fn num_tokens(&self) -> usize {
-        self.trees.iter().flat_map(|tree| &tree.paths).map(|path| path.ids.len()).sum()
+        self.trees.iter().flat_map(|tree| &tree.paths).map(|path| path.own_len() as usize).sum()
     }
 
     /// One tree.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a tree that does not exist.
     pub fn tree(&self, tree: TreeId) -> Result<&Tree> {
-        self.trees.get(tree.index()).ok_or_else(|| {
-            Error::InvalidInput(format!("tree {tree} of a forest of {} trees", self.trees.len()))
-        })
+        self.trees.get(tree.index()).ok_or_else(|| unknown_tree(tree, self.trees.len()))
     }
 
-    fn tree_mut(&mut self, tree: TreeId) -> &mut Tree {
-        &mut self.trees[tree.index()]
+    fn tree_mut(&mut self, tree: TreeId) -> Result<&mut Tree> {
+        let num_trees = self.trees.len();
+        self.trees.get_mut(tree.index()).ok_or_else(|| unknown_tree(tree, num_trees))
     }
 
-    /// Checked access to a path.
+    /// One path.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a tree or path that does not exist.
     pub fn path(&self, tree: TreeId, path: PathId) -> Result<&Path> {
         let paths = &self.tree(tree)?.paths;
         paths.get(path.index()).ok_or_else(|| {
@@ -213,26 +84,50 @@ impl Forest {
     /// Adds a tree; its path 0 holds the prompt.
     ///
     /// # Errors
-    /// `InvalidInput` if the prompt is empty.
+    /// `InvalidInput` if the prompt is empty or has more than `i32::MAX` tokens.
     pub fn add_tree(&mut self, seed: u64, key: u64, prompt: &[u32]) -> Result<TreeId> {
         if prompt.is_empty() {
             return Err(Error::InvalidInput("a prompt needs at least one token".into()));
         }
+        check_room(PathId(0), 0, prompt.len())?;
         let stream = Stream::of_tree(seed, key);
-        let mut root = Path::new(None, 0, 0, stream.of_path(0), ForkOrigin::Root);
-        root.extend_unsampled(prompt, TokenKind::Prompt);
-        let prompt_len = prompt.len() as u32;
-        let is_replayable = true;
-        self.trees.push(Tree { key, prompt_len, is_replayable, stream, paths: vec![root] });
+        let mut tree = Tree::new(key, stream, prompt.len() as u32);
+        let root = tree.push_path(Path::root(stream.of_path(0)));
+        for &id in prompt {
+            tree.push_unsampled(root, id, false);
+        }
+        self.trees.push(tree);
         Ok(TreeId(self.trees.len() as u32 - 1))
     }
 
-    /// Starts a new path that shares the first `at` tokens of `path`. O(ancestors), no token moves.
+    /// Makes room in a tree for this many further paths, tokens and marks, so that forks, sampled
+    /// tokens and marks allocate nothing until then. Of changes of the policy version and of given
+    /// tokens there is room for one a path.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a tree that does not exist, or if there is not that much memory.
+    pub fn reserve_tree(
+        &mut self,
+        tree: TreeId,
+        num_paths: usize,
+        num_tokens: usize,
+        num_marks: usize,
+    ) -> Result<()> {
+        let reserved = self.tree_mut(tree)?.reserve(num_paths, num_tokens, num_marks);
+        reserved.map_err(|error| {
+            Error::InvalidInput(format!(
+                "room for {num_paths} paths, {num_tokens} tokens and {num_marks} marks: {error}"
+            ))
+        })
+    }
+
+    /// Starts a new path that shares the first `at` tokens of `path`; no token moves. O(1) at the
+    /// path's end, else O(ancestors + log marks).
     ///
     /// The new path's parent is the path that owns token `at - 1`.
     ///
     /// # Errors
-    /// `InvalidInput` unless `prompt_len <= at <= len(path)`.
+    /// `InvalidInput` unless `prompt_len <= at <= len(path)`, or for the `i32::MAX`th path.
     pub fn fork(
         &mut self,
         tree: TreeId,
@@ -246,22 +141,22 @@ impl Forest {
                 "fork of path {path} at {at}: the position lies outside {prompt_len}..={len}"
             )));
         }
-        let tree = self.tree_mut(tree);
-        let depth = tree.depth_at(path, at);
-        let mut owner = path;
-        while let Some(parent) = tree.path(owner).parent.filter(|_| at <= tree.path(owner).at) {
-            owner = parent;
+        let tree = self.tree_mut(tree)?;
+        let ordinal = tree.paths.len();
+        if ordinal >= MAX_PATHS {
+            return Err(Error::InvalidInput(format!("a tree has at most {MAX_PATHS} paths")));
         }
-        let ordinal = tree.paths.len() as u32;
-        let stream = tree.stream.of_path(ordinal);
-        tree.paths.push(Path::new(Some(owner), at, depth, stream, origin));
-        Ok(PathId(ordinal))
+        let owner = tree.owner(path, at);
+        let depth = tree.depth_at(owner, at);
+        let stream = tree.stream.of_path(ordinal as u32);
+        Ok(tree.push_path(Path::fork(owner, at, depth, stream, origin)))
     }
 
-    /// Appends one sampled token to a live path.
+    /// Appends one sampled token to a live path. O(1).
     ///
     /// # Errors
-    /// `InvalidInput` for a finished path, `NotFinite` for a log-probability or entropy that is not.
+    /// `InvalidInput` for a finished path or one of `i32::MAX` tokens, `NotFinite` for a
+    /// log-probability or entropy that is not.
     pub fn push_token(
         &mut self,
         tree: TreeId,
@@ -269,40 +164,71 @@ impl Forest {
         token: SampledToken,
         version: u32,
     ) -> Result<()> {
-        self.live(tree, path)?;
+        let len = self.live(tree, path)?.len();
+        check_room(path, len, 1)?;
         token.check(tree, path)?;
-        self.tree_mut(tree).paths[path.index()].push_sampled(token, version);
+        self.tree_mut(tree)?.push(path, token, version, false);
         Ok(())
     }
 
     /// Appends tokens that the model did not sample: the output of a tool, or the user's text.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a finished path or one that would have more than `i32::MAX` tokens.
     pub fn push_given(&mut self, tree: TreeId, path: PathId, ids: &[u32]) -> Result<()> {
-        self.live(tree, path)?;
-        self.tree_mut(tree).paths[path.index()].extend_unsampled(ids, TokenKind::Given);
+        let len = self.live(tree, path)?.len();
+        check_room(path, len, ids.len())?;
+        let tree = self.tree_mut(tree)?;
+        for &id in ids {
+            tree.push_unsampled(path, id, true);
+        }
         Ok(())
     }
 
     /// Ends a segment at the path's end. A segment without tokens has none: neither a second mark
-    /// at the same place nor one at the end of the prompt changes anything.
+    /// at the same place nor one at the end of the prompt changes anything. O(1), and one step for
+    /// each path that has left there already and all below it.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a finished path.
     pub fn mark(&mut self, tree: TreeId, path: PathId) -> Result<()> {
-        let len = self.live(tree, path)?.len();
-        let prompt_len = self.tree(tree)?.prompt_len;
-        let own = &mut self.tree_mut(tree).paths[path.index()];
-        if len > own.at.max(prompt_len) && own.marks.last() != Some(&len) {
-            own.marks.push(len);
-            self.tree_mut(tree).deepen_forks(path, len);
+        let own = self.live(tree, path)?;
+        let (len, at) = (own.len(), own.at);
+        let tree = self.tree_mut(tree)?;
+        if len > at.max(tree.prompt_len) && tree.last_mark(path) != Some(len) {
+            tree.push_mark(path, len);
         }
         Ok(())
     }
 
     /// Gives the path its finish reason; a path has one (law T5).
+    ///
+    /// # Errors
+    /// `InvalidInput` for a path that has one.
     pub fn finish(&mut self, tree: TreeId, path: PathId, reason: FinishReason) -> Result<()> {
         self.live(tree, path)?;
-        self.tree_mut(tree).paths[path.index()].finish = Some(reason);
+        self.tree_mut(tree)?.paths[path.index()].finish = Some(reason);
+        Ok(())
+    }
+
+    /// Sets the inclusion weight of a path, finished or not.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a path that does not exist or a weight that is not finite or negative.
+    pub fn set_weight(&mut self, tree: TreeId, path: PathId, weight: f32) -> Result<()> {
+        self.path(tree, path)?;
+        if !weight.is_finite() || weight < 0.0 {
+            let message = format!("weight {weight} of path {path}: it is finite and at least 0");
+            return Err(Error::InvalidInput(message));
+        }
+        self.tree_mut(tree)?.paths[path.index()].weight = weight;
         Ok(())
     }
 
     /// Sets the reward of every path, tree by tree.
+    ///
+    /// # Errors
+    /// `InvalidInput` unless there is one reward a path.
     pub fn set_rewards(&mut self, rewards: &[f32]) -> Result<()> {
         if rewards.len() != self.num_paths() {
             let (given, needed) = (rewards.len(), self.num_paths());
@@ -330,18 +256,21 @@ impl Forest {
         Self { trees: forests.flat_map(|forest| forest.trees.iter().cloned()).collect() }
     }
 
-    /// Sets the inclusion weight of a path.
-    pub(crate) fn set_weight(&mut self, tree: TreeId, path: PathId, weight: f32) {
-        self.tree_mut(tree).paths[path.index()].weight = weight;
-    }
-
     /// Records that something else than the tree's own history has had a say in it.
     ///
     /// # Errors
     /// `InvalidInput` for a tree that does not exist.
     pub fn set_not_replayable(&mut self, tree: TreeId) -> Result<()> {
-        self.tree(tree)?;
-        self.tree_mut(tree).is_replayable = false;
+        self.tree_mut(tree)?.is_replayable = false;
+        Ok(())
+    }
+
+    /// Records what the tree's forks depend on.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a tree that does not exist.
+    pub fn set_dependence(&mut self, tree: TreeId, dependence: Dependence) -> Result<()> {
+        self.tree_mut(tree)?.dependence = dependence;
         Ok(())
     }
 
@@ -354,29 +283,16 @@ impl Forest {
             ))),
         }
     }
+}
 
-    /// Checks the laws of the forest in O(tokens).
-    ///
-    /// # Errors
-    /// `LawBroken` with the first law that does not hold.
-    pub fn check(&self) -> Result<()> {
-        for (t, tree) in self.trees.iter().enumerate() {
-            law(tree.has_prompt(), "T3", || format!("tree {t}: prompt"))?;
-            for (p, path) in tree.paths.iter().enumerate() {
-                let place = || format!("tree {t}, path {p}");
-                path.check_columns(&place)?;
-                law(path.parent.is_none() == (p == 0), "T3", || format!("{}: parent", place()))?;
-                let Some(parent) = path.parent else { continue };
-                law(parent.index() < p, "T3", || format!("{}: parent is younger", place()))?;
-                let owner = tree.path(parent);
-                let owns = owner.at < path.at && path.at <= owner.len();
-                law(owns && path.at >= tree.prompt_len, "T4", || {
-                    format!("{}: leaves path {parent} at {}", place(), path.at)
-                })?;
-                let depth = tree.depth_at(parent, path.at);
-                law(depth == path.depth_at_fork, "T4", || format!("{}: depth", place()))?;
-            }
-        }
-        Ok(())
+fn unknown_tree(tree: TreeId, num_trees: usize) -> Error {
+    Error::InvalidInput(format!("tree {tree} of a forest of {num_trees} trees"))
+}
+
+fn check_room(path: PathId, len: u32, num_tokens: usize) -> Result<()> {
+    if num_tokens > (MAX_LEN - len) as usize {
+        let message = format!("path {path} has {len} tokens; {num_tokens} more exceed {MAX_LEN}");
+        return Err(Error::InvalidInput(message));
     }
+    Ok(())
 }

@@ -46,10 +46,10 @@ impl Splits {
         let mut cuts = vec![Vec::new(); tree.paths.len()];
         let mut forks = vec![Vec::new(); tree.paths.len()];
         cuts[0].push((tree.prompt_len, true));
-        for (p, path) in tree.paths.iter().enumerate() {
-            cuts[p].extend(path.marks.iter().map(|&mark| (mark, true)));
-            if let Some(parent) = path.parent {
-                forks[parent.index()].push((path.at, PathId(p as u32)));
+        for (id, path) in (0..).map(PathId).zip(&tree.paths) {
+            cuts[id.index()].extend(tree.own_marks(id).map(|mark| (mark, true)));
+            if let Some(parent) = path.parent() {
+                forks[parent.index()].push((path.at, id));
                 cuts[parent.index()].push((path.at, false));
             }
         }
@@ -97,7 +97,7 @@ impl Nodes {
         let mut stack = vec![Visit { path: PathId(0), start: 0, parent: -1, depth: 0 }];
         while let Some(Visit { path, start, parent, depth }) = stack.pop() {
             let number = first_path + path.0 as i32;
-            let len = tree.path(path).len();
+            let len = tree.own(path).len();
             if start == len {
                 self.leaf[number as usize] = parent; // a path without own tokens
                 continue;

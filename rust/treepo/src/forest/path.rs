@@ -1,6 +1,8 @@
-//! One path: its own tokens, its marks, and how it began and ended.
+//! One path: where it began, how it ended and where its tokens and marks are.
 
-use crate::error::{Error, Result, law};
+use super::links::List;
+use super::store::Span;
+use crate::error::{Error, Result};
 use crate::ids::{PathId, TreeId};
 use crate::key::Stream;
 
@@ -78,6 +80,25 @@ impl ForkOrigin {
     }
 }
 
+/// What the forks of a tree depended on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Dependence {
+    /// Only on tokens before the fork: whether a token was sampled depends on its prefix alone.
+    #[default]
+    Prefix = 0,
+    /// Also on sampled tokens behind the fork, so that what was sampled there had a say in how
+    /// often the prefix was continued.
+    SampledToken = 1,
+}
+
+impl Dependence {
+    /// The dependence with this number, if there is one.
+    pub fn from_u8(value: u8) -> Option<Self> {
+        [Self::Prefix, Self::SampledToken].into_iter().find(|d| *d as u8 == value)
+    }
+}
+
 /// A sampled token and what was known when it was sampled.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SampledToken {
@@ -102,57 +123,96 @@ impl SampledToken {
     }
 }
 
-/// One path of a tree.
-#[derive(Debug, Clone, PartialEq)]
+/// Length that no path exceeds: columns count tokens in `i32`.
+pub(super) const MAX_LEN: u32 = i32::MAX as u32;
+
+/// Paths that a tree has at most: columns number paths in `i32`.
+pub(super) const MAX_PATHS: usize = i32::MAX as usize;
+
+/// Stands for "no path".
+const NONE: u32 = u32::MAX;
+
+/// One path of a tree: plain data of at most 64 bytes. Its tokens, marks and runs lie in stores of
+/// the tree, which reads them ([`super::Tree::own_ids`] and others).
+#[derive(Debug, Clone)]
 pub struct Path {
-    /// The path that owns token `at - 1`; none for path 0.
-    pub parent: Option<PathId>,
+    /// The path's stream of random numbers.
+    pub stream: Stream,
     /// Length of the prefix that belongs to ancestors.
     pub at: u32,
     /// Segments before `at`.
     pub depth_at_fork: u32,
-    /// The path's stream of random numbers.
-    pub stream: Stream,
-    /// Why the path was started.
-    pub origin: ForkOrigin,
-    /// Why it ended, once it has.
-    pub finish: Option<FinishReason>,
     /// Inclusion weight: 1 unless a policy over- or under-sampled the path.
     pub weight: f32,
     /// Reward of the trajectory; NaN until set.
     pub reward: f32,
-    pub(super) ids: Vec<u32>,
-    pub(super) kinds: Vec<TokenKind>,
-    pub(super) logprobs: Vec<f32>,
-    pub(super) entropies: Vec<f32>,
-    pub(super) versions: Vec<(u32, u32)>,
-    pub(super) marks: Vec<u32>,
+    parent: u32,
+    pub(super) span: Span,
+    pub(super) marks: List,
+    pub(super) num_marks: u32,
+    pub(super) runs: List,
+    pub(super) forks: Forks,
+    /// Why the path was started.
+    pub origin: ForkOrigin,
+    /// Why it ended, once it has.
+    pub finish: Option<FinishReason>,
+}
+
+const _: () = assert!(size_of::<Path>() <= 64, "a path is one cache line");
+
+/// A path's place in the lists of forks.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Forks {
+    /// Last of the paths that leave this one. Those that leave it at its present end come first.
+    last: u32,
+    /// The next path that leaves the same parent; behind the last one comes the first.
+    next: u32,
 }
 
 impl Path {
-    pub(super) fn new(
-        parent: Option<PathId>,
+    /// A path without tokens; it stands for one that does not exist.
+    pub(super) const EMPTY: Self = Self {
+        stream: Stream(0),
+        at: 0,
+        depth_at_fork: 0,
+        weight: 1.0,
+        reward: f32::NAN,
+        parent: NONE,
+        span: Span::EMPTY,
+        marks: List::EMPTY,
+        num_marks: 0,
+        runs: List::EMPTY,
+        forks: Forks { last: NONE, next: NONE },
+        origin: ForkOrigin::Root,
+        finish: None,
+    };
+
+    /// The first path of a tree.
+    pub(super) fn root(stream: Stream) -> Self {
+        Self { stream, ..Self::EMPTY }
+    }
+
+    /// A path that leaves `parent` at `at`.
+    pub(super) fn fork(
+        parent: PathId,
         at: u32,
         depth_at_fork: u32,
         stream: Stream,
         origin: ForkOrigin,
     ) -> Self {
-        Self {
-            parent,
-            at,
-            depth_at_fork,
-            stream,
-            origin,
-            finish: None,
-            weight: 1.0,
-            reward: f32::NAN,
-            ids: Vec::new(),
-            kinds: Vec::new(),
-            logprobs: Vec::new(),
-            entropies: Vec::new(),
-            versions: Vec::new(),
-            marks: Vec::new(),
-        }
+        Self { parent: parent.0, at, depth_at_fork, stream, origin, ..Self::EMPTY }
+    }
+
+    /// The path that owns token `at - 1`; none for path 0.
+    #[inline]
+    pub fn parent(&self) -> Option<PathId> {
+        some(self.parent)
+    }
+
+    /// Tokens of the path's own.
+    #[inline]
+    pub fn own_len(&self) -> u32 {
+        self.span.len
     }
 
     /// The path that owns token `at - 1`; none for path 0.
@@ -164,7 +224,7 @@ impl Path {
     /// Tokens of the whole sequence, prompt included.
     #[inline]
     pub fn len(&self) -> u32 {
-        self.at + self.ids.len() as u32
+        self.at + self.span.len
     }
 
     /// Whether the sequence has no token; never true for a path of a forest.
@@ -173,69 +233,53 @@ impl Path {
     }
 
     /// Segments from the root to the path's end.
+    #[inline]
     pub fn depth(&self) -> u32 {
-        self.depth_at_fork + self.marks.len() as u32
+        self.depth_at_fork + self.num_marks
     }
+}
 
-    /// The path's own tokens.
-    pub fn own_tokens(&self) -> &[u32] {
-        &self.ids
-    }
+fn some(path: u32) -> Option<PathId> {
+    (path != NONE).then_some(PathId(path))
+}
 
-    /// Kinds of the own tokens.
-    pub fn own_kinds(&self) -> &[TokenKind] {
-        &self.kinds
-    }
+/// The first of the paths that leave `path`; those that leave it at its present end come first.
+pub(super) fn first_fork(paths: &[Path], path: PathId) -> Option<PathId> {
+    let last = some(paths[path.index()].forks.last)?;
+    some(paths[last.index()].forks.next)
+}
 
-    /// Log-probabilities of the own tokens; NaN for tokens that were not sampled.
-    pub fn own_logprobs(&self) -> &[f32] {
-        &self.logprobs
-    }
+/// The path behind `fork` among those that leave the same parent.
+pub(super) fn next_fork(paths: &[Path], fork: PathId) -> Option<PathId> {
+    let parent = paths[fork.index()].parent()?;
+    let is_last = paths[parent.index()].forks.last == fork.0;
+    some(paths[fork.index()].forks.next).filter(|_| !is_last)
+}
 
-    /// Entropies of the own tokens; NaN for tokens that were not sampled.
-    pub fn own_entropies(&self) -> &[f32] {
-        &self.entropies
+/// Enters a new path among those that leave its parent. O(1).
+pub(super) fn link_fork(paths: &mut [Path], fork: PathId) {
+    let Some(parent) = paths[fork.index()].parent() else { return };
+    let (at, end, last) = {
+        let owner = &paths[parent.index()];
+        (paths[fork.index()].at, owner.len(), owner.forks.last)
+    };
+    let next = match some(last) {
+        Some(last) => std::mem::replace(&mut paths[last.index()].forks.next, fork.0),
+        None => fork.0,
+    };
+    paths[fork.index()].forks.next = next;
+    if last == NONE || at < end {
+        paths[parent.index()].forks.last = fork.0;
     }
+}
 
-    /// Absolute positions where the path's own segments end, ascending.
-    pub fn own_marks(&self) -> &[u32] {
-        &self.marks
+/// The path behind `path` in a walk over `top` and all paths below it, parents first.
+pub(super) fn next_below(paths: &[Path], top: PathId, path: PathId) -> Option<PathId> {
+    let mut current = path;
+    let mut next = first_fork(paths, path);
+    while next.is_none() && current != top {
+        next = next_fork(paths, current);
+        current = paths[current.index()].parent()?;
     }
-
-    /// Policy versions as runs: (first own token, version). Version 0 needs no run.
-    pub fn own_versions(&self) -> &[(u32, u32)] {
-        &self.versions
-    }
-
-    pub(super) fn push_sampled(&mut self, token: SampledToken, version: u32) {
-        self.start_version(self.ids.len() as u32, version);
-        self.ids.push(token.id);
-        self.kinds.push(TokenKind::Sampled);
-        self.logprobs.push(token.logprob);
-        self.entropies.push(token.entropy);
-    }
-
-    pub(super) fn extend_unsampled(&mut self, ids: &[u32], kind: TokenKind) {
-        let len = self.ids.len() + ids.len();
-        self.ids.extend_from_slice(ids);
-        self.kinds.resize(len, kind);
-        self.logprobs.resize(len, f32::NAN);
-        self.entropies.resize(len, f32::NAN);
-    }
-
-    pub(super) fn start_version(&mut self, own_token: u32, version: u32) {
-        let current = self.versions.last().map_or(0, |&(_, version)| version);
-        if current != version {
-            self.versions.push((own_token, version));
-        }
-    }
-
-    pub(super) fn check_columns(&self, place: &dyn Fn() -> String) -> Result<()> {
-        let n = self.ids.len();
-        let lengths = [self.kinds.len(), self.logprobs.len(), self.entropies.len()];
-        law(lengths == [n; 3], "T3", || format!("{}: columns {lengths:?} of {n}", place()))?;
-        let ascending = self.marks.windows(2).all(|pair| pair[0] < pair[1]);
-        let inside = self.marks.iter().all(|&mark| self.at < mark && mark <= self.len());
-        law(ascending && inside, "T3", || format!("{}: marks {:?}", place(), self.marks))
-    }
+    next
 }

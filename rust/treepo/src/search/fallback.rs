@@ -1,6 +1,6 @@
 //! Where a tree restarts when leaves are missing.
 
-use super::walk::{backwards, boundaries, completion_len};
+use super::walk::{backwards, completion_len};
 use super::{Alignment, FallbackAt, FallbackFrom, SearchConfig};
 use crate::forest::{FinishReason, Tree};
 use crate::ids::PathId;
@@ -75,10 +75,10 @@ pub(super) fn restarts(
 /// Writes the candidates to `scratch`, the first one first.
 fn order(from: FallbackFrom, tree: &Tree, round: u32, scratch: &mut Scratch) {
     let is_candidate = |&path: &PathId| {
-        let priority = tree.path(path).finish.and_then(priority);
+        let priority = tree.own(path).finish.and_then(priority);
         let qualifies = match from {
             FallbackFrom::Nothing => false,
-            FallbackFrom::Answered => tree.path(path).finish == Some(FinishReason::Stop),
+            FallbackFrom::Answered => tree.own(path).finish == Some(FinishReason::Stop),
             FallbackFrom::All | FallbackFrom::Priority | FallbackFrom::Longest => {
                 priority.is_some()
             }
@@ -93,7 +93,7 @@ fn order(from: FallbackFrom, tree: &Tree, round: u32, scratch: &mut Scratch) {
             shuffle(&mut scratch.candidates, tree.stream(), round);
         }
         FallbackFrom::Priority => draw_without_replacement(tree, round, scratch, |path| {
-            tree.path(path).finish.and_then(priority).unwrap_or(1)
+            tree.own(path).finish.and_then(priority).unwrap_or(1)
         }),
         FallbackFrom::Longest => {
             draw_without_replacement(tree, round, scratch, |path| completion_len(tree, path));
@@ -145,7 +145,7 @@ fn cut(config: &SearchConfig, tree: &Tree, round: u32, path: PathId, scratch: &m
     let (fallback, stream) = (&config.fallback, tree.stream());
     let window = fallback.window.unwrap_or(config.segment_len).max(1);
     let below = |n| stream.below(Purpose::FallbackCut, counter(round, path.0), n);
-    boundaries(tree, path, &mut scratch.boundaries);
+    tree.fill_boundaries(path, &mut scratch.boundaries);
     let at = match fallback.at {
         FallbackAt::Boundary => scratch.boundaries[below(scratch.boundaries.len() as u32) as usize],
         FallbackAt::Window => {
@@ -321,7 +321,7 @@ mod tests {
     ) -> Vec<Restart> {
         let stream = tree.stream();
         let answered = |p: &PathId| {
-            tree.path(*p).finish == Some(FinishReason::Stop) && completion_len(tree, *p) > 0
+            tree.own(*p).finish == Some(FinishReason::Stop) && completion_len(tree, *p) > 0
         };
         let paths = (0..tree.paths().len() as u32).map(PathId);
         let mut candidates: Vec<PathId> = paths.filter(answered).collect();
@@ -335,7 +335,7 @@ mod tests {
             if missing == 0 {
                 break;
             }
-            let boundaries = tree.boundaries(path);
+            let boundaries = tree.boundaries(path).unwrap();
             let counter = u64::from(round) << 32 | u64::from(path.0);
             let cut = stream.below(Purpose::FallbackCut, counter, boundaries.len() as u32);
             let copies = config.branch_factor.min(missing);
@@ -664,12 +664,12 @@ mod tests {
             let max_depth = config.max_depth as usize;
             for restart in run(&config, &model, round, missing) {
                 let path = restart.path;
-                if tree.path(path).finish.is_none() || completion_len(tree, path) == 0 {
+                if tree.own(path).finish.is_none() || completion_len(tree, path) == 0 {
                     prop_assert_eq!((path, restart.at), (ROOT, tree.prompt_len));
                     continue;
                 }
-                let boundaries = tree.boundaries(path);
-                prop_assert!(tree.prompt_len <= restart.at && restart.at < tree.path(path).len());
+                let boundaries = tree.boundaries(path).unwrap();
+                prop_assert!(tree.prompt_len <= restart.at && restart.at < tree.own(path).len());
                 let is_boundary = boundaries.contains(&restart.at);
                 let may_be_off = config.fallback.alignment == Alignment::Token
                     && config.fallback.at != FallbackAt::Boundary;

@@ -9,9 +9,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::walk::{Token, backwards, completion_len};
+use super::walk::{backwards, completion_len};
 use super::{PruneBy, PruneConfig};
-use crate::forest::Tree;
+use crate::forest::{PathToken, Tree};
 use crate::ids::PathId;
 
 /// Confidence of the last `window` sampled tokens of a path's completion, wherever it forked; given
@@ -28,11 +28,11 @@ pub(super) fn confidence(config: &PruneConfig, tree: &Tree, path: PathId) -> Opt
 fn confidence_of(
     config: &PruneConfig,
     len: u32,
-    tokens: impl Iterator<Item = Token>,
+    tokens: impl Iterator<Item = PathToken>,
 ) -> Option<f32> {
     let measure = match config.by {
-        PruneBy::Logprob => |token: Token| f64::from(token.logprob),
-        PruneBy::Entropy => |token: Token| -f64::from(token.entropy),
+        PruneBy::Logprob => |token: PathToken| f64::from(token.logprob),
+        PruneBy::Entropy => |token: PathToken| -f64::from(token.entropy),
         PruneBy::Nothing | PruneBy::Score => return None,
     };
     if len == 0 || !len.is_multiple_of(config.window) {

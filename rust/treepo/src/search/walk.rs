@@ -1,79 +1,18 @@
 //! A path's completion from its end backwards, across its ancestors. Every rule that looks at
 //! tokens reads them here.
 
-use crate::forest::{Path, TokenKind, Tree};
+use crate::forest::{PathToken, Tree};
 use crate::ids::PathId;
-
-/// One token of a completion.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Token {
-    /// Absolute position in the sequence.
-    pub(super) position: u32,
-    pub(super) id: u32,
-    /// NaN for a token that was not sampled.
-    pub(super) logprob: f32,
-    /// NaN for a token that was not sampled.
-    pub(super) entropy: f32,
-    pub(super) is_sampled: bool,
-}
 
 /// The completion of `path`, newest token first. O(1) a token and O(ancestors) beyond that over the
 /// whole walk; nothing is allocated.
-pub(super) fn backwards(tree: &Tree, path: PathId) -> impl Iterator<Item = Token> + Clone + '_ {
-    Backwards { tree, owner: tree.path(path), end: tree.path(path).len() }
-}
-
-#[derive(Debug, Clone)]
-struct Backwards<'a> {
-    tree: &'a Tree,
-    owner: &'a Path,
-    /// Position behind the next token.
-    end: u32,
-}
-
-impl Iterator for Backwards<'_> {
-    type Item = Token;
-
-    fn next(&mut self) -> Option<Token> {
-        if self.end <= self.tree.prompt_len {
-            return None;
-        }
-        while self.end <= self.owner.at {
-            self.owner = self.tree.path(self.owner.parent?);
-        }
-        self.end -= 1;
-        let (own, i) = (self.owner, (self.end - self.owner.at) as usize);
-        Some(Token {
-            position: self.end,
-            id: own.own_tokens()[i],
-            logprob: own.own_logprobs()[i],
-            entropy: own.own_entropies()[i],
-            is_sampled: own.own_kinds()[i] == TokenKind::Sampled,
-        })
-    }
+pub(super) fn backwards(tree: &Tree, path: PathId) -> impl Iterator<Item = PathToken> + Clone + '_ {
+    tree.rev_tokens(path).take(completion_len(tree, path) as usize)
 }
 
 /// Tokens of the completion of `path`.
 pub(super) fn completion_len(tree: &Tree, path: PathId) -> u32 {
-    tree.path(path).len().saturating_sub(tree.prompt_len)
-}
-
-/// Writes the segment boundaries of `path` where another path can start, ascending: the end of the
-/// prompt and each mark strictly before the path's end. The boundary at index `i` has depth `i`.
-/// O(marks on the path and ancestors).
-pub(super) fn boundaries(tree: &Tree, path: PathId, out: &mut Vec<u32>) {
-    out.clear();
-    let mut own = tree.path(path);
-    let mut limit = own.len().saturating_sub(1);
-    loop {
-        out.extend(own.own_marks().iter().rev().copied().filter(|&mark| mark <= limit));
-        limit = limit.min(own.at);
-        let Some(parent) = own.parent else { break };
-        own = tree.path(parent);
-    }
-    out.push(tree.prompt_len);
-    out.reverse();
-    out.dedup();
+    tree.own(path).len().saturating_sub(tree.prompt_len)
 }
 
 /// Trees for tests, with a flat copy of every path beside them.
@@ -124,7 +63,7 @@ pub(super) mod fixture {
         }
 
         pub(in super::super) fn is_live(&self, path: PathId) -> bool {
-            self.tree().path(path).finish.is_none()
+            self.tree().own(path).finish.is_none()
         }
 
         pub(in super::super) fn push(&mut self, path: PathId, id: u32, logprob: f32, entropy: f32) {
@@ -169,7 +108,7 @@ pub(super) mod fixture {
             let path = |index: &Index| PathId(index.index(n) as u32);
             match op {
                 Op::Fork(which, at) => {
-                    let len = self.tree().path(path(which)).len();
+                    let len = self.tree().own(path(which)).len();
                     let room = len as usize - self.prompt_len + 1;
                     self.fork(path(which), (self.prompt_len + at.index(room)) as u32);
                 }
@@ -244,22 +183,6 @@ mod tests {
                 let expected: Vec<(u32, Flat)> =
                     (tree.prompt_len..).zip(model.completion(path).iter().copied()).collect();
                 prop_assert!(walked.iter().eq(expected.iter().rev()));
-            }
-        }
-
-        #[test]
-        fn boundaries_are_those_of_the_forest_and_number_the_depths(model in model(9)) {
-            let mut found = vec![7, 7];
-            for path in model.paths() {
-                boundaries(model.tree(), path, &mut found);
-                prop_assert_eq!(&found, &model.tree().boundaries(path));
-                for (depth, &at) in found.iter().enumerate() {
-                    let mut forked = model.clone();
-                    if at <= model.tree().path(path).len() {
-                        let fork = forked.fork(path, at);
-                        prop_assert_eq!(forked.tree().path(fork).depth_at_fork, depth as u32);
-                    }
-                }
             }
         }
     }

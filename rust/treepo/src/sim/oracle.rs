@@ -30,7 +30,7 @@ pub fn grow(
 
 fn run_segment(search: &mut Search, rule: &TokenRule, segment: Segment) -> Result<()> {
     let Segment { tree, path, max_new_tokens } = segment;
-    let mut tokens = search.forest().tree(tree)?.tokens(path);
+    let mut tokens = search.forest().tree(tree)?.tokens(path)?;
     let stream = search.forest().path(tree, path)?.stream;
     for _ in 0..max_new_tokens {
         let token = rule.next(&tokens, stream.uniform(Purpose::Token, tokens.len() as u64));
@@ -54,20 +54,22 @@ pub fn check_tokens(forest: &Forest, rule: &TokenRule, seed: u64) -> Result<()> 
             let place = |what: &str| format!("tree {t}, path {p}: {what}");
             let stream = Stream::of_tree(seed, tree.key).of_path(p as u32);
             law(path.stream == stream, "S4", || place("stream"))?;
-            let tokens = tree.tokens(PathId(p as u32));
+            let id = PathId(p as u32);
+            let tokens = tree.tokens(id)?;
             law(tokens.len() == path.len() as usize, "T3", || place("length"))?;
-            for (i, kind) in path.own_kinds().iter().enumerate() {
-                let position = path.at as usize + i;
+            let numbers = tree.own_logprobs(id).zip(tree.own_entropies(id));
+            let own = tree.own_ids(id).zip(numbers).zip(path.at as usize..);
+            for (kind, ((token_id, (logprob, entropy)), position)) in tree.own_kinds(id).zip(own) {
                 let is_prompt = position < tree.prompt_len as usize;
-                law((*kind == TokenKind::Prompt) == is_prompt, "T3", || place("kind"))?;
+                law((kind == TokenKind::Prompt) == is_prompt, "T3", || place("kind"))?;
                 if is_prompt {
                     continue;
                 }
                 let uniform = stream.uniform(Purpose::Token, position as u64);
                 let token = rule.next(&tokens[..position], uniform);
-                let same = token.id == path.own_tokens()[i]
-                    && token.logprob.to_bits() == path.own_logprobs()[i].to_bits()
-                    && token.entropy.to_bits() == path.own_entropies()[i].to_bits();
+                let same = token.id == token_id
+                    && token.logprob.to_bits() == logprob.to_bits()
+                    && token.entropy.to_bits() == entropy.to_bits();
                 law(same, "T6", || place(&format!("token at {position}")))?;
             }
         }

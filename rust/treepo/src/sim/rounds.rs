@@ -5,6 +5,7 @@
 
 use crate::error::{Result, law};
 use crate::forest::{FinishReason, Forest, ForkOrigin, Path, Tree};
+use crate::ids::PathId;
 use crate::search::{FallbackFrom, SearchConfig};
 
 /// Checks every tree of a finished forest that nothing was aborted in.
@@ -42,10 +43,10 @@ impl Replay<'_> {
         let completion = by_depth.min(config.max_completion_len.unwrap_or(by_depth));
         let max_len = (prompt_len + completion).min(config.max_model_len);
         for (p, path) in self.tree.paths().iter().enumerate() {
-            let own = path.own_tokens();
             let is_eos = |token: &u32| config.eos_token_ids.contains(token);
             let prompt = if p == 0 { prompt_len as usize } else { 0 };
-            let sampled = &own[prompt..];
+            let own = self.tree.own_ids(PathId(p as u32));
+            let sampled: Vec<u32> = own.skip(prompt).collect();
             self.law(!sampled.is_empty(), "T2", &format!("path {p} has no token"))?;
             let ended = sampled.iter().position(is_eos).map_or(sampled.len(), |eos| eos + 1);
             self.law(ended == sampled.len(), "T5", &format!("path {p} goes on behind an eos"))?;
@@ -76,17 +77,17 @@ impl Replay<'_> {
     /// The segment ends of a path's sequence up to `limit`, ascending.
     fn marks_up_to(&self, p: usize, limit: u32) -> Vec<u32> {
         let path = self.path(p);
-        let mut marks = match path.parent {
+        let mut marks = match path.parent() {
             Some(parent) => self.marks_up_to(parent.index(), path.at.min(limit)),
             None => Vec::new(),
         };
-        marks.extend(path.own_marks().iter().filter(|&&mark| mark <= limit));
+        marks.extend(self.tree.own_marks(PathId(p as u32)).filter(|&mark| mark <= limit));
         marks
     }
 
     /// The path that owns the token at this position of the path's sequence.
     fn owner(&self, p: usize, position: u32) -> usize {
-        match self.path(p).parent {
+        match self.path(p).parent() {
             Some(parent) if position < self.path(p).at => self.owner(parent.index(), position),
             _ => p,
         }
@@ -132,7 +133,8 @@ impl Replay<'_> {
         let mut left = Vec::new();
         for &(p, start) in live {
             let path = self.path(p);
-            let end = path.own_marks().iter().copied().find(|&mark| mark > start).unwrap_or(0);
+            let mut marks = self.tree.own_marks(PathId(p as u32));
+            let end = marks.find(|&mark| mark > start).unwrap_or(0);
             let is_last = end == path.len();
             let len = end.wrapping_sub(start);
             let fits = len == self.config.segment_len || (is_last && len < self.config.segment_len);
@@ -154,7 +156,7 @@ impl Replay<'_> {
         for p in paths {
             let path = self.path(p);
             let fits = path.origin == origin
-                && path.parent.is_some_and(|own| own.index() == parent)
+                && path.parent().is_some_and(|own| own.index() == parent)
                 && path.at == at;
             self.law(fits, "T2", &format!("path {p} is no {origin:?} fork of {parent} at {at}"))?;
         }
@@ -177,7 +179,8 @@ impl Replay<'_> {
         let (mut least, mut most) = (usize::MAX, 0);
         for &(p, end) in live {
             let is_own = |q: &usize| {
-                self.path(*q).at == end && self.path(*q).parent.is_some_and(|own| own.index() == p)
+                self.path(*q).at == end
+                    && self.path(*q).parent().is_some_and(|own| own.index() == p)
             };
             let count = (next..known + num_forks).take_while(is_own).count();
             self.check_forks(next..next + count, ForkOrigin::Branch, p, end)?;
@@ -206,7 +209,7 @@ impl Replay<'_> {
         let mut options = Vec::new();
         for start in (known..known + num_forks).step_by(factor) {
             let group = start..(start + factor).min(known + num_forks);
-            let (at, parent) = (self.path(start).at, self.path(start).parent);
+            let (at, parent) = (self.path(start).at, self.path(start).parent());
             let parent = parent.map_or(usize::MAX, crate::PathId::index);
             self.check_forks(group, ForkOrigin::Fallback, parent, at)?;
             options.push(self.sources(&answered, parent, at));

@@ -5,6 +5,7 @@ use std::fmt;
 use super::{FakeModel, PlanArrays, Scenario, oracle, rounds};
 use crate::error::{Result, law};
 use crate::forest::{Forest, TokenKind};
+use crate::ids::PathId;
 use crate::schedule::{PlanSizes, Scheduler, Stats};
 
 /// More steps than any scenario needs; a run that takes more does not end (law S1).
@@ -127,9 +128,12 @@ impl Scenario {
 /// Law S5: one decoded token a sampled one, each fed once unless memory was taken away.
 fn check_counters(run: &Run) -> Result<()> {
     let stats = run.stats;
-    let paths = || run.forest.trees().iter().flat_map(crate::Tree::paths);
-    let is_sampled = |kind: &&TokenKind| **kind == TokenKind::Sampled;
-    let num_sampled = paths().flat_map(crate::Path::own_kinds).filter(is_sampled).count() as u64;
+    let count = |tree: &crate::Tree| {
+        let paths = (0..tree.paths().len() as u32).map(PathId);
+        let kinds = paths.flat_map(|path| tree.own_kinds(path));
+        kinds.filter(|kind| *kind == TokenKind::Sampled).count() as u64
+    };
+    let num_sampled: u64 = run.forest.trees().iter().map(count).sum();
     law(stats.decoded_tokens == num_sampled, "S5", || {
         format!("{} tokens decoded for {num_sampled} in the forest", stats.decoded_tokens)
     })?;
@@ -145,11 +149,14 @@ fn check_counters(run: &Run) -> Result<()> {
 
 /// Leaves whose last segment is one token, an end of sequence.
 fn count_first_eos(forest: &Forest) -> u64 {
-    let paths = forest.trees().iter().flat_map(crate::Tree::paths);
-    let stopped = paths.filter(|path| path.finish == Some(crate::FinishReason::Stop));
-    let is_first = |path: &&crate::Path| {
-        let before = path.own_marks().iter().rev().nth(1).copied().unwrap_or(path.at);
-        path.len() - before == 1
+    let is_first = |tree: &crate::Tree, id: PathId, path: &crate::Path| {
+        let num_earlier = tree.own_marks(id).count().saturating_sub(1);
+        let before = tree.own_marks(id).take(num_earlier).last().unwrap_or(path.at);
+        path.finish == Some(crate::FinishReason::Stop) && path.len() - before == 1
     };
-    stopped.filter(is_first).count() as u64
+    let count = |tree: &crate::Tree| {
+        let paths = (0..).map(PathId).zip(tree.paths());
+        paths.filter(|(id, path)| is_first(tree, *id, path)).count() as u64
+    };
+    forest.trees().iter().map(count).sum()
 }
