@@ -351,7 +351,7 @@ impl Iterator for RevTokens<'_> {
         self.end -= 1;
         let position = self.end;
         self.run = self.tree.runs.find(self.run, position - self.own.at);
-        let is_prompt = self.own.parent().is_none() && position < self.tree.prompt_len;
+        let is_prompt = position < self.tree.prompt_len;
         let is_sampled = !is_prompt && !self.tree.runs.is_given(self.run);
         Some(PathToken { position, id, logprob, entropy, is_sampled })
     }
