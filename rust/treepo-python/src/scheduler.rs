@@ -63,8 +63,13 @@ impl Scheduler {
         #[pyo3(from_py_with = argument::count)] max_num_batched_tokens: u32,
         #[pyo3(from_py_with = argument::version)] policy_version: u32,
     ) -> PyResult<Self> {
-        let limits =
-            SchedulerConfig { num_blocks, block_size, max_num_seqs, max_num_batched_tokens };
+        let limits = SchedulerConfig {
+            num_blocks,
+            block_size,
+            max_num_seqs,
+            max_num_batched_tokens,
+            ..SchedulerConfig::default()
+        };
         let mut scheduler = treepo::Scheduler::new(config.0.clone(), limits, seed).into_py()?;
         scheduler.set_policy_version(policy_version);
         Ok(Self(scheduler))

@@ -41,6 +41,9 @@ pub use error::{Error, Result};
 pub use forest::{FinishReason, Forest, ForkOrigin, Path, SampledToken, TokenKind, Tree};
 pub use ids::{BlockId, PathId, TreeId};
 pub use key::{Purpose, Stream};
-pub use memory::BlockPool;
-pub use schedule::{PlanBuffers, PlanCapacity, PlanSizes, Scheduler, SchedulerConfig, Stats};
+pub use memory::{BlockPool, Memory};
+pub use schedule::{
+    GroupBuffers, GroupCapacity, PlanBuffers, PlanCapacity, PlanSizes, Scheduler, SchedulerConfig,
+    Stats,
+};
 pub use search::{FallbackFrom, Search, SearchConfig, Segment};

@@ -33,6 +33,7 @@ fn limits() -> impl Strategy<Value = SchedulerConfig> {
             block_size,
             max_num_seqs: rows,
             max_num_batched_tokens: tokens,
+            ..SchedulerConfig::default()
         }
     })
 }

@@ -49,6 +49,28 @@ impl Tree {
         &self.paths[path.index()]
     }
 
+    pub(crate) fn own(&self, path: PathId) -> &Path {
+        &self.paths[path.index()]
+    }
+
+    /// The prompt's tokens.
+    pub fn prompt(&self) -> &[u32] {
+        &self.paths[0].ids[..self.prompt_len as usize]
+    }
+
+    /// How many tokens from the front two paths have in common as shared tokens. O(ancestors).
+    pub(crate) fn shared_len(&self, a: PathId, b: PathId) -> u32 {
+        let (mut a, mut b) = (a, b);
+        let mut shared = self.own(a).len().min(self.own(b).len());
+        while a != b {
+            let younger = if a > b { &mut a } else { &mut b }; // a parent is older than its child
+            let own = self.own(*younger);
+            shared = shared.min(own.at);
+            *younger = own.parent.unwrap_or(PathId(0));
+        }
+        shared
+    }
+
     /// Segment boundaries of a path where another path can start: the end of the prompt and each
     /// mark strictly before the path's end, ascending. O(marks on the path).
     pub fn boundaries(&self, path: PathId) -> Vec<u32> {

@@ -155,6 +155,12 @@ impl Path {
         }
     }
 
+    /// The path that owns token `at - 1`; none for path 0.
+    #[inline]
+    pub fn parent(&self) -> Option<PathId> {
+        self.parent
+    }
+
     /// Tokens of the whole sequence, prompt included.
     #[inline]
     pub fn len(&self) -> u32 {

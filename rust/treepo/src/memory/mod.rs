@@ -1,41 +1,38 @@
-//! Where keys and values live: blocks of the pool, owned along paths.
+//! Where keys and values live: chains of blocks, shared by every path that begins with them.
 //!
-//! A path owns the blocks from its fork point on and links to the path that owns the block before
-//! them, so a fork is O(1) at any length. The partly filled block at a fork point is held by one
-//! count and copied when the new path first runs; if nobody else holds it by then it is adopted
-//! without a copy.
+//! A path holds the last block of its chain, each block holds the one before it. So a fork is one
+//! count at any length, a path's blocks go when its hold goes, and an inner block cannot go before
+//! what follows it. The partly filled block at a fork point is held by one count of its own and
+//! copied when the new path first runs; if nobody else holds it by then it is adopted without a
+//! copy.
 //!
-//! Who may be evicted: a path that is idle (not in a row of the batch) loses blocks one by one from
-//! its end, down to what its links need; leaves go first, since a link protects its target. What
-//! has been evicted is computed again from the nearest resident ancestor.
+//! Idle paths (not in a row of the batch) lose memory to others: leaves first, then waiting paths,
+//! the least important first, block by block from the end of their chains. What is missing is
+//! computed again from the nearest resident relative, or from another tree's equal prompt.
 //!
-//! Laws: B2 a block's count equals its holders (one owning path, pending copies, copies under
-//! way); B3 slots below a holder's length never change: only the owner writes, behind the length
-//! of every other holder; B4 a freed tree leaves nothing behind.
+//! Laws: B2 a block's count equals its holders (paths, the blocks behind it, pending copies, copies
+//! under way); B3 slots below a holder's length never change: one path at most writes to a block,
+//! behind the length of every other holder; B4 a freed tree leaves nothing behind.
 
+mod chain;
+mod check;
+mod evict;
+mod idle;
 mod path;
 mod pool;
-
-use std::cmp::Reverse;
-use std::collections::BTreeSet;
+mod prefix;
+mod share;
 
 pub use pool::BlockPool;
 
-use crate::error::{Result, law};
-use crate::forest::Tree;
+use crate::error::{Error, Result};
 use crate::ids::{BlockId, PathId, TreeId};
-use path::{Link, PathMemory, Pending};
-
-/// What a path is doing, as far as eviction is concerned. Lower goes first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Use {
-    /// A leaf: its blocks are residue that a fallback may want.
-    Finished,
-    /// It waits for a row or for its round.
-    Waiting,
-    /// It is in a row of the batch and loses nothing.
-    Running,
-}
+use chain::{Chains, NO_BLOCK};
+pub(crate) use evict::Claim;
+use idle::IdleHeaps;
+use path::{PathMemory, Pending};
+pub(crate) use path::{Rank, Use};
+use prefix::PrefixTable;
 
 /// A copy that has to be done before the step writes: `num_slots` slots from the front of `from`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,17 +45,35 @@ pub struct BlockCopy {
     pub num_slots: u32,
 }
 
-/// Order of eviction: finished before waiting, younger trees and paths first.
-type IdleKey = (Use, Reverse<TreeId>, Reverse<PathId>);
+/// How a path came to its next block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Growth {
+    /// A fresh block.
+    Fresh,
+    /// The block of its pending copy, which nobody else held.
+    Adopted,
+    /// A fresh block that has to be filled first.
+    Copied(BlockCopy),
+}
 
-/// Memory of all trees.
+/// Memory of one tree.
+#[derive(Debug, Clone, Default)]
+struct TreeMemory {
+    urgency: i32,
+    paths: Vec<PathMemory>,
+}
+
+/// The key-value memory of all trees, as block tables over one pool.
+///
+/// It stands alone: an engine that schedules by itself can use it for its block tables
+/// ([`Memory::add_path`], [`Memory::extend`], [`Memory::fork`], [`Memory::free_path`]).
 #[derive(Debug, Clone)]
 pub struct Memory {
     block_size: u32,
-    pool: BlockPool,
-    trees: Vec<Vec<PathMemory>>,
-    /// Idle paths that may have something to give.
-    idle: BTreeSet<IdleKey>,
+    chains: Chains,
+    trees: Vec<TreeMemory>,
+    idle: IdleHeaps,
+    prefixes: PrefixTable,
     /// Copies that the open plan has ordered; each holds its source.
     copying: Vec<BlockCopy>,
     num_evicted: u64,
@@ -68,13 +83,18 @@ impl Memory {
     /// Memory without trees.
     ///
     /// # Errors
-    /// `InvalidConfig` if the pool has no block to give.
+    /// `InvalidConfig` if the pool has no block to give, or for blocks without slots.
     pub fn new(num_blocks: u32, block_size: u32) -> Result<Self> {
+        if block_size == 0 {
+            let message = "must be at least 1, got 0".into();
+            return Err(Error::InvalidConfig { field: "block_size", message });
+        }
         Ok(Self {
             block_size,
-            pool: BlockPool::new(num_blocks)?,
+            chains: Chains::new(num_blocks)?,
             trees: Vec::new(),
-            idle: BTreeSet::new(),
+            idle: IdleHeaps::default(),
+            prefixes: PrefixTable::new(num_blocks),
             copying: Vec::new(),
             num_evicted: 0,
         })
@@ -87,10 +107,10 @@ impl Memory {
 
     /// The pool.
     pub fn pool(&self) -> &BlockPool {
-        &self.pool
+        &self.chains.pool
     }
 
-    /// Blocks evicted so far.
+    /// Blocks, and holds on shared ones, that were taken from paths so far.
     pub fn num_evicted(&self) -> u64 {
         self.num_evicted
     }
@@ -100,334 +120,230 @@ impl Memory {
         len.div_ceil(self.block_size)
     }
 
-    /// Makes room for the state of a path.
-    pub fn add_path(&mut self, tree: TreeId, path: PathId) {
-        if tree.index() == self.trees.len() {
-            self.trees.push(Vec::new());
+    /// Makes room for the state of a path. Trees and paths come in order.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a path or tree that is not the next one.
+    pub fn add_path(&mut self, tree: TreeId, path: PathId) -> Result<()> {
+        if tree.index() == self.trees.len() && path.0 == 0 {
+            self.trees.push(TreeMemory::default());
         }
-        debug_assert_eq!(path.index(), self.trees[tree.index()].len());
-        self.trees[tree.index()].push(PathMemory::default());
+        let num_trees = self.trees.len();
+        let paths = self.trees.get_mut(tree.index()).map(|tree| &mut tree.paths);
+        match paths {
+            Some(paths) if paths.len() == path.index() => {
+                paths.push(PathMemory::EMPTY);
+                Ok(())
+            }
+            _ => Err(Error::InvalidInput(format!(
+                "path {path} of tree {tree} is not the next one of {num_trees} trees"
+            ))),
+        }
+    }
+
+    /// Makes room for the states of `num_paths` paths of a tree, so that adding them allocates
+    /// nothing.
+    pub(crate) fn reserve_paths(&mut self, tree: TreeId, num_paths: usize) {
+        self.trees[tree.index()].paths.reserve(num_paths);
     }
 
     fn at(&self, tree: TreeId, path: PathId) -> &PathMemory {
-        &self.trees[tree.index()][path.index()]
+        &self.trees[tree.index()].paths[path.index()]
     }
 
     fn at_mut(&mut self, tree: TreeId, path: PathId) -> &mut PathMemory {
-        &mut self.trees[tree.index()][path.index()]
+        &mut self.trees[tree.index()].paths[path.index()]
+    }
+
+    fn checked(&self, tree: TreeId, path: PathId) -> Result<&PathMemory> {
+        let paths = self.trees.get(tree.index()).map(|tree| &tree.paths);
+        paths.and_then(|paths| paths.get(path.index())).ok_or_else(|| {
+            Error::InvalidInput(format!("path {path} of tree {tree} has no memory state"))
+        })
     }
 
     /// Tokens from the path's start whose keys and values are resident.
-    pub fn num_computed(&self, tree: TreeId, path: PathId) -> u32 {
+    ///
+    /// # Errors
+    /// `InvalidInput` for an unknown path.
+    pub fn num_computed(&self, tree: TreeId, path: PathId) -> Result<u32> {
+        self.checked(tree, path).map(|own| own.computed)
+    }
+
+    /// The path's block table, first block first. O(blocks).
+    ///
+    /// # Errors
+    /// `InvalidInput` for an unknown path.
+    pub fn block_table(&self, tree: TreeId, path: PathId) -> Result<Vec<BlockId>> {
+        self.checked(tree, path)?;
+        let mut table = Vec::new();
+        self.for_each_block(tree, path, 0, |_, block| table.push(block));
+        table.reverse();
+        Ok(table)
+    }
+
+    /// Grows the path's chain to hold `len` tokens and counts them as computed. For engines that
+    /// schedule by themselves. Returns the copy to do before anything is written, if there is one.
+    ///
+    /// # Errors
+    /// `PoolTooSmall` if the pool runs out; the chain keeps what it has got.
+    pub fn extend(&mut self, tree: TreeId, path: PathId, len: u32) -> Result<Option<BlockCopy>> {
+        self.checked(tree, path)?;
+        let needed = self.blocks_for(len);
+        let mut copy = None;
+        while self.num_blocks(tree, path) < needed {
+            match self.grow(tree, path)? {
+                Some(Growth::Copied(ordered)) => copy = Some(ordered),
+                Some(_) => {}
+                None => {
+                    let available = self.pool().capacity();
+                    return Err(Error::PoolTooSmall { needed, available });
+                }
+            }
+        }
+        let own = self.at_mut(tree, path);
+        own.computed = own.computed.max(len);
+        self.finish_copies()?;
+        Ok(copy)
+    }
+
+    pub(crate) fn computed(&self, tree: TreeId, path: PathId) -> u32 {
         self.at(tree, path).computed
     }
 
-    /// Whether the path holds memory of its own or of an ancestor.
-    pub fn is_attached(&self, tree: TreeId, path: PathId) -> bool {
-        self.at(tree, path).is_attached
-    }
-
     /// Records that tokens up to `computed` are resident.
-    pub fn set_computed(&mut self, tree: TreeId, path: PathId, computed: u32) {
+    pub(crate) fn set_computed(&mut self, tree: TreeId, path: PathId, computed: u32) {
         self.at_mut(tree, path).computed = computed;
     }
 
-    /// Changes what the path is doing.
-    pub fn set_use(&mut self, tree: TreeId, path: PathId, to: Use) {
-        let own = self.at_mut(tree, path);
-        let from = std::mem::replace(&mut own.usage, to);
-        self.idle.remove(&(from, Reverse(tree), Reverse(path)));
-        self.offer(tree, path);
-    }
-
-    /// Puts an idle path up for eviction.
-    fn offer(&mut self, tree: TreeId, path: PathId) {
-        let own = self.at(tree, path);
-        if own.usage != Use::Running && own.is_attached {
-            self.idle.insert((own.usage, Reverse(tree), Reverse(path)));
-        }
-    }
-
-    /// Attaches a path to what is resident of its prefix: its first `at` tokens are those of its
-    /// parents in the forest. O(ancestors).
-    pub fn attach(&mut self, tree: &Tree, id: TreeId, path: PathId) -> Result<()> {
-        let mut prefix = tree.path(path).at;
-        let mut donor = tree.path(path).parent;
-        while let Some(candidate) = donor {
-            if self.at(id, candidate).is_attached {
-                return self.attach_to(id, path, candidate, prefix);
-            }
-            prefix = prefix.min(tree.path(candidate).at);
-            donor = tree.path(candidate).parent;
-        }
-        let own = self.at_mut(id, path);
-        own.is_attached = true;
-        Ok(())
-    }
-
-    /// Attaches a path to `donor`, with which it shares the first `prefix` tokens. O(ancestors).
-    pub fn attach_to(
-        &mut self,
-        tree: TreeId,
-        path: PathId,
-        donor: PathId,
-        prefix: u32,
-    ) -> Result<()> {
-        let shared = prefix.min(self.at(tree, donor).computed);
-        let (full_blocks, partial) = (shared / self.block_size, shared % self.block_size);
-        let mut pending = None;
-        if partial > 0 {
-            let from = self.filled(self.block_at(tree, donor, full_blocks));
-            self.pool.retain(from)?;
-            pending = Some(Pending { from, num_slots: partial });
-        }
-        let link = self.owner_before(tree, donor, full_blocks);
-        if let Some(Link { path: owner, .. }) = link {
-            self.at_mut(tree, owner).linked.push(path);
-        }
-        *self.at_mut(tree, path) = PathMemory {
-            is_attached: true,
-            link,
-            first_block: full_blocks,
-            pending,
-            computed: shared,
-            ..PathMemory::default()
-        };
-        self.offer(tree, path);
-        Ok(())
-    }
-
-    /// The path along the donor's chain that owns block `num_blocks - 1`.
-    fn owner_before(&self, tree: TreeId, donor: PathId, num_blocks: u32) -> Option<Link> {
-        let mut path = donor;
-        if num_blocks == 0 {
-            return None;
-        }
-        while let Some(link) =
-            self.at(tree, path).link.filter(|_| num_blocks <= self.at(tree, path).first_block)
-        {
-            path = link.path;
-        }
-        Some(Link { path, num_blocks })
-    }
-
-    /// The block with this logical index on the path's chain; the source of a pending copy stands
-    /// for the block that will be copied.
-    fn block_at(&self, tree: TreeId, path: PathId, index: u32) -> BlockId {
-        let mut own = self.at(tree, path);
-        while let Some(link) = own.link.filter(|_| index < own.first_block) {
-            own = self.at(tree, link.path);
-        }
-        match own.pending {
-            Some(pending) if index == own.first_block => pending.from,
-            _ => own.blocks[(index - own.first_block) as usize],
-        }
-    }
-
-    /// The block to read in place of one that the open plan only copies to: all sources are read
-    /// before any destination is written.
-    fn filled(&self, block: BlockId) -> BlockId {
-        self.copying.iter().find(|copy| copy.to == block).map_or(block, |copy| copy.from)
-    }
-
     /// Number of blocks on the path's chain, a pending copy not counted.
-    pub fn num_blocks(&self, tree: TreeId, path: PathId) -> u32 {
-        self.at(tree, path).end_block()
+    pub(crate) fn num_blocks(&self, tree: TreeId, path: PathId) -> u32 {
+        self.at(tree, path).num_blocks
+    }
+
+    /// The last block of the path's chain.
+    pub(crate) fn tail(&self, tree: TreeId, path: PathId) -> BlockId {
+        self.at(tree, path).tail
+    }
+
+    /// The first block of the path's chain.
+    pub(crate) fn front(&self, tree: TreeId, path: PathId) -> BlockId {
+        self.at(tree, path).front
+    }
+
+    /// The block before this one on every chain that it is part of.
+    pub(crate) fn before(&self, block: BlockId) -> BlockId {
+        self.chains.before(block)
     }
 
     /// Calls `visit` with logical index and block from `first` on, highest index first.
-    pub fn for_each_block(
+    pub(crate) fn for_each_block(
         &self,
         tree: TreeId,
         path: PathId,
         first: u32,
         mut visit: impl FnMut(u32, BlockId),
     ) {
-        let mut own = self.at(tree, path);
-        let mut end = own.end_block();
-        loop {
-            let start = own.first_block.max(first);
-            for index in (start..end).rev() {
-                visit(index, own.blocks[(index - own.first_block) as usize]);
-            }
-            end = end.min(own.first_block);
-            match own.link {
-                Some(link) if end > first => own = self.at(tree, link.path),
-                _ => return,
-            }
-        }
-    }
-
-    /// The slot of a position on one of the path's own blocks.
-    pub fn slot(&self, tree: TreeId, path: PathId, position: u32) -> i64 {
         let own = self.at(tree, path);
-        let block = own.blocks[(position / self.block_size - own.first_block) as usize];
-        i64::from(block.0) * i64::from(self.block_size) + i64::from(position % self.block_size)
+        let mut block = own.tail;
+        for index in (first..own.num_blocks).rev() {
+            visit(index, block);
+            block = self.chains.before(block);
+        }
     }
 
-    /// Gives the path its next block: a copy of its pending one, or a fresh one. Returns the copy
-    /// to do, or `None` inside if there is none; `Ok(None)` means that the pool is empty.
-    pub fn grow(&mut self, tree: TreeId, path: PathId) -> Result<Option<Option<BlockCopy>>> {
-        let Some(Pending { from, num_slots }) = self.at(tree, path).pending else {
-            let Some(block) = self.pool.allocate() else { return Ok(None) };
-            self.at_mut(tree, path).blocks.push(block);
-            return Ok(Some(None));
+    /// Writes the slots of positions `start..start + out.len()`, which lie on the path's chain.
+    pub(crate) fn write_slots(&self, tree: TreeId, path: PathId, start: u32, out: &mut [i64]) {
+        let end = start + out.len() as u32;
+        let size = self.block_size;
+        self.for_each_block(tree, path, start / size, |index, block| {
+            let from = start.max(index * size);
+            let to = end.min((index + 1) * size);
+            let first = i64::from(block.0) * i64::from(size) + i64::from(from - index * size);
+            if from < to {
+                let places = &mut out[(from - start) as usize..(to - start) as usize];
+                places.iter_mut().zip(first..).for_each(|(place, slot)| *place = slot);
+            }
+        });
+    }
+
+    /// Gives the path its next block; none if the pool is empty.
+    pub(crate) fn grow(&mut self, tree: TreeId, path: PathId) -> Result<Option<Growth>> {
+        let own = *self.at(tree, path);
+        let Some(Pending { from, num_slots }) = own.pending else {
+            let Some(block) = self.chains.push(own.tail) else { return Ok(None) };
+            self.append(tree, path, block);
+            return Ok(Some(Growth::Fresh));
         };
-        let adopts = self.pool.count(from) == 1;
-        let to = if adopts { Some(from) } else { self.pool.allocate() };
-        let Some(to) = to else { return Ok(None) };
-        let own = self.at_mut(tree, path);
-        own.pending = None;
-        own.blocks.push(to);
-        if adopts {
-            return Ok(Some(None));
+        if self.pool().count(from) == 1 {
+            // the path's hold on its tail is one too many: the adopted block has one
+            self.chains.release(own.tail, |_| {})?;
+            self.append(tree, path, from);
+            return Ok(Some(Growth::Adopted));
         }
+        let Some(to) = self.chains.push(own.tail) else { return Ok(None) };
+        self.append(tree, path, to);
         let copy = BlockCopy { from, to, num_slots };
         self.copying.push(copy); // B2: the hold of the pending copy lasts until the copy is done
-        Ok(Some(Some(copy)))
+        Ok(Some(Growth::Copied(copy)))
     }
 
-    /// Whether the path has a block that is not its own yet.
-    pub fn has_pending_copy(&self, tree: TreeId, path: PathId) -> bool {
-        self.at(tree, path).pending.is_some()
+    fn append(&mut self, tree: TreeId, path: PathId, block: BlockId) {
+        let own = self.at_mut(tree, path);
+        own.pending = None;
+        own.tail = block;
+        own.num_blocks += 1;
+        if own.num_blocks == 1 {
+            own.front = block;
+        }
     }
 
     /// Whether the path can take over the block of its pending copy, as nobody else holds it.
-    pub fn can_adopt(&self, tree: TreeId, path: PathId) -> bool {
-        self.at(tree, path).pending.is_some_and(|copy| self.pool.count(copy.from) == 1)
+    pub(crate) fn can_adopt(&self, tree: TreeId, path: PathId) -> bool {
+        self.at(tree, path).pending.is_some_and(|copy| self.pool().count(copy.from) == 1)
     }
 
     /// Ends the copies of the last plan.
-    pub fn finish_copies(&mut self) -> Result<()> {
+    pub(crate) fn finish_copies(&mut self) -> Result<()> {
         while let Some(copy) = self.copying.pop() {
-            self.pool.release(copy.from)?;
+            self.release(copy.from)?;
         }
         Ok(())
     }
 
-    /// Takes memory from the idle path that comes first in the order of eviction, at most one
-    /// block. Returns whether anything was taken; the pool may still be empty then, as the block
-    /// may have another holder.
-    pub fn evict_one(&mut self) -> Result<bool> {
-        while let Some((usage, Reverse(tree), Reverse(path))) = self.idle.pop_first() {
-            if self.shrink(tree, path)? {
-                self.idle.insert((usage, Reverse(tree), Reverse(path)));
-                return Ok(true);
-            }
-            if self.detach_if_empty(tree, path) {
-                return Ok(true);
-            }
-        }
-        Ok(false)
+    /// Gives up a hold on a chain; blocks that are free now are known as prefixes no more.
+    fn release(&mut self, tail: BlockId) -> Result<()> {
+        let prefixes = &mut self.prefixes;
+        self.chains.release(tail, |block| prefixes.remove(block))
     }
 
-    /// Takes the path's last block or its pending copy; false if its links need all it has.
-    fn shrink(&mut self, tree: TreeId, path: PathId) -> Result<bool> {
-        let block_size = self.block_size;
-        let needed = self.needed_blocks(tree, path);
-        let own = self.at_mut(tree, path);
-        if let Some(pending) = own.pending.take() {
-            own.computed = own.first_block * block_size;
-            self.pool.release(pending.from)?;
-            self.num_evicted += 1;
-            return Ok(true);
-        }
-        if own.end_block() <= needed.max(own.first_block) {
-            return Ok(false);
-        }
-        let Some(block) = own.blocks.pop() else { return Ok(false) };
-        own.computed = own.computed.min(own.end_block() * block_size);
-        self.pool.release(block)?;
-        self.num_evicted += 1;
-        Ok(true)
-    }
-
-    /// Blocks of the chain up to this path that links to it need.
-    fn needed_blocks(&self, tree: TreeId, path: PathId) -> u32 {
-        let linked = self.at(tree, path).linked.iter();
-        linked
-            .filter_map(|&child| self.at(tree, child).link)
-            .map(|l| l.num_blocks)
-            .max()
-            .unwrap_or(0)
-    }
-
-    /// Gives up the link of a path that owns nothing and that nobody links to.
-    fn detach_if_empty(&mut self, tree: TreeId, path: PathId) -> bool {
-        let own = self.at_mut(tree, path);
-        if !own.blocks.is_empty() || !own.linked.is_empty() {
-            return false;
-        }
-        let link = own.link;
-        *own = PathMemory { usage: own.usage, ..PathMemory::default() };
-        if let Some(Link { path: owner, .. }) = link {
-            self.at_mut(tree, owner).linked.retain(|&child| child != path);
-            self.offer(tree, owner);
-        }
-        true
-    }
-
-    /// Frees everything that a tree holds. O(its blocks).
-    pub fn free_tree(&mut self, tree: TreeId) -> Result<()> {
-        let paths = std::mem::take(&mut self.trees[tree.index()]);
-        for (p, own) in paths.into_iter().enumerate() {
-            self.idle.remove(&(own.usage, Reverse(tree), Reverse(PathId(p as u32))));
-            let held = own.pending.map(|pending| pending.from);
-            for block in own.blocks.into_iter().chain(held) {
-                self.pool.release(block)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Checks the laws of memory in O(blocks).
+    /// Frees what only this path holds. O(freed blocks).
     ///
     /// # Errors
-    /// `LawBroken` with the first law that does not hold.
-    pub fn check(&self) -> Result<()> {
-        self.pool.check()?;
-        let mut holders = vec![0u32; self.pool.num_blocks() as usize];
-        for copy in &self.copying {
-            holders[copy.from.index()] += 1;
+    /// `InvalidInput` for an unknown path.
+    pub fn free_path(&mut self, tree: TreeId, path: PathId) -> Result<()> {
+        let own = *self.checked(tree, path)?;
+        *self.at_mut(tree, path) = own.emptied();
+        if let Some(pending) = own.pending {
+            self.release(pending.from)?;
         }
-        let mut num_owners = vec![0u32; holders.len()];
-        for (t, paths) in self.trees.iter().enumerate() {
-            for (p, own) in paths.iter().enumerate() {
-                let held = own.blocks.iter().copied().chain(own.pending.map(|copy| copy.from));
-                for block in &own.blocks {
-                    num_owners[block.index()] += 1;
-                }
-                for block in held {
-                    holders[block.index()] += 1;
-                }
-                self.check_path(TreeId(t as u32), PathId(p as u32), own)?;
-            }
-        }
-        let shared = num_owners.iter().position(|&owners| owners > 1);
-        law(shared.is_none(), "B3", || format!("block {shared:?} has two appenders"))?;
-        for (b, &expected) in holders.iter().enumerate() {
-            let count = self.pool.count(BlockId(b as u32));
-            law(count == expected, "B2", || format!("block {b}: {count} for {expected} holders"))?;
-        }
-        Ok(())
+        self.release(own.tail)
     }
 
-    fn check_path(&self, tree: TreeId, path: PathId, own: &PathMemory) -> Result<()> {
-        let place = || format!("tree {tree}, path {path}");
-        let pending = own.pending.map_or(0, |copy| copy.num_slots);
-        let resident = own.end_block() * self.block_size + pending;
-        law(own.computed <= resident, "B3", || {
-            format!("{}: {} tokens on {resident} slots", place(), own.computed)
-        })?;
-        law(own.pending.is_none() || own.blocks.is_empty(), "B3", || format!("{}: copy", place()))?;
-        if let Some(link) = own.link {
-            let owner = self.at(tree, link.path);
-            let inside = owner.first_block < link.num_blocks
-                && link.num_blocks <= owner.end_block()
-                && link.num_blocks == own.first_block
-                && owner.linked.contains(&path);
-            law(inside, "B3", || format!("{}: link {link:?}", place()))?;
+    /// Frees everything that a tree holds; its paths have no memory state any more. O(paths +
+    /// freed blocks).
+    ///
+    /// # Errors
+    /// `InvalidInput` for an unknown tree.
+    pub fn free_tree(&mut self, tree: TreeId) -> Result<()> {
+        let num_trees = self.trees.len();
+        let unknown = || Error::InvalidInput(format!("tree {tree} of {num_trees} trees"));
+        let num_paths = self.trees.get(tree.index()).ok_or_else(unknown)?.paths.len();
+        for p in 0..num_paths {
+            self.free_path(tree, PathId(p as u32))?;
         }
+        self.trees[tree.index()].paths = Vec::new();
+        self.forget_idle(num_paths);
         Ok(())
     }
 }

@@ -1,13 +1,17 @@
 //! What one path holds.
 
-use super::Use;
-use crate::ids::{BlockId, PathId};
+use super::chain::NO_BLOCK;
+use crate::ids::{BlockId, PathId, TreeId};
 
-/// The path that owns block `num_blocks - 1` of another path's chain.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Link {
-    pub(super) path: PathId,
-    pub(super) num_blocks: u32,
+/// What a path is doing, as far as eviction is concerned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Use {
+    /// It is in a row of the batch and loses nothing.
+    Running,
+    /// It waits for a row or for its round.
+    Waiting,
+    /// A leaf: its blocks are residue that a fallback may want.
+    Finished,
 }
 
 /// A partly filled block that is held until it is copied.
@@ -17,42 +21,46 @@ pub(super) struct Pending {
     pub(super) num_slots: u32,
 }
 
-/// What one path holds. Blocks `0..first_block` of its chain belong to ancestors, `blocks` follow.
-#[derive(Debug, Clone)]
+/// What one path holds: the end of its chain, and a block that it has not copied yet.
+#[derive(Debug, Clone, Copy)]
 pub(super) struct PathMemory {
-    /// Whether the path holds anything, be it a link alone.
-    pub(super) is_attached: bool,
-    pub(super) usage: Use,
-    /// Who owns the block before the own ones.
-    pub(super) link: Option<Link>,
-    pub(super) first_block: u32,
-    pub(super) blocks: Vec<BlockId>,
-    /// Held in place of block `first_block` while `blocks` is empty.
-    pub(super) pending: Option<Pending>,
+    /// The first block of the chain.
+    pub(super) front: BlockId,
+    /// The last block of the chain.
+    pub(super) tail: BlockId,
+    /// Blocks of the chain.
+    pub(super) num_blocks: u32,
     /// Tokens from the path's start that are resident.
     pub(super) computed: u32,
-    /// Paths whose link is this path.
-    pub(super) linked: Vec<PathId>,
-}
-
-impl Default for PathMemory {
-    fn default() -> Self {
-        Self {
-            is_attached: false,
-            usage: Use::Waiting,
-            link: None,
-            first_block: 0,
-            blocks: Vec::new(),
-            pending: None,
-            computed: 0,
-            linked: Vec::new(),
-        }
-    }
+    /// Held in place of the block behind `tail`.
+    pub(super) pending: Option<Pending>,
+    pub(super) usage: Use,
+    /// The entries that the path has in the order of eviction, as bits.
+    pub(super) offers: u8,
 }
 
 impl PathMemory {
-    /// Index behind the last own block.
-    pub(super) fn end_block(&self) -> u32 {
-        self.first_block + self.blocks.len() as u32
+    pub(super) const EMPTY: Self = Self {
+        front: NO_BLOCK,
+        tail: NO_BLOCK,
+        num_blocks: 0,
+        computed: 0,
+        pending: None,
+        usage: Use::Waiting,
+        offers: 0,
+    };
+
+    /// The same path without memory.
+    pub(super) fn emptied(self) -> Self {
+        Self { usage: self.usage, offers: self.offers, ..Self::EMPTY }
     }
+}
+
+/// The place of a path in all orders of the scheduler: smaller is more important.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Rank {
+    /// Minus the caller's priority of the tree.
+    pub(crate) urgency: i32,
+    pub(crate) tree: TreeId,
+    pub(crate) path: PathId,
 }

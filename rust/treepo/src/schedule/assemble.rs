@@ -1,11 +1,11 @@
 //! Assembly of one step: who is computed, with which blocks.
 
 use super::plan::PlanWriter;
-use super::{ADMISSION_OPTIMISM, Fed, PlanBuffers, PlanSizes, Sampled, Scheduler};
+use super::{Fed, Place, PlanBuffers, PlanSizes, Sampled, Scheduler};
 use crate::error::{Error, Result, law};
 use crate::ids::{PathId, TreeId};
 use crate::key::Purpose;
-use crate::memory::Use;
+use crate::memory::{Claim, Growth, Rank, Use};
 
 /// Which running rows a pass over them plans.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,46 +46,41 @@ impl Query {
 impl Scheduler {
     /// Plans the next step into the caller's arrays. O(rows + tokens + table changes).
     ///
+    /// An empty plan says that no work is left, or that all that is left waits for the caller's
+    /// verdicts.
+    ///
     /// # Errors
     /// `BufferTooSmall`, or `InvalidInput` if the last plan has not been committed.
     pub fn plan_step(&mut self, out: &mut PlanBuffers<'_>) -> Result<PlanSizes> {
-        if self.plan.is_open {
-            return Err(Error::InvalidInput("the last plan has not been committed".into()));
-        }
+        self.check_no_plan("planning the next step")?;
         let capacity = self.capacity();
         out.check(&capacity)?;
         self.plan_number += 1;
         let preemptions = self.stats.preemptions;
         let mut writer = PlanWriter::new(out, capacity);
-        let mut order = std::mem::take(&mut self.order);
-        order.clear();
-        order.extend(&self.running);
-        self.plan_running(&order, Pass::Decode, &mut writer)?;
-        self.plan_running(&order, Pass::Prefill, &mut writer)?;
-        if self.stats.preemptions == preemptions {
-            self.admit_trees();
-            order.clear();
-            order.extend(self.waiting.iter().take(self.free_rows.len()));
-            self.plan_waiting(&order, &mut writer)?;
+        self.sweep_running();
+        self.plan.num_victims = self.orders.running.len();
+        if self.plan_running(Pass::Decode, &mut writer)? {
+            self.plan_running(Pass::Prefill, &mut writer)?;
         }
-        self.order = order;
+        if self.stats.preemptions == preemptions || writer.sizes.num_rows == 0 {
+            self.admit_trees();
+            self.plan_waiting(&mut writer)?;
+        }
         let sizes = writer.sizes;
-        law(sizes.num_rows > 0 || self.is_done(), "S1", || {
+        law(sizes.num_rows > 0 || self.is_done() || self.search.awaits_verdicts(), "S1", || {
             "work remains, the plan is empty".into()
         })?;
         self.plan.is_open = sizes.num_rows > 0;
-        let resident = self.memory.pool().capacity() - self.memory.pool().num_free();
-        self.stats.peak_blocks = self.stats.peak_blocks.max(u64::from(resident));
+        self.count_plan();
         Ok(sizes)
     }
 
-    fn plan_running(
-        &mut self,
-        order: &[(TreeId, PathId)],
-        pass: Pass,
-        writer: &mut PlanWriter<'_, '_>,
-    ) -> Result<()> {
-        for &(tree, path) in order {
+    /// Plans the running rows of a pass, important ones first. Returns whether there are others.
+    fn plan_running(&mut self, pass: Pass, writer: &mut PlanWriter<'_, '_>) -> Result<bool> {
+        let mut has_others = false;
+        for i in 0..self.orders.running.len() {
+            let Rank { tree, path, .. } = self.orders.running[i];
             let state = self.state(tree, path);
             if state.row.is_none() || state.planned == self.plan_number {
                 continue;
@@ -93,66 +88,51 @@ impl Scheduler {
             let query = self.query(tree, path, writer.tokens_left());
             let is_decode = query.len - query.start == 1;
             if is_decode != (pass == Pass::Decode) {
+                has_others = true;
                 continue;
             }
             if query.count == 0 {
-                return Ok(());
+                break;
             }
-            if self.plan_row(tree, path, query, true, writer)? == Fit::NoBlocks {
+            if self.plan_row(tree, path, query, writer)? == Fit::NoBlocks {
                 self.preempt(tree, path);
             }
         }
-        Ok(())
+        Ok(has_others)
     }
 
-    fn plan_waiting(
-        &mut self,
-        order: &[(TreeId, PathId)],
-        writer: &mut PlanWriter<'_, '_>,
-    ) -> Result<()> {
-        for &(tree, path) in order {
-            if writer.tokens_left() == 0 || self.free_rows.is_empty() {
-                return Ok(());
+    fn plan_waiting(&mut self, writer: &mut PlanWriter<'_, '_>) -> Result<()> {
+        self.plan.num_victims = 0;
+        while writer.tokens_left() > 0 && !self.rows.free.is_empty() {
+            let Some((tree, path)) = self.next_waiting() else { return Ok(()) };
+            if self.lacks_memory(tree, path) {
+                let shared = self.memory.attach(self.search.forest(), tree, path)?;
+                self.stats.shared_prefix_tokens += u64::from(shared);
             }
-            if !self.memory.is_attached(tree, path) {
-                let forest_tree = self.search.forest().tree(tree)?;
-                self.memory.attach(forest_tree, tree, path)?;
-            }
-            self.memory.set_use(tree, path, Use::Running);
-            self.waiting.remove(&(tree, path));
             self.take_row(tree, path);
             let query = self.query(tree, path, writer.tokens_left());
-            if self.plan_row(tree, path, query, false, writer)? != Fit::Planned {
+            if self.plan_row(tree, path, query, writer)? != Fit::Planned {
                 self.leave_row(tree, path);
                 self.memory.set_use(tree, path, Use::Waiting);
-                self.waiting.insert((tree, path));
+                self.wait(tree, path);
                 return Ok(());
             }
         }
         Ok(())
     }
 
-    /// Admits queued trees while rows are left for their first paths and the worst growth of all
-    /// open trees fits into [`ADMISSION_OPTIMISM`] pools.
-    fn admit_trees(&mut self) {
-        let limit = ADMISSION_OPTIMISM * u64::from(self.memory.pool().capacity());
-        while let Some(&tree) = self.queue.front() {
-            let growth = self.worst_growth(tree);
-            let has_rows = self.waiting.len() < self.free_rows.len();
-            if self.num_open_trees > 0 && !(has_rows && self.reserved + growth <= limit) {
-                return;
-            }
-            self.queue.pop_front();
-            self.num_open_trees += 1;
-            self.reserved += growth;
-            self.waiting.insert((tree, PathId(0)));
-        }
+    /// Whether somebody else may have tokens resident that the path has to compute.
+    fn lacks_memory(&self, tree: TreeId, path: PathId) -> bool {
+        let own_tree = &self.search.forest().trees()[tree.index()];
+        let own = own_tree.own(path);
+        let computed = self.memory.computed(tree, path);
+        computed < own.at.max(own_tree.prompt_len) || computed + 1 < own.len()
     }
 
     /// What a path has to compute. The last token is always fed, as its logits are wanted.
     fn query(&self, tree: TreeId, path: PathId, tokens_left: u32) -> Query {
-        let len = self.search.forest().trees()[tree.index()].path(path).len();
-        let computed = self.memory.num_computed(tree, path);
+        let len = self.search.forest().trees()[tree.index()].own(path).len();
+        let computed = self.memory.computed(tree, path);
         let start = computed.min(len - 1);
         Query { start, count: (len - start).min(tokens_left), computed, len }
     }
@@ -163,33 +143,32 @@ impl Scheduler {
         tree: TreeId,
         path: PathId,
         query: Query,
-        may_preempt: bool,
         writer: &mut PlanWriter<'_, '_>,
     ) -> Result<Fit> {
         let end_block = self.memory.blocks_for(query.end());
         let Some(row) = self.state(tree, path).row else { return Ok(Fit::NoBlocks) };
-        let table_len = self.rows[row as usize].map_or(0, |row| row.table_len);
+        let table_len = self.rows.taken[row as usize].map_or(0, |row| row.table_len);
         if end_block - table_len.min(end_block) > writer.updates_left() {
             return Ok(Fit::NoArrays);
         }
         while self.missing_blocks(tree, path, end_block) > self.memory.pool().num_free() {
-            if !self.make_room(tree, path, may_preempt)? {
+            let is_first = writer.sizes.num_rows == 0;
+            if !self.make_room(self.memory.rank(tree, path), is_first)? {
                 return Ok(Fit::NoBlocks);
             }
         }
         while self.memory.num_blocks(tree, path) < end_block {
-            let is_pending = self.memory.has_pending_copy(tree, path);
-            let grown = self.memory.grow(tree, path)?;
-            let copy = grown.ok_or_else(|| Error::LawBroken {
-                law: "B1",
-                detail: "the pool is empty after room was made".into(),
-            })?;
-            match copy {
-                Some(copy) => {
+            match self.memory.grow(tree, path)? {
+                Some(Growth::Fresh) => {}
+                Some(Growth::Adopted) => self.stats.block_adoptions += 1,
+                Some(Growth::Copied(copy)) => {
                     writer.push_copy(copy);
                     self.stats.block_copies += 1;
                 }
-                None => self.stats.block_adoptions += u64::from(is_pending),
+                None => {
+                    let detail = "the pool is empty after room was made".into();
+                    return Err(Error::LawBroken { law: "B1", detail });
+                }
             }
         }
         self.write_row(tree, path, row, query, writer);
@@ -202,29 +181,31 @@ impl Scheduler {
         missing - u32::from(missing > 0 && self.memory.can_adopt(tree, path))
     }
 
-    /// Takes memory from somebody else; false if nobody has any to give.
-    fn make_room(&mut self, tree: TreeId, path: PathId, may_preempt: bool) -> Result<bool> {
-        if self.memory.evict_one()? {
+    /// Takes memory from somebody less important: from idle paths, then from running ones. The
+    /// first row of a plan takes it from anybody. False if nobody has any to give.
+    fn make_room(&mut self, rank: Rank, is_first: bool) -> Result<bool> {
+        if self.memory.evict_one(Claim::Over(rank))? {
             return Ok(true);
         }
-        if !may_preempt {
-            return Ok(false);
+        while self.plan.num_victims > 0 {
+            let victim = self.orders.running[self.plan.num_victims - 1];
+            if victim <= rank {
+                break;
+            }
+            self.plan.num_victims -= 1;
+            let state = self.state(victim.tree, victim.path);
+            if state.row.is_some() && state.planned != self.plan_number {
+                self.preempt(victim.tree, victim.path);
+                return Ok(true);
+            }
         }
-        let younger = self.running.range((tree, path)..).rev();
-        let is_victim = |&&(t, p): &&(TreeId, PathId)| {
-            (t, p) != (tree, path) && self.state(t, p).planned != self.plan_number
-        };
-        let Some(&(victim_tree, victim)) = younger.clone().find(is_victim) else {
-            return Ok(false);
-        };
-        self.preempt(victim_tree, victim);
-        Ok(true)
+        Ok(is_first && self.memory.evict_one(Claim::OverAll)?)
     }
 
     fn preempt(&mut self, tree: TreeId, path: PathId) {
         self.leave_row(tree, path);
         self.memory.set_use(tree, path, Use::Waiting);
-        self.waiting.insert((tree, path));
+        self.wait(tree, path);
         self.stats.preemptions += 1;
     }
 
@@ -237,22 +218,24 @@ impl Scheduler {
         writer: &mut PlanWriter<'_, '_>,
     ) {
         self.write_table(tree, path, row, writer);
-        let tokens = writer.sizes.num_tokens..writer.sizes.num_tokens + query.count as usize;
-        let ids = &mut writer.out.token_ids[tokens.clone()];
+        let first = writer.sizes.num_tokens;
+        let tokens = first..first + query.count as usize;
         let forest_tree = &self.search.forest().trees()[tree.index()];
+        let ids = &mut writer.out.token_ids[tokens.clone()];
         forest_tree.copy_tokens(path, query.start, query.end(), ids);
-        for (i, position) in tokens.clone().zip(query.start..) {
-            let is_resident = position < query.computed;
-            writer.out.positions[i] = i64::from(position);
-            writer.out.slot_mapping[i] =
-                if is_resident { 0 } else { self.memory.slot(tree, path, position) };
+        let positions = &mut writer.out.positions[tokens.clone()];
+        for (place, position) in positions.iter_mut().zip(query.start..) {
+            *place = i64::from(position);
         }
+        let num_resident = (query.computed - query.start) as usize;
+        let slots = &mut writer.out.slot_mapping[tokens.clone()];
+        slots[..num_resident].fill(0);
+        self.memory.write_slots(tree, path, query.computed, &mut slots[num_resident..]);
+        self.memory.publish_prefix(forest_tree, tree, path, query.computed, query.end());
         writer.sizes.num_tokens = tokens.end;
         writer.push_row(row, query.end());
         self.plan.fed.push(Fed { tree, path, end: query.end() });
         self.count_query(tree, path, query);
-        let number = self.plan_number;
-        self.state_mut(tree, path).planned = number;
         if query.end() == query.len {
             self.write_samples(tree, path, query.len, writer);
         } else {
@@ -267,7 +250,7 @@ impl Scheduler {
         row: u32,
         writer: &mut PlanWriter<'_, '_>,
     ) {
-        let Some(entry) = &mut self.rows[row as usize] else { return };
+        let Some(entry) = &mut self.rows.taken[row as usize] else { return };
         let first = entry.table_len;
         entry.table_len = self.memory.num_blocks(tree, path);
         self.memory.for_each_block(tree, path, first, |index, block| {
@@ -284,15 +267,12 @@ impl Scheduler {
         writer: &mut PlanWriter<'_, '_>,
     ) {
         self.write_sample(tree, leader, leader, len, writer);
-        let mut followers = std::mem::take(&mut self.state_mut(tree, leader).followers);
-        let seated = followers.len().min(self.free_rows.len());
-        for path in followers.drain(..seated) {
+        while !self.rows.free.is_empty() {
+            let Some(path) = self.pop_follower(tree, leader) else { return };
             self.take_row(tree, path);
-            let number = self.plan_number;
-            self.state_mut(tree, path).planned = number;
+            self.state_mut(tree, path).planned = self.plan_number;
             self.write_sample(tree, path, leader, len, writer);
         }
-        self.state_mut(tree, leader).followers = followers;
     }
 
     fn write_sample(
@@ -303,18 +283,32 @@ impl Scheduler {
         len: u32,
         writer: &mut PlanWriter<'_, '_>,
     ) {
-        let stream = self.search.forest().trees()[tree.index()].path(path).stream;
+        let stream = self.search.forest().trees()[tree.index()].own(path).stream;
         writer.push_sample(stream.uniform(Purpose::Token, u64::from(len)));
         self.plan.samples.push(Sampled { tree, path, leader });
     }
 
     fn count_query(&mut self, tree: TreeId, path: PathId, query: Query) {
-        let state = &mut self.paths[tree.index()][path.index()];
+        let plan_number = self.plan_number;
+        let state = self.state_mut(tree, path);
+        debug_assert_eq!(state.place, Place::Nowhere, "a planned path is in its row");
+        state.planned = plan_number;
         let from = query.start.max(query.computed);
         let again = state.high_water.min(query.end()).saturating_sub(from);
         state.high_water = state.high_water.max(query.end());
         self.stats.fed_tokens += u64::from(query.count);
         self.stats.recomputed_tokens += u64::from(again);
-        self.stats.refed_tokens += u64::from(query.computed.saturating_sub(query.start));
+        self.stats.refed_tokens += u64::from(query.computed - query.start);
+    }
+
+    fn count_plan(&mut self) {
+        let resident = self.memory.pool().capacity() - self.memory.pool().num_free();
+        self.stats.peak_blocks = self.stats.peak_blocks.max(u64::from(resident));
+        if self.plan.is_open {
+            let num_free = self.rows.free.len() as u64;
+            self.stats.row_steps += u64::from(self.config.max_num_seqs);
+            self.stats.idle_row_steps += num_free;
+            self.stats.round_wait_row_steps += num_free.min(u64::from(self.num_ended_segments));
+        }
     }
 }

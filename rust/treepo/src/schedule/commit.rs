@@ -3,11 +3,10 @@
 use super::{Fed, Sampled, Scheduler};
 use crate::error::{Error, Result};
 use crate::forest::SampledToken;
-use crate::memory::Use;
 
 impl Scheduler {
     /// Takes the sampled tokens of the open plan, one for each sample in the plan's order. Returns
-    /// the number of trees that are done since the plan.
+    /// the number of trees that are done since the plan. O(samples + what ends).
     ///
     /// # Errors
     /// `InvalidInput` without an open plan or for a wrong number of tokens, `NotFinite` for a bad
@@ -20,11 +19,12 @@ impl Scheduler {
         self.plan.is_open = false;
         self.memory.finish_copies()?;
         for &Fed { tree, path, end } in &fed {
-            let computed = self.memory.num_computed(tree, path).max(end);
+            let computed = self.memory.computed(tree, path).max(end);
             self.memory.set_computed(tree, path, computed);
         }
         self.attach_followers(&samples)?;
         for (&Sampled { tree, path, .. }, &token) in samples.iter().zip(tokens) {
+            self.trees[tree.index()].num_sampled += 1;
             self.search.push_token(tree, path, token)?;
         }
         self.follow_events()?;
@@ -56,14 +56,15 @@ impl Scheduler {
         for &Sampled { tree, path, leader } in samples {
             if path != leader {
                 let len = self.search.forest().path(tree, path)?.at;
-                self.memory.attach_to(tree, path, leader, len)?;
-                self.memory.set_use(tree, path, Use::Running);
+                self.memory.share(tree, path, leader, len)?;
                 self.stats.shared_samples += 1;
                 continue;
             }
-            let mut left = std::mem::take(&mut self.state_mut(tree, leader).followers);
-            self.waiting.extend(left.drain(..).map(|follower| (tree, follower)));
-            self.state_mut(tree, leader).followers = left;
+            while let Some(follower) = self.pop_follower(tree, leader) {
+                let len = self.search.forest().path(tree, follower)?.at;
+                self.memory.share(tree, follower, leader, len)?;
+                self.wait(tree, follower);
+            }
         }
         Ok(())
     }

@@ -26,6 +26,8 @@ stats! {
     shared_samples,
     /// Tokens fed to the model.
     fed_tokens,
+    /// Prompt tokens whose keys and values another tree had resident.
+    shared_prefix_tokens,
     /// Fed tokens whose keys and values had been computed before and were evicted since.
     recomputed_tokens,
     /// Fed tokens whose keys and values were resident and only their logits were missing.
@@ -44,6 +46,13 @@ stats! {
     branches,
     /// Paths forked by fallback.
     fallbacks,
+    /// Rows of all steps, taken or not.
+    row_steps,
+    /// Rows that nobody was in, summed over the steps.
+    idle_row_steps,
+    /// Of these, rows that a path could have had whose round had not ended: at most as many as
+    /// there are such paths.
+    round_wait_row_steps,
     /// The most blocks resident after a plan.
     peak_blocks,
 }

@@ -468,6 +468,14 @@ impl SearchConfig {
         }
     }
 
+    /// Paths that a tree has at most.
+    pub fn max_paths(&self) -> u32 {
+        match self.prune.leaves {
+            PrunedLeaves::Count => self.width,
+            PrunedLeaves::AreReplaced => self.width.saturating_mul(2),
+        }
+    }
+
     /// Tokens of a completion at most.
     pub fn max_completion_len(&self) -> u32 {
         let by_depth = self.segment_len.saturating_mul(self.max_depth);

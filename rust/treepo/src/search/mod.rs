@@ -123,9 +123,19 @@ impl Search {
         self.forest
     }
 
+    /// Whether a path waits for the caller's verdict.
+    pub fn awaits_verdicts(&self) -> bool {
+        false
+    }
+
     /// Sets the version of the weights that sample from here on; it is recorded for each token.
     pub fn set_policy_version(&mut self, version: u32) {
         self.policy_version = version;
+    }
+
+    /// The version of the weights that sample.
+    pub fn policy_version(&self) -> u32 {
+        self.policy_version
     }
 
     /// The longest that a path with this prompt can get.

@@ -128,5 +128,7 @@ fn draw_limits(
         block_size,
         max_num_seqs: choices.one_of(&[1, 2, 3, 7, 64]),
         max_num_batched_tokens: choices.one_of(&[1, 2, 5, 16, 256]),
+        admission_percent: choices.one_of(&[50, 200, 1000]),
+        age_bias: choices.one_of(&[0, 10, u32::MAX]),
     }
 }

@@ -1,0 +1,80 @@
+//! Rows of the batch: who is in which, and how much of its block table the caller has.
+
+use super::{Place, Scheduler};
+use crate::ids::{PathId, TreeId};
+use crate::memory::Use;
+
+/// A row of the batch.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Row {
+    pub(super) tree: TreeId,
+    pub(super) path: PathId,
+    /// Entries of its block table that the caller has.
+    pub(super) table_len: u32,
+}
+
+/// All rows.
+#[derive(Debug, Clone)]
+pub(super) struct Rows {
+    pub(super) taken: Vec<Option<Row>>,
+    pub(super) free: Vec<u32>,
+}
+
+impl Rows {
+    pub(super) fn new(num_rows: u32) -> Self {
+        Self { taken: vec![None; num_rows as usize], free: (0..num_rows).rev().collect() }
+    }
+}
+
+impl Scheduler {
+    /// Puts a path into a free row, if there is one.
+    pub(super) fn take_row(&mut self, tree: TreeId, path: PathId) -> bool {
+        let Some(row) = self.rows.free.pop() else { return false };
+        self.rows.taken[row as usize] = Some(Row { tree, path, table_len: 0 });
+        self.state_mut(tree, path).row = Some(row);
+        self.memory.set_use(tree, path, Use::Running);
+        self.list_running(tree, path);
+        true
+    }
+
+    /// Takes the path out of its row, if it has one.
+    pub(super) fn leave_row(&mut self, tree: TreeId, path: PathId) {
+        if let Some(row) = self.state_mut(tree, path).row.take() {
+            self.rows.taken[row as usize] = None;
+            self.rows.free.push(row);
+        }
+    }
+
+    /// Takes the path out of wherever it is.
+    pub(super) fn leave_place(&mut self, tree: TreeId, path: PathId) {
+        self.leave_row(tree, path);
+        match std::mem::take(&mut self.state_mut(tree, path).place) {
+            Place::Waits => self.orders.num_waiting -= 1,
+            Place::EndedSegment => self.num_ended_segments -= 1,
+            Place::Nowhere | Place::Parked => {}
+        }
+    }
+
+    /// Puts a path behind the leader's last follower.
+    pub(super) fn add_follower(&mut self, tree: TreeId, leader: PathId, path: PathId) {
+        let mut last = leader;
+        let mut next = self.state(tree, leader).first_follower;
+        while let Some(follower) = next {
+            last = follower;
+            next = self.state(tree, follower).next_follower;
+        }
+        if last == leader {
+            self.state_mut(tree, leader).first_follower = Some(path);
+        } else {
+            self.state_mut(tree, last).next_follower = Some(path);
+        }
+    }
+
+    /// Takes the leader's first follower away.
+    pub(super) fn pop_follower(&mut self, tree: TreeId, leader: PathId) -> Option<PathId> {
+        let follower = self.state_mut(tree, leader).first_follower?;
+        let next = self.state_mut(tree, follower).next_follower.take();
+        self.state_mut(tree, leader).first_follower = next;
+        Some(follower)
+    }
+}
