@@ -20,9 +20,16 @@ def build() -> Path:
 
 
 def run(program: Path, mode: str | int, names: Sequence[str]) -> str:
-    """Runs cases in a mode of the program and returns what it prints."""
+    """Runs cases in a mode of the program and returns what it prints.
+
+    Raises:
+        SystemExit: with the program's message, e.g. for an unknown case.
+    """
     command = [str(program), str(mode), *names]
-    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stdout.strip() or f"{command} ended with {done.returncode}")
+    return done.stdout
 
 
 def median_times(program: Path, names: Sequence[str], num_runs: int) -> dict[str, float]:
