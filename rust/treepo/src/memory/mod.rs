@@ -186,19 +186,18 @@ impl Memory {
     /// schedule by themselves. Returns the copy to do before anything is written, if there is one.
     ///
     /// # Errors
-    /// `PoolTooSmall` if the pool runs out; the chain keeps what it has got.
+    /// `PoolTooSmall` if the pool has not got the blocks; nothing has changed then.
     pub fn extend(&mut self, tree: TreeId, path: PathId, len: u32) -> Result<Option<BlockCopy>> {
         self.checked(tree, path)?;
         let needed = self.blocks_for(len);
+        if self.missing_blocks(tree, path, needed) > self.pool().num_free() {
+            let available = self.pool().num_free() + self.num_blocks(tree, path);
+            return Err(Error::PoolTooSmall { needed, available });
+        }
         let mut copy = None;
         while self.num_blocks(tree, path) < needed {
-            match self.grow(tree, path)? {
-                Some(Growth::Copied(ordered)) => copy = Some(ordered),
-                Some(_) => {}
-                None => {
-                    let available = self.pool().capacity();
-                    return Err(Error::PoolTooSmall { needed, available });
-                }
+            if let Some(Growth::Copied(ordered)) = self.grow(tree, path)? {
+                copy = Some(ordered);
             }
         }
         let own = self.at_mut(tree, path);
@@ -299,8 +298,14 @@ impl Memory {
     }
 
     /// Whether the path can take over the block of its pending copy, as nobody else holds it.
-    pub(crate) fn can_adopt(&self, tree: TreeId, path: PathId) -> bool {
+    fn can_adopt(&self, tree: TreeId, path: PathId) -> bool {
         self.at(tree, path).pending.is_some_and(|copy| self.pool().count(copy.from) == 1)
+    }
+
+    /// Blocks to take from the pool until the path's chain has `end_block`.
+    pub(crate) fn missing_blocks(&self, tree: TreeId, path: PathId, end_block: u32) -> u32 {
+        let missing = end_block - self.num_blocks(tree, path).min(end_block);
+        missing - u32::from(missing > 0 && self.can_adopt(tree, path))
     }
 
     /// Ends the copies of the last plan.

@@ -4,6 +4,14 @@ use super::{Place, Scheduler, TreeState};
 use crate::error::Result;
 use crate::ids::{PathId, TreeId};
 
+/// Blocks that a tree needs at worst.
+#[derive(Debug, Clone, Copy)]
+struct Growth {
+    prompt: u64,
+    /// For each leaf that is still missing.
+    leaf: u64,
+}
+
 impl Scheduler {
     /// Queues a tree. O(prompt).
     ///
@@ -44,7 +52,8 @@ impl Scheduler {
         let capacity = u64::from(self.memory.pool().capacity());
         let limit = capacity * u64::from(self.config.admission_percent) / 100;
         while let Some(tree) = self.next_queued() {
-            let growth = self.worst_growth(tree);
+            let Growth { prompt, leaf } = self.worst_growth(tree);
+            let growth = prompt + u64::from(self.search.config().width) * leaf;
             let has_rows = self.orders.num_waiting < self.rows.free.len();
             if self.num_open_trees > 0 && !(has_rows && self.reserved + growth <= limit) {
                 return;
@@ -55,8 +64,11 @@ impl Scheduler {
     }
 
     pub(super) fn open_tree(&mut self, tree: TreeId) {
+        let Growth { prompt, leaf } = self.worst_growth(tree);
+        let growth = prompt + u64::from(self.search.num_missing(tree)) * leaf;
         self.num_open_trees += 1;
-        self.reserved += self.worst_growth(tree);
+        self.reserved += growth;
+        self.trees[tree.index()].reserved = growth;
         self.trees[tree.index()].is_open = true;
         for p in 0..self.trees[tree.index()].paths.len() {
             if self.trees[tree.index()].paths[p].place == Place::Parked {
@@ -65,12 +77,19 @@ impl Scheduler {
         }
     }
 
-    /// Blocks that a tree needs if all its paths leave the prompt at once and get as long as may be.
-    fn worst_growth(&self, tree: TreeId) -> u64 {
+    /// What a tree needs if all its paths leave the prompt at once and get as long as may be.
+    fn worst_growth(&self, tree: TreeId) -> Growth {
         let prompt_len = self.search.forest().trees()[tree.index()].prompt_len;
         let max_len = self.search.max_path_len(prompt_len).unwrap_or(prompt_len);
-        let path = u64::from(self.memory.blocks_for(max_len - prompt_len) + 1);
-        u64::from(self.memory.blocks_for(prompt_len)) + u64::from(self.search.config().width) * path
+        let leaf = u64::from(self.memory.blocks_for(max_len - prompt_len) + 1);
+        Growth { prompt: u64::from(self.memory.blocks_for(prompt_len)), leaf }
+    }
+
+    /// Takes a leaf out of the worst growth: its blocks are residue from here on.
+    pub(super) fn unreserve_leaf(&mut self, tree: TreeId) {
+        let leaf = self.worst_growth(tree).leaf.min(self.trees[tree.index()].reserved);
+        self.trees[tree.index()].reserved -= leaf;
+        self.reserved -= leaf;
     }
 
     /// Ends a tree at once and frees its memory.
@@ -96,7 +115,7 @@ impl Scheduler {
         self.trees[tree.index()].paths = Vec::new();
         if std::mem::take(&mut self.trees[tree.index()].is_open) {
             self.num_open_trees -= 1;
-            self.reserved -= self.worst_growth(tree);
+            self.reserved -= std::mem::take(&mut self.trees[tree.index()].reserved);
         }
         self.finished.push(tree);
         Ok(())

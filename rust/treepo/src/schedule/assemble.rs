@@ -7,6 +7,9 @@ use crate::ids::{PathId, TreeId};
 use crate::key::Purpose;
 use crate::memory::{Claim, Growth, Rank, Use};
 
+/// Waiting paths without blocks that a plan passes over: more important ones may come behind them.
+const MAX_SKIPPED: usize = 8;
+
 /// Which running rows a pass over them plans.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Pass {
@@ -103,22 +106,41 @@ impl Scheduler {
 
     fn plan_waiting(&mut self, writer: &mut PlanWriter<'_, '_>) -> Result<()> {
         self.plan.num_victims = 0;
+        let mut skipped = std::mem::take(&mut self.plan.skipped);
         while writer.tokens_left() > 0 && !self.rows.free.is_empty() {
-            let Some((tree, path)) = self.next_waiting() else { return Ok(()) };
-            if self.lacks_memory(tree, path) {
-                let shared = self.memory.attach(self.search.forest(), tree, path)?;
-                self.stats.shared_prefix_tokens += u64::from(shared);
+            let Some((tree, path)) = self.next_waiting() else { break };
+            let fit = self.plan_next(tree, path, writer)?;
+            if fit == Fit::Planned {
+                continue;
             }
-            self.take_row(tree, path);
-            let query = self.query(tree, path, writer.tokens_left());
-            if self.plan_row(tree, path, query, writer)? != Fit::Planned {
-                self.leave_row(tree, path);
-                self.memory.set_use(tree, path, Use::Waiting);
-                self.wait(tree, path);
-                return Ok(());
+            self.leave_row(tree, path);
+            self.memory.set_use(tree, path, Use::Waiting);
+            skipped.push((tree, path));
+            if fit == Fit::NoArrays || skipped.len() == MAX_SKIPPED {
+                break;
             }
         }
+        while let Some((tree, path)) = skipped.pop() {
+            self.wait(tree, path);
+        }
+        self.plan.skipped = skipped;
         Ok(())
+    }
+
+    /// Plans a path that has waited for a row.
+    fn plan_next(
+        &mut self,
+        tree: TreeId,
+        path: PathId,
+        writer: &mut PlanWriter<'_, '_>,
+    ) -> Result<Fit> {
+        if self.lacks_memory(tree, path) {
+            let shared = self.memory.attach(self.search.forest(), tree, path)?;
+            self.stats.shared_prefix_tokens += u64::from(shared);
+        }
+        self.take_row(tree, path);
+        let query = self.query(tree, path, writer.tokens_left());
+        self.plan_row(tree, path, query, writer)
     }
 
     /// Whether somebody else may have tokens resident that the path has to compute.
@@ -151,7 +173,7 @@ impl Scheduler {
         if end_block - table_len.min(end_block) > writer.updates_left() {
             return Ok(Fit::NoArrays);
         }
-        while self.missing_blocks(tree, path, end_block) > self.memory.pool().num_free() {
+        while self.memory.missing_blocks(tree, path, end_block) > self.memory.pool().num_free() {
             let is_first = writer.sizes.num_rows == 0;
             if !self.make_room(self.memory.rank(tree, path), is_first)? {
                 return Ok(Fit::NoBlocks);
@@ -173,12 +195,6 @@ impl Scheduler {
         }
         self.write_row(tree, path, row, query, writer);
         Ok(Fit::Planned)
-    }
-
-    /// Blocks to take from the pool until the path's chain has `end_block`.
-    fn missing_blocks(&self, tree: TreeId, path: PathId, end_block: u32) -> u32 {
-        let missing = end_block - self.memory.num_blocks(tree, path).min(end_block);
-        missing - u32::from(missing > 0 && self.memory.can_adopt(tree, path))
     }
 
     /// Takes memory from somebody less important: from idle paths, then from running ones. The

@@ -16,9 +16,9 @@ pub struct SchedulerConfig {
     pub max_num_seqs: u32,
     /// Tokens of a step at most.
     pub max_num_batched_tokens: u32,
-    /// Optimism of admission in percent of the pool: trees are admitted until their worst growth
-    /// fills this much of it. 100 never preempts and leaves the pool half empty, as most paths end
-    /// early; more admits more trees at the risk of computing again.
+    /// Optimism of admission in percent of the pool: trees are admitted until the worst growth of
+    /// all open trees fills this much of it. 100 never preempts and leaves the pool half empty, as
+    /// most paths end early; more admits more trees at the risk of computing again.
     pub admission_percent: u32,
     /// What being old is worth, in sampled tokens. A path that waits for a row comes before those
     /// of trees that have had more tokens sampled; each tree that came before it counts as this
@@ -34,7 +34,7 @@ impl Default for SchedulerConfig {
             max_num_seqs: 256,
             max_num_batched_tokens: 2048,
             admission_percent: 200,
-            age_bias: u32::MAX,
+            age_bias: 32,
         }
     }
 }

@@ -28,6 +28,7 @@ impl Scheduler {
             Event::Finished(tree, path) => {
                 self.leave_place(tree, path);
                 self.memory.set_use(tree, path, Use::Finished);
+                self.unreserve_leaf(tree);
             }
             Event::Continues(tree, path) => {
                 self.leave_place(tree, path);

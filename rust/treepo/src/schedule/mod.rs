@@ -77,6 +77,8 @@ struct TreeState {
     is_queued: bool,
     is_open: bool,
     num_sampled: u64,
+    /// Blocks that an open tree may still need at worst.
+    reserved: u64,
 }
 
 /// A row of the open plan.
@@ -103,6 +105,8 @@ struct OpenPlan {
     samples: Vec<Sampled>,
     /// How many of the running paths may still be preempted, counted from the most important.
     num_victims: usize,
+    /// Waiting paths for which there were no blocks.
+    skipped: Vec<(TreeId, PathId)>,
 }
 
 /// Plans flat steps for a forest that grows.

@@ -185,6 +185,11 @@ impl Search {
         self.trees[tree.index()].is_done
     }
 
+    /// Leaves that a tree still has to get. O(1).
+    pub(crate) fn num_missing(&self, tree: TreeId) -> u32 {
+        self.config.width.saturating_sub(self.trees[tree.index()].num_leaves)
+    }
+
     /// The segments that wait to be run, tree by tree. O(live paths of all trees).
     pub fn segments(&self) -> Vec<Segment> {
         let mut segments = Vec::new();
