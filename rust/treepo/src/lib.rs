@@ -48,4 +48,4 @@ pub use schedule::{
     GroupBuffers, GroupCapacity, PlanBuffers, PlanCapacity, PlanSizes, Scheduler, SchedulerConfig,
     Stats,
 };
-pub use search::{FallbackFrom, Search, SearchConfig, Segment};
+pub use search::{FallbackFrom, Preset, Search, SearchConfig, Segment, TokenTexts, Verdict};

@@ -40,7 +40,7 @@ fn tree(search: &Search) -> &Tree {
 
 /// (parent, at) of every path.
 fn forks(search: &Search) -> Vec<(Option<u32>, u32)> {
-    tree(search).paths().iter().map(|path| (path.parent.map(|id| id.0), path.at)).collect()
+    tree(search).paths().iter().map(|path| (path.parent().map(|id| id.0), path.at)).collect()
 }
 
 fn reasons(search: &Search) -> Vec<Option<FinishReason>> {
@@ -100,7 +100,7 @@ fn forks_at_tokens_leave_live_paths_alone_and_keep_segments_aligned() {
     assert_eq!(forks(&search), [(None, 0), (Some(0), 3)]);
     let lengths: Vec<_> = search.segments().iter().map(|s| s.max_new_tokens).collect();
     assert_eq!(lengths, [3, 2], "the fork ends the segment that it was forked in");
-    assert_eq!(tree(&search).path(PathId(1)).origin, ForkOrigin::Branch);
+    assert_eq!(tree(&search).path(PathId(1)).unwrap().origin, ForkOrigin::Branch);
     finish(&mut search);
     assert_eq!(tree(&search).paths().len(), 4);
 }
@@ -239,7 +239,7 @@ fn the_caller_forks_within_the_width_and_goes_back_at_any_width() {
     assert_eq!(search.fork(TREE, PathId(0), 3), Ok(PathId(2)));
     let expected = Event::Forked { tree: TREE, path: PathId(2), leader: PathId(2) };
     assert_eq!(search.drain_events().collect::<Vec<_>>(), [expected]);
-    assert_eq!(tree(&search).path(PathId(2)).origin, ForkOrigin::Caller);
+    assert_eq!(tree(&search).path(PathId(2)).unwrap().origin, ForkOrigin::Caller);
     assert!(!tree(&search).is_replayable);
     assert!(search.fork(TREE, PathId(0), 3).unwrap_err().to_string().contains("of width 3"));
     assert_eq!(search.rewind(TREE, PathId(0), 4), Ok(PathId(3)));

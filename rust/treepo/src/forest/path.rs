@@ -81,7 +81,7 @@ impl ForkOrigin {
 }
 
 /// What the forks of a tree depended on.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Dependence {
     /// Only on tokens before the fork: whether a token was sampled depends on its prefix alone.
@@ -213,12 +213,6 @@ impl Path {
     #[inline]
     pub fn own_len(&self) -> u32 {
         self.span.len
-    }
-
-    /// The path that owns token `at - 1`; none for path 0.
-    #[inline]
-    pub fn parent(&self) -> Option<PathId> {
-        self.parent
     }
 
     /// Tokens of the whole sequence, prompt included.

@@ -57,6 +57,11 @@ impl Store {
         num_values * CHUNK * size_of::<u32>() + self.links.capacity() * Links::BYTES
     }
 
+    /// The first tokens of the path that was the first to get any, before all others.
+    pub(super) fn front(&self, len: u32) -> &[u32] {
+        &self.ids.as_flattened()[..len as usize]
+    }
+
     /// Appends a token to the path. O(1).
     #[inline]
     pub(super) fn push(&mut self, span: &mut Span, token: SampledToken) {

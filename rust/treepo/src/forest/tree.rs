@@ -87,6 +87,24 @@ impl Tree {
     }
 
     /// One path, or one without tokens if it does not exist.
+    /// The prompt's tokens.
+    pub fn prompt(&self) -> &[u32] {
+        self.store.front(self.prompt_len)
+    }
+
+    /// How many tokens from the front two paths have in common as shared tokens. O(ancestors).
+    pub(crate) fn shared_len(&self, a: PathId, b: PathId) -> u32 {
+        let (mut a, mut b) = (a, b);
+        let mut shared = self.own(a).len().min(self.own(b).len());
+        while a != b {
+            let younger = if a > b { &mut a } else { &mut b }; // a parent is older than its child
+            let own = self.own(*younger);
+            shared = shared.min(own.at);
+            *younger = own.parent().unwrap_or(PathId(0));
+        }
+        shared
+    }
+
     fn own_or_empty(&self, path: PathId) -> &Path {
         static EMPTY: Path = Path::EMPTY;
         self.paths.get(path.index()).unwrap_or(&EMPTY)

@@ -244,7 +244,7 @@ impl Scheduler {
         let tokens = first..first + query.count as usize;
         let forest_tree = &self.search.forest().trees()[tree.index()];
         let ids = &mut writer.out.token_ids[tokens.clone()];
-        forest_tree.copy_tokens(path, query.start, query.end(), ids);
+        forest_tree.fill_tokens(path, query.start, ids);
         let positions = &mut writer.out.positions[tokens.clone()];
         for (place, position) in positions.iter_mut().zip(query.start..) {
             *place = i64::from(position);

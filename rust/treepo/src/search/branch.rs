@@ -68,7 +68,7 @@ pub(super) fn weighted_split(
 
 /// What a path is weighted by, from its tokens; 0 where it has no sampled token.
 fn token_value(by: BranchBy, tree: &Tree, path: PathId) -> f64 {
-    let len = tree.path(path).len();
+    let len = tree.own(path).len();
     let segment = view::boundary(tree, path, len - 1);
     let (column, start) = match by {
         BranchBy::SegmentEntropy => (Column::Entropy, segment),

@@ -119,7 +119,7 @@ impl Search {
             let live = self.trees[tree.index()].live[i];
             let of_tree = self.forest.tree(tree)?;
             let is_inside =
-                of_tree.path(live).len() >= at && view::owner(of_tree, live, at - 1) == owner;
+                of_tree.own(live).len() >= at && view::owner(of_tree, live, at - 1) == owner;
             if is_inside {
                 self.finish(tree, live, FinishReason::Pruned)?;
                 num_pruned += 1;

@@ -101,7 +101,7 @@ impl Search {
             return Ok(0);
         }
         let of_tree = self.forest.tree(tree)?;
-        let depths = scratch.live.iter().map(|&path| of_tree.path(path).depth());
+        let depths = scratch.live.iter().map(|&path| of_tree.own(path).depth());
         let potential = budget::potential(&self.config, depths);
         let room = round.share.saturating_sub(scratch.live.len() as u32);
         let missing = round.missing.saturating_sub(potential).min(room);
@@ -160,7 +160,7 @@ impl Search {
     /// Starts the path's next segment, or the rest of the one that it was forked in.
     pub(super) fn start(&mut self, tree: TreeId, path: PathId) {
         let of_tree = &self.forest.trees()[tree.index()];
-        let len = of_tree.path(path).len();
+        let len = of_tree.own(path).len();
         let boundary = view::boundary(of_tree, path, len);
         let segment_len = self.config.segment_len;
         let begin = if len - boundary < segment_len { boundary } else { len };

@@ -30,13 +30,14 @@ mod view;
 mod walk;
 mod weights;
 
+pub use crate::forest::Dependence;
 pub use caller::Verdict;
 pub use config::{
     Alignment, Boxed, BranchBy, BranchConfig, BudgetConfig, FallbackAt, FallbackConfig,
     FallbackFrom, Opportunistic, Prefer, PruneBy, PruneConfig, PrunedLeaves, Refill, Remainder,
     Repetition, SearchConfig, StopConfig, TemperatureSchedule, Total, Transfer, Verdicts,
 };
-pub use policy::{Dependence, Policy};
+pub use policy::Policy;
 pub use preset::Preset;
 pub use text::TokenTexts;
 
@@ -182,6 +183,7 @@ impl Search {
         let tree = self.forest.add_tree(self.seed, key, prompt)?;
         self.trees.push(TreeState::new(&self.config, prompt_len, max_len));
         self.num_open += 1;
+        self.forest.set_dependence(tree, self.config.dependence())?;
         if self.config.opportunistic == Opportunistic::StepTokens {
             self.forest.set_not_replayable(tree)?;
         }
@@ -225,7 +227,7 @@ impl Search {
             let tree = TreeId(t as u32);
             for &path in &state.live {
                 if let Phase::Runs { segment_end } = state.path(path).phase {
-                    let len = self.forest.trees()[t].path(path).len();
+                    let len = self.forest.trees()[t].own(path).len();
                     segments.push(Segment { tree, path, max_new_tokens: segment_end - len });
                 }
             }

@@ -1,22 +1,10 @@
 //! What the rules that are switched on may know: the base of every statement about bias.
 
-use serde::{Deserialize, Serialize};
+use crate::forest::Dependence;
 
 use super::{
     BranchBy, FallbackFrom, Opportunistic, PruneBy, Refill, SearchConfig, Transfer, Verdicts,
 };
-
-/// What the decision to continue a prefix once more depends on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Dependence {
-    /// On the tokens of the prefix, their distributions, and other subtrees. Given the prefix, its
-    /// continuations are independent draws of the model.
-    Prefix,
-    /// On tokens that were sampled behind the prefix: the continuation that led to the decision is
-    /// a draw that was looked at.
-    SampledToken,
-}
 
 /// A rule that is switched on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -21,7 +21,7 @@ impl Search {
         let Some(stop) = &mut self.stop else { return Ok(()) };
         let (config, state) = (&self.config, &self.trees[tree.index()]);
         let of_tree = self.forest.tree(tree)?;
-        let own = of_tree.path(path);
+        let own = of_tree.own(path);
         let (full, segment_ends) = (own.len() == state.max_len, own.len() == segment_end);
         let depth = own.depth() + 1;
         let mut reason = stop.reason(config, of_tree, path, full, segment_ends, depth);
@@ -169,17 +169,17 @@ impl Search {
             self.fork_restarts(tree, scratch)?;
         }
         if self.trees[tree.index()].live.is_empty() {
-            self.close_tree(tree, scratch);
+            self.close_tree(tree, scratch)?;
             self.events.push(Event::TreeDone(tree));
         }
         Ok(())
     }
 
     /// Ends the tree and writes its weights.
-    fn close_tree(&mut self, tree: TreeId, scratch: &mut Scratch) {
+    fn close_tree(&mut self, tree: TreeId, scratch: &mut Scratch) -> Result<()> {
         self.trees[tree.index()].is_done = true;
         self.num_open -= 1;
-        weights::write(&mut self.forest, tree, &mut scratch.weights);
+        weights::write(&mut self.forest, tree, &mut scratch.weights)
     }
 
     /// Ends all live paths of a tree with [`FinishReason::Abort`]. A tree that is done stays as it
@@ -199,8 +199,8 @@ impl Search {
             self.trees[tree.index()].remove_live(path, len);
         }
         let mut scratch = std::mem::take(&mut self.scratch);
-        self.close_tree(tree, &mut scratch);
+        let result = self.close_tree(tree, &mut scratch);
         self.scratch = scratch;
-        Ok(())
+        result
     }
 }

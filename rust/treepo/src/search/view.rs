@@ -18,12 +18,12 @@ pub(super) fn own_values(
     start: u32,
     column: Column,
 ) -> impl Iterator<Item = f32> + '_ {
-    let own = tree.path(path);
-    let values = match column {
-        Column::Logprob => own.own_logprobs(),
-        Column::Entropy => own.own_entropies(),
+    let skipped = (start - tree.own(path).at) as usize;
+    let (logprobs, entropies) = match column {
+        Column::Logprob => (Some(tree.own_logprobs(path).skip(skipped)), None),
+        Column::Entropy => (None, Some(tree.own_entropies(path).skip(skipped))),
     };
-    values.iter().copied().skip((start - own.at) as usize)
+    logprobs.into_iter().flatten().chain(entropies.into_iter().flatten())
 }
 
 /// Sum and number of the sampled tokens in `start..end` of the path's sequence. O(end - start +
@@ -32,7 +32,7 @@ pub(super) fn sum(tree: &Tree, path: PathId, start: u32, end: u32, column: Colum
     let (mut sum, mut count, mut end) = (0.0, 0, end);
     let mut current = Some(path);
     while let Some(id) = current.filter(|_| start < end) {
-        let own = tree.path(id);
+        let own = tree.own(id);
         let from = start.max(own.at);
         if from < end {
             let values = own_values(tree, id, from, column).take((end - from) as usize);
@@ -42,7 +42,7 @@ pub(super) fn sum(tree: &Tree, path: PathId, start: u32, end: u32, column: Colum
             }
         }
         end = end.min(own.at);
-        current = own.parent;
+        current = own.parent();
     }
     (sum, count)
 }
@@ -50,7 +50,7 @@ pub(super) fn sum(tree: &Tree, path: PathId, start: u32, end: u32, column: Colum
 /// The path that owns the token at `position` of the path's sequence. O(ancestors).
 pub(super) fn owner(tree: &Tree, path: PathId, position: u32) -> PathId {
     let mut path = path;
-    while let Some(parent) = tree.path(path).parent.filter(|_| position < tree.path(path).at) {
+    while let Some(parent) = tree.own(path).parent().filter(|_| position < tree.own(path).at) {
         path = parent;
     }
     path
@@ -66,13 +66,13 @@ fn last_mark(tree: &Tree, path: PathId, at: u32) -> Option<u32> {
     let mut current = Some(path);
     let mut at = at;
     while let Some(id) = current {
-        let own = tree.path(id);
-        let mark = own.own_marks().iter().rev().copied().find(|&mark| mark <= at);
+        let own = tree.own(id);
+        let mark = tree.own_marks(id).take_while(|&mark| mark <= at).last();
         if mark.is_some() {
             return mark;
         }
         at = at.min(own.at);
-        current = own.parent;
+        current = own.parent();
     }
     None
 }
@@ -81,11 +81,11 @@ fn last_mark(tree: &Tree, path: PathId, at: u32) -> Option<u32> {
 pub(super) fn depth(tree: &Tree, path: PathId, at: u32) -> u32 {
     let mut path = path;
     loop {
-        let own = tree.path(path);
-        match own.parent {
+        let own = tree.own(path);
+        match own.parent() {
             Some(parent) if at <= own.at => path = parent,
             _ => {
-                let marks = own.own_marks().iter().filter(|&&mark| mark <= at).count();
+                let marks = tree.own_marks(path).filter(|&mark| mark <= at).count();
                 return own.depth_at_fork + marks as u32;
             }
         }

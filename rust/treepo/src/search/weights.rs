@@ -13,6 +13,7 @@
 //! leaves, for instance, because the siblings beside it ended early.
 //! Under [`Dependence::SampledToken`](super::Dependence) neither is unbiased.
 
+use crate::error::Result;
 use crate::forest::{Forest, Tree};
 use crate::ids::{PathId, TreeId};
 
@@ -24,18 +25,22 @@ pub(super) struct Scratch {
 }
 
 /// Writes the inclusion weight of every path of the tree. O(paths log paths).
-pub(super) fn write(forest: &mut Forest, tree: TreeId, scratch: &mut Scratch) {
+///
+/// # Errors
+/// `InvalidInput` for a tree that does not exist.
+pub(super) fn write(forest: &mut Forest, tree: TreeId, scratch: &mut Scratch) -> Result<()> {
     divide(&forest.trees()[tree.index()], scratch);
     for (p, &mass) in scratch.masses.iter().enumerate() {
-        forest.set_weight(tree, PathId(p as u32), mass as f32);
+        forest.set_weight(tree, PathId(p as u32), mass as f32)?;
     }
+    Ok(())
 }
 
 fn divide(tree: &Tree, scratch: &mut Scratch) {
     let Scratch { forks, masses } = scratch;
     forks.clear();
     let ids = (0..).map(PathId).zip(tree.paths());
-    forks.extend(ids.filter_map(|(id, path)| Some((path.parent?, path.at, id))));
+    forks.extend(ids.filter_map(|(id, path)| Some((path.parent()?, path.at, id))));
     forks.sort_unstable();
     masses.clear();
     masses.resize(tree.paths().len(), 0.0);
@@ -70,7 +75,7 @@ mod tests {
             let path = forest.fork(tree, PathId(parent), at, ForkOrigin::Branch);
             grow(&mut forest, path.unwrap_or(PathId(0)));
         }
-        write(&mut forest, tree, &mut Scratch::default());
+        assert!(write(&mut forest, tree, &mut Scratch::default()).is_ok());
         forest.trees()[0].paths().iter().map(|path| path.weight).collect()
     }
 
