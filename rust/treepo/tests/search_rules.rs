@@ -192,6 +192,21 @@ fn a_warm_up_threshold_holds_from_the_round_after_its_leaves() {
 }
 
 #[test]
+fn the_first_leaves_of_a_warm_up_are_those_of_the_oldest_paths() {
+    let mut config = SearchConfig { initial_divergence: 3, branch_factor: 1, ..small() };
+    config.prune.by = PruneBy::Logprob;
+    (config.prune.window, config.prune.warmup_leaves) = (1, 1);
+    let mut search = search(&config);
+    for (path, logprob) in [(1, -5.0), (0, -1.5)] {
+        search.push_token(TREE, PathId(path), token(EOS, logprob, 1.0)).unwrap();
+    }
+    run(&mut search, 2);
+    assert_eq!(reasons(&search)[2], None);
+    search.push_token(TREE, PathId(2), token(1, -2.0, 1.0)).unwrap();
+    assert_eq!(reasons(&search)[2], Some(FinishReason::Pruned), "below what path 0 had");
+}
+
+#[test]
 fn a_round_waits_for_all_verdicts_and_scores_share_the_budget() {
     let mut config = SearchConfig { verdicts: Verdicts::Segments, width: 8, ..small() };
     config.branch_factor = 3;
@@ -337,4 +352,64 @@ fn tokens_behind_a_stop_string_are_dropped() {
     search.complete_segment(tree, PathId(0), &tokens).unwrap();
     let own = search.forest().path(tree, PathId(0)).unwrap();
     assert_eq!((own.len(), own.finish), (3, Some(FinishReason::Stop)));
+}
+
+#[test]
+fn the_branch_factor_is_drawn_by_round() {
+    let mut config = SearchConfig { width: 16, initial_divergence: 1, ..small() };
+    (config.branch_factor, config.max_branch_factor) = (1, Some(3));
+    let mut search = Search::new(config, 0).unwrap();
+    let mut seen = [0; 4];
+    for key in 0..100 {
+        let tree = search.add_tree(key, &[1]).unwrap();
+        search.complete_segment(tree, PathId(0), &[token(1, -1.0, 1.0); 3]).unwrap();
+        seen[search.forest().tree(tree).unwrap().paths().len()] += 1;
+    }
+    assert!(seen[0] == 0 && seen[1..].iter().all(|&n| n > 15), "{seen:?}");
+}
+
+/// How many paths leave each of two paths whose first segments have these (log-probability,
+/// entropy) and whose second ones decide, at a temperature that gives one path everything.
+fn favoured(by: BranchBy, prefer: Prefer, numbers: [[(f32, f32); 4]; 2]) -> [usize; 2] {
+    let mut config = SearchConfig { width: 6, branch_factor: 1, segment_len: 2, ..small() };
+    (config.branch.by, config.branch.prefer, config.branch.temperature) = (by, prefer, 0.01);
+    config.max_branch_factor = Some(2);
+    let mut search = Search::new(config, 0).unwrap();
+    // a key whose factor is 1 after the first round and 2 after the second
+    for key in 0..1000 {
+        let tree = search.add_tree(key, &[5, 5]).unwrap();
+        for half in [0, 2] {
+            for (path, numbers) in (0..).map(PathId).zip(numbers) {
+                let tokens = [half, half + 1].map(|i| token(1, numbers[i].0, numbers[i].1));
+                if search.forest().tree(tree).unwrap().paths().len() == 2 {
+                    search.complete_segment(tree, path, &tokens).unwrap();
+                }
+            }
+        }
+        let paths = search.forest().tree(tree).unwrap().paths();
+        if paths.len() == 4 && paths[2].at == 6 {
+            return [0, 1]
+                .map(|p| paths.iter().filter(|path| path.parent == Some(PathId(p))).count());
+        }
+    }
+    [0, 0]
+}
+
+#[test]
+fn each_weighting_reads_its_own_numbers() {
+    use BranchBy::{MeanLogprob, PathLogprob, SegmentEntropy, SegmentLogprob};
+    // path 0 is unsure in its first segment, path 1, a little less, in its second
+    let numbers = [
+        [(-5.0, 3.0), (-5.0, 3.0), (-1.0, 1.0), (-1.0, 2.0)],
+        [(-1.0, 1.0), (-1.0, 1.0), (-4.0, 1.0), (-4.0, 1.0)],
+    ];
+    for (by, low) in [
+        (PathLogprob, [3, 0]),
+        (MeanLogprob, [3, 0]),
+        (SegmentLogprob, [1, 2]),
+        (SegmentEntropy, [1, 2]),
+    ] {
+        assert_eq!(favoured(by, Prefer::Low, numbers), low, "{by:?}");
+        assert_ne!(favoured(by, Prefer::High, numbers), low, "{by:?}");
+    }
 }

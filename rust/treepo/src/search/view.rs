@@ -1,51 +1,7 @@
-//! What the rules of the search read from a tree: the one place that knows how tokens are stored.
+//! Where a path's tokens and segments lie in its tree.
 
 use crate::forest::Tree;
 use crate::ids::PathId;
-
-/// A number that each sampled token has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Column {
-    Logprob,
-    Entropy,
-}
-
-/// The values of a path's own tokens `start..`, `start` absolute; NaN for tokens that were not
-/// sampled.
-pub(super) fn own_values(
-    tree: &Tree,
-    path: PathId,
-    start: u32,
-    column: Column,
-) -> impl Iterator<Item = f32> + '_ {
-    let own = tree.path(path);
-    let values = match column {
-        Column::Logprob => own.own_logprobs(),
-        Column::Entropy => own.own_entropies(),
-    };
-    values.iter().copied().skip((start - own.at) as usize)
-}
-
-/// Sum and number of the sampled tokens in `start..end` of the path's sequence. O(end - start +
-/// ancestors).
-pub(super) fn sum(tree: &Tree, path: PathId, start: u32, end: u32, column: Column) -> (f64, u32) {
-    let (mut sum, mut count, mut end) = (0.0, 0, end);
-    let mut current = Some(path);
-    while let Some(id) = current.filter(|_| start < end) {
-        let own = tree.path(id);
-        let from = start.max(own.at);
-        if from < end {
-            let values = own_values(tree, id, from, column).take((end - from) as usize);
-            for value in values.filter(|value| !value.is_nan()) {
-                sum += f64::from(value);
-                count += 1;
-            }
-        }
-        end = end.min(own.at);
-        current = own.parent;
-    }
-    (sum, count)
-}
 
 /// The path that owns the token at `position` of the path's sequence. O(ancestors).
 pub(super) fn owner(tree: &Tree, path: PathId, position: u32) -> PathId {
