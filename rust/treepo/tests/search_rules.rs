@@ -285,11 +285,11 @@ fn a_subtree_is_pruned_whole_and_nothing_else() {
     run(&mut search, 0);
     run(&mut search, 1);
     assert_eq!(forks(&search)[2..], [(Some(0), 5), (Some(1), 5)]);
-    assert_eq!(search.prune_subtree(TREE, PathId(2), 5), Ok(2), "paths 0 and 2");
+    assert_eq!(search.prune_subtree(TREE, PathId(3), 5), Ok(2), "paths 1 and 3");
     let live = search.segments().iter().map(|s| s.path.0).collect::<Vec<_>>();
-    assert_eq!(live, [1, 3]);
-    assert_eq!(search.prune_subtree(TREE, PathId(0), 5), Ok(0), "they are leaves by then");
-    assert_eq!(search.prune_subtree(TREE, PathId(0), 2), Ok(2), "the whole tree");
+    assert_eq!(live, [0, 2]);
+    assert_eq!(search.prune_subtree(TREE, PathId(1), 5), Ok(0), "they are leaves by then");
+    assert_eq!(search.prune_subtree(TREE, PathId(1), 2), Ok(2), "the whole tree");
     assert!(search.is_done());
     search.check().unwrap();
 }
@@ -309,6 +309,28 @@ fn trees_that_share_a_step_are_not_replayable() {
     run(&mut search, 1);
     // 12 tokens for two trees in segments of 3 are two paths each
     assert_eq!(tree(&search).paths().len(), 2);
+}
+
+#[test]
+fn missing_leaves_keep_to_the_share_of_the_step_too() {
+    let mut config = SearchConfig {
+        width: 8,
+        opportunistic: Opportunistic::StepTokens,
+        step_tokens: 9,
+        ..small()
+    };
+    (config.fallback.from, config.fallback.copies) = (FallbackFrom::Answered, Some(5));
+    let mut late = search(&config);
+    stop(&mut late, 0);
+    stop(&mut late, 1);
+    assert_eq!(late.segments().len(), 3);
+    config.fallback.refill = Refill::Early;
+    let mut early = search(&config);
+    stop(&mut early, 0);
+    run(&mut early, 1);
+    let origins: Vec<_> = tree(&early).paths()[2..].iter().map(|path| path.origin).collect();
+    assert_eq!(origins, [ForkOrigin::Fallback; 2], "nothing of the share is left to branch");
+    early.check().unwrap();
 }
 
 #[test]
