@@ -244,6 +244,34 @@ fn verdicts_end_paths_and_low_scores_prune_them() {
 }
 
 #[test]
+fn a_warm_up_of_scores_takes_the_lowest_of_each_leaf() {
+    let mut config = SearchConfig { verdicts: Verdicts::Segments, branch_factor: 1, ..small() };
+    config.budget.transfer = Transfer::Off;
+    (config.prune.by, config.prune.warmup_leaves) = (PruneBy::Score, 1);
+    let judge = |search: &mut Search, path, score| {
+        run(search, path);
+        search.report(TREE, PathId(path), Verdict::Continue { score }).unwrap();
+    };
+    let lowest = |scores: [f32; 2], next: f32| {
+        let mut config = SearchConfig { max_depth: 9, ..config.clone() };
+        config.width = 2;
+        let mut search = search(&config);
+        for score in scores {
+            judge(&mut search, 0, score);
+            judge(&mut search, 1, 7.0);
+        }
+        stop(&mut search, 0);
+        judge(&mut search, 1, 7.0);
+        judge(&mut search, 1, next);
+        reasons(&search)[1]
+    };
+    for scores in [[2.0, 4.0], [4.0, 2.0]] {
+        assert_eq!(lowest(scores, 2.0), None);
+        assert_eq!(lowest(scores, 1.9), Some(FinishReason::Pruned));
+    }
+}
+
+#[test]
 fn the_caller_forks_within_the_width_and_goes_back_at_any_width() {
     let mut search = search(&SearchConfig { width: 3, ..small() });
     for _ in 0..2 {
@@ -309,6 +337,20 @@ fn trees_that_share_a_step_are_not_replayable() {
     run(&mut search, 1);
     // 12 tokens for two trees in segments of 3 are two paths each
     assert_eq!(tree(&search).paths().len(), 2);
+}
+
+#[test]
+fn the_first_divergence_keeps_to_the_share_of_the_step() {
+    let config = SearchConfig {
+        initial_divergence: 4,
+        opportunistic: Opportunistic::StepTokens,
+        step_tokens: 12,
+        ..small()
+    };
+    let mut search = search(&config);
+    search.add_tree(2, &[5]).unwrap();
+    let sizes: Vec<_> = search.forest().trees().iter().map(|tree| tree.paths().len()).collect();
+    assert_eq!(sizes, [4, 2]);
 }
 
 #[test]

@@ -32,18 +32,3 @@ fn last_mark(tree: &Tree, path: PathId, at: u32) -> Option<u32> {
     }
     None
 }
-
-/// Segments of the path's sequence that end at or before `at`. O(ancestors).
-pub(super) fn depth(tree: &Tree, path: PathId, at: u32) -> u32 {
-    let mut path = path;
-    loop {
-        let own = tree.path(path);
-        match own.parent {
-            Some(parent) if at <= own.at => path = parent,
-            _ => {
-                let marks = own.own_marks().iter().filter(|&&mark| mark <= at).count();
-                return own.depth_at_fork + marks as u32;
-            }
-        }
-    }
-}
