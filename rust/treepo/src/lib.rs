@@ -36,6 +36,7 @@ pub mod schedule;
 pub mod search;
 #[cfg(feature = "sim")]
 pub mod sim;
+mod snapshot;
 
 pub use error::{Error, Result};
 pub use forest::{

@@ -23,6 +23,9 @@ impl Scheduler {
             self.memory.set_computed(tree, path, computed);
         }
         self.attach_followers(&samples)?;
+        for &Sampled { tree, path, .. } in &samples {
+            self.end_prefill(tree, path);
+        }
         for (&Sampled { tree, path, .. }, &token) in samples.iter().zip(tokens) {
             self.trees[tree.index()].num_sampled += 1;
             self.search.push_token(tree, path, token)?;
