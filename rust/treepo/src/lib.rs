@@ -28,6 +28,7 @@
 #![forbid(unsafe_code)]
 
 mod error;
+pub mod forecast;
 pub mod forest;
 mod ids;
 mod key;

@@ -3,6 +3,7 @@
 use super::{Fed, Sampled, Scheduler};
 use crate::error::{Error, Result};
 use crate::forest::SampledToken;
+use crate::ids::{PathId, TreeId};
 
 impl Scheduler {
     /// Takes the sampled tokens of the open plan, one for each sample in the plan's order. Returns
@@ -38,6 +39,11 @@ impl Scheduler {
         self.plan.fed = fed;
         self.plan.samples = samples;
         Ok((self.finished.len() - num_finished) as u32)
+    }
+
+    /// The paths that the open plan samples, in the order of its samples.
+    pub fn sampled_paths(&self) -> impl Iterator<Item = (TreeId, PathId)> + '_ {
+        self.plan.samples.iter().map(|sample| (sample.tree, sample.path))
     }
 
     fn check_commit(&self, tokens: &[SampledToken]) -> Result<()> {

@@ -15,6 +15,7 @@
 //! keys and values are computed again only after eviction, which is counted.
 
 mod admit;
+mod arrays;
 mod assemble;
 mod caller;
 mod check;
@@ -28,6 +29,7 @@ mod rows;
 mod snapshot;
 mod stats;
 
+pub use arrays::PlanArrays;
 pub use config::SchedulerConfig;
 pub use groups::{GroupBuffers, GroupCapacity};
 pub use plan::{PlanBuffers, PlanCapacity, PlanSizes};
