@@ -10,7 +10,7 @@ use treepo::{PlanArrays, SampledToken, Scheduler, SchedulerConfig, SearchConfig}
 
 const EOS: u32 = 0;
 const TREES: u64 = 12;
-const WARM_UPS: u64 = 6;
+const WARM_UPS: u64 = 12;
 
 /// Grows a batch of trees to their ends; returns what planning and committing allocated.
 fn run_batch(scheduler: &mut Scheduler, arrays: &mut PlanArrays, batch: u64) -> usize {
