@@ -28,6 +28,7 @@
 #![forbid(unsafe_code)]
 
 mod error;
+pub mod forecast;
 pub mod forest;
 mod ids;
 mod key;
@@ -36,6 +37,7 @@ pub mod schedule;
 pub mod search;
 #[cfg(feature = "sim")]
 pub mod sim;
+mod snapshot;
 
 pub use error::{Error, Result};
 pub use forest::{
@@ -45,7 +47,7 @@ pub use ids::{BlockId, PathId, TreeId};
 pub use key::{Purpose, Stream};
 pub use memory::{BlockPool, Memory};
 pub use schedule::{
-    GroupBuffers, GroupCapacity, PlanBuffers, PlanCapacity, PlanSizes, Scheduler, SchedulerConfig,
-    Stats,
+    GroupBuffers, GroupCapacity, PlanArrays, PlanBuffers, PlanCapacity, PlanSizes, Scheduler,
+    SchedulerConfig, Stats,
 };
 pub use search::{FallbackFrom, Preset, Search, SearchConfig, Segment, TokenTexts, Verdict};

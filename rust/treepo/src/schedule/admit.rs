@@ -28,7 +28,7 @@ impl Scheduler {
     }
 
     /// Makes the state of a tree that the search has just got, and queues it.
-    fn enter_tree(&mut self, tree: TreeId) -> Result<()> {
+    pub(super) fn enter_tree(&mut self, tree: TreeId) -> Result<()> {
         let max_paths = self.search.config().max_paths() as usize;
         self.trees.push(TreeState { is_queued: true, ..TreeState::default() });
         self.trees[tree.index()].paths.reserve(max_paths);
@@ -36,6 +36,7 @@ impl Scheduler {
         self.memory.reserve_paths(tree, max_paths);
         self.orders.enqueue(0, tree);
         self.orders.num_queued += 1;
+        self.finished.reserve(self.orders.num_queued + self.num_open_trees as usize);
         Ok(())
     }
 
