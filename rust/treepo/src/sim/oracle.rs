@@ -1,9 +1,11 @@
 //! The naive oracle: the same forest, computed without scheduler and memory.
 
-use super::TokenRule;
+use super::caller::Caller;
+use super::view::{Token, TreeView};
+use super::{TokenRule, adapter};
 use crate::error::{Result, law};
-use crate::forest::{Columns, Forest, TokenKind};
-use crate::ids::{PathId, TreeId};
+use crate::forest::{Columns, Forest, SampledToken, TokenKind};
+use crate::ids::TreeId;
 use crate::key::{Purpose, Stream};
 use crate::search::{Search, SearchConfig, Segment};
 
@@ -17,12 +19,35 @@ pub fn grow(
     seed: u64,
     prompts: &[(u64, Vec<u32>)],
 ) -> Result<Forest> {
+    grow_with(config, rule, &Caller::default(), seed, prompts)
+}
+
+/// As [`grow`], with a caller that knows texts and judges segments at once.
+///
+/// # Errors
+/// Those of [`Search`].
+pub fn grow_with(
+    config: &SearchConfig,
+    rule: &TokenRule,
+    caller: &Caller,
+    seed: u64,
+    prompts: &[(u64, Vec<u32>)],
+) -> Result<Forest> {
     let mut search = Search::new(config.clone(), seed)?;
+    adapter::set_texts(&mut search, caller)?;
     for (key, prompt) in prompts {
         search.add_tree(*key, prompt)?;
     }
-    while let Some(&segment) = search.segments().last() {
-        run_segment(&mut search, rule, segment)?;
+    loop {
+        if let Some(&segment) = search.segments().last() {
+            run_segment(&mut search, rule, segment)?;
+        } else if let Some(&(tree, path)) = adapter::ended_segments(&search).last() {
+            let tokens = search.forest().tree(tree)?.tokens(path);
+            let ruling = caller.rule(&tokens);
+            adapter::report(&mut search, tree, path, ruling)?;
+        } else {
+            break;
+        }
     }
     search.check()?;
     Ok(search.into_forest())
@@ -36,7 +61,7 @@ fn run_segment(search: &mut Search, rule: &TokenRule, segment: Segment) -> Resul
         let token = rule.next(&tokens, stream.uniform(Purpose::Token, tokens.len() as u64));
         search.push_token(tree, path, token)?;
         tokens.push(token.id);
-        if rule.eos_token_ids.contains(&token.id) {
+        if search.forest().path(tree, path)?.finish.is_some() {
             break;
         }
     }
@@ -49,30 +74,32 @@ fn run_segment(search: &mut Search, rule: &TokenRule, segment: Segment) -> Resul
 /// # Errors
 /// `LawBroken`.
 pub fn check_tokens(forest: &Forest, rule: &TokenRule, seed: u64) -> Result<()> {
-    for (t, tree) in forest.trees().iter().enumerate() {
-        for (p, path) in tree.paths().iter().enumerate() {
+    for (t, tree) in TreeView::all(forest)?.iter().enumerate() {
+        for (p, path) in tree.paths.iter().enumerate() {
             let place = |what: &str| format!("tree {t}, path {p}: {what}");
             let stream = Stream::of_tree(seed, tree.key).of_path(p as u32);
-            law(path.stream == stream, "S4", || place("stream"))?;
-            let tokens = tree.tokens(PathId(p as u32));
-            law(tokens.len() == path.len() as usize, "T3", || place("length"))?;
-            for (i, kind) in path.own_kinds().iter().enumerate() {
-                let position = path.at as usize + i;
+            law(path.stream == stream.0, "S4", || place("stream"))?;
+            let tokens = path.ids(path.len());
+            let own = tokens.len() - path.tokens.iter().filter(|token| token.owner == p).count();
+            law(own == path.at as usize, "T3", || place("length"))?;
+            for position in own..tokens.len() {
+                let token = path.tokens[position];
                 let is_prompt = position < tree.prompt_len as usize;
-                law((*kind == TokenKind::Prompt) == is_prompt, "T3", || place("kind"))?;
-                if is_prompt {
-                    continue;
-                }
+                let is_marked = token.kind == Some(TokenKind::Prompt);
+                law(is_marked == is_prompt, "T3", || place("kind"))?;
                 let uniform = stream.uniform(Purpose::Token, position as u64);
-                let token = rule.next(&tokens[..position], uniform);
-                let same = token.id == path.own_tokens()[i]
-                    && token.logprob.to_bits() == path.own_logprobs()[i].to_bits()
-                    && token.entropy.to_bits() == path.own_entropies()[i].to_bits();
-                law(same, "T6", || place(&format!("token at {position}")))?;
+                let is_right = is_prompt || is_same(token, rule.next(&tokens[..position], uniform));
+                law(is_right, "T6", || place(&format!("token at {position}")))?;
             }
         }
     }
     Ok(())
+}
+
+fn is_same(token: Token, expected: SampledToken) -> bool {
+    token.id == expected.id
+        && token.logprob.to_bits() == expected.logprob.to_bits()
+        && token.entropy.to_bits() == expected.entropy.to_bits()
 }
 
 /// Law S4: both forests have the same trees by key, in every column.

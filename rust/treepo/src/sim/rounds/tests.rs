@@ -1,0 +1,1 @@
+//! Hand-made trees, right ones and wrong ones.
