@@ -2,11 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::rounds::Tally;
+use super::rounds::{EarlyRestarts, Tally};
 use super::view::TreeView;
 use super::{FakeModel, PlanArrays, Scenario, adapter, oracle, rounds};
 use crate::error::{Result, law};
-use crate::forest::{FinishReason, Forest, TokenKind};
+use crate::forest::{FinishReason, Forest, ForkOrigin, Path, TokenKind};
 use crate::ids::{PathId, TreeId};
 use crate::schedule::{PlanSizes, Scheduler, Stats};
 use crate::search::Opportunistic;
@@ -23,6 +23,8 @@ pub struct Run {
     pub stats: Stats,
     /// Every plan.
     pub plans: Vec<PlanArrays>,
+    /// Restarts made while an older path of their tree was live.
+    pub early: EarlyRestarts,
     /// What else happened.
     pub tally: Tally,
 }
@@ -38,6 +40,9 @@ struct Machine<'a> {
     num_added: usize,
     /// The step in which each pending verdict is told.
     verdicts: BTreeMap<(TreeId, PathId), u32>,
+    /// Paths that each tree had when it was last looked at.
+    num_paths: Vec<usize>,
+    early: EarlyRestarts,
     tally: Tally,
 }
 
@@ -76,7 +81,7 @@ impl Scenario {
             oracle::check_same_trees(&run.forest, &expected)?;
         }
         oracle::check_tokens(&run.forest, &self.rule, self.seed)?;
-        run.tally.add(&rounds::check_rounds(&run.forest, &self.search, &self.caller)?);
+        run.tally.add(&rounds::check_rounds(&run.forest, &self.search, &self.caller, &run.early)?);
         check_counters(&run)?;
         if let Some(every) = self.snapshot_every {
             let other = self.run_with_snapshots(every)?;
@@ -112,6 +117,8 @@ impl<'a> Machine<'a> {
             step: 0,
             num_added: 0,
             verdicts: BTreeMap::new(),
+            num_paths: Vec::new(),
+            early: Vec::new(),
             tally: Tally::default(),
         })
     }
@@ -126,8 +133,8 @@ impl<'a> Machine<'a> {
         let all_added = self.num_added == self.scenario.prompts.len();
         law(all_added && self.scheduler.is_done(), "S1", || "an empty plan before the end".into())?;
         let stats = self.scheduler.stats();
-        let (plans, tally) = (self.plans, self.tally);
-        Ok(Run { forest: self.scheduler.into_forest(), stats, plans, tally })
+        let (plans, early, tally) = (self.plans, self.early, self.tally);
+        Ok(Run { forest: self.scheduler.into_forest(), stats, plans, early, tally })
     }
 
     /// One step; whether there is another.
@@ -144,15 +151,33 @@ impl<'a> Machine<'a> {
         let tokens = self.model.run(&plan)?;
         self.plans.push(plan);
         self.scheduler.commit_step(&tokens)?;
-        self.scheduler.check()?;
-        self.forget_free_blocks();
+        self.after_change()?;
         self.step += 1;
         Ok(true)
     }
 
-    fn forget_free_blocks(&mut self) {
+    fn after_change(&mut self) -> Result<()> {
+        self.scheduler.check()?;
+        self.note_restarts();
         let pool = self.scheduler.memory().pool();
         self.model.poison(|block| pool.count(block) == 0);
+        Ok(())
+    }
+
+    /// Notes the restarts that are new and that an older live path has beside it.
+    fn note_restarts(&mut self) {
+        let trees = self.scheduler.forest().trees();
+        self.num_paths.resize(trees.len(), 0);
+        self.early.resize(trees.len(), BTreeSet::new());
+        for ((tree, early), num_paths) in trees.iter().zip(&mut self.early).zip(&mut self.num_paths)
+        {
+            let (old, new) = tree.paths().split_at(*num_paths);
+            if old.iter().any(|path| path.finish.is_none()) {
+                let is_restart = |(_, path): &(usize, &Path)| path.origin == ForkOrigin::Fallback;
+                early.extend(new.iter().enumerate().filter(is_restart).map(|(p, _)| old.len() + p));
+            }
+            *num_paths = tree.paths().len();
+        }
     }
 
     fn add_trees(&mut self) -> Result<()> {
@@ -190,8 +215,7 @@ impl<'a> Machine<'a> {
             let is_late = self.scenario.caller.delay(&tokens) > 0;
             self.tally.add_events("late_verdicts", u64::from(is_late));
             adapter::report_to_scheduler(&mut self.scheduler, tree, path, ruling)?;
-            self.scheduler.check()?;
-            self.forget_free_blocks();
+            self.after_change()?;
         }
     }
 

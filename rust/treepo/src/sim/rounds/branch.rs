@@ -66,7 +66,7 @@ impl Replay<'_> {
 
     /// Shares differ by one at most; the greater ones are neighbours, or it is the last that gets
     /// the whole remainder.
-    fn is_even(&self, counts: &[usize]) -> bool {
+    pub(super) fn is_even(&self, counts: &[usize]) -> bool {
         let n = counts.len();
         let total = n + counts.iter().sum::<usize>();
         let (share, remainder) = (total / n - 1, total % n);

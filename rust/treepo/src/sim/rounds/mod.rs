@@ -16,6 +16,7 @@ mod tests;
 mod text;
 mod weights;
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 pub use tally::Tally;
@@ -29,14 +30,24 @@ use crate::search::{
 };
 use prune::Look;
 
+/// Restarts that were made while an older path of their tree was live, tree by tree. The forest
+/// does not tell them from those that were made later.
+pub type EarlyRestarts = Vec<BTreeSet<usize>>;
+
 /// Checks every tree of a finished forest that nothing was aborted in; returns what happened.
 ///
 /// # Errors
 /// `LawBroken` with the tree, the round and the rule.
-pub fn check_rounds(forest: &Forest, config: &SearchConfig, caller: &Caller) -> Result<Tally> {
+pub fn check_rounds(
+    forest: &Forest,
+    config: &SearchConfig,
+    caller: &Caller,
+    early: &EarlyRestarts,
+) -> Result<Tally> {
     let mut tally = Tally::default();
     for (t, tree) in TreeView::all(forest)?.iter().enumerate() {
-        let replay = Replay { config, caller, tree, place: format!("tree {t}") };
+        let early = early.get(t).cloned().unwrap_or_default();
+        let replay = Replay { config, caller, tree, early, place: format!("tree {t}") };
         replay.check_limits()?;
         replay.check_weights()?;
         tally.add(&replay.check_tree()?);
@@ -49,6 +60,7 @@ struct Replay<'a> {
     config: &'a SearchConfig,
     caller: &'a Caller,
     tree: &'a TreeView,
+    early: BTreeSet<usize>,
     place: String,
 }
 
@@ -225,8 +237,11 @@ impl Replay<'_> {
     fn fits(&self, state: &State, round: &Round, forks: &Forks) -> bool {
         let (branches, restarts) = (forks.branches.len(), forks.restarts.len());
         let end = forks.branches.end.max(forks.restarts.end);
+        let is_early = !round.live.is_empty();
+        let mut restarted = forks.restarts.clone();
         end <= self.tree.paths.len()
             && self.branch_counts(state, round, restarts).contains(&branches)
+            && restarted.all(|p| self.early.contains(&p) == is_early)
             && (round.live.is_empty() || self.refill_fits(state, round, branches, restarts))
     }
 

@@ -1,1 +1,0 @@
-//! Hand-made trees, right ones and wrong ones.
