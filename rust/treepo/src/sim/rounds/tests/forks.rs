@@ -73,7 +73,9 @@ fn token_tree(branch: BranchConfig, width: u32, forks: &[(u32, u32)]) -> Result<
     hand.run(0, &[]);
     hand.push(1, &[(1, -5.0, 0.1), (2, -4.0, 0.2), (3, -1.0, 0.9)]);
     hand.run(1, &[]);
-    forks.iter().for_each(|&(path, at)| hand.branch(path, at));
+    for &(path, at) in forks {
+        hand.branch(path, at);
+    }
     for path in 0..2 + forks.len() as u32 {
         while hand.0.path(super::TREE, crate::PathId(path)).expect("a path").len() < 7 {
             let left = 7 - hand.0.path(super::TREE, crate::PathId(path)).expect("a path").len();

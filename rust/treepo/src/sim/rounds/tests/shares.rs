@@ -1,7 +1,8 @@
 //! How forks are shared out.
 
 use super::{Hand, config};
-use crate::search::{BranchConfig, Prefer, Remainder, SearchConfig, TemperatureSchedule};
+use crate::search::TemperatureSchedule::{Constant, Linear, Sinusoid};
+use crate::search::{BranchConfig, Prefer, Remainder, SearchConfig};
 use crate::sim::caller::Caller;
 use crate::sim::rounds::Replay;
 
@@ -54,7 +55,6 @@ fn temperatures_follow_their_schedule() {
         };
         with(branch, progress, |replay| replay.temperature())
     };
-    use TemperatureSchedule::{Constant, Linear, Sinusoid};
     let cases = [
         (Constant, 0.7, 1.0),
         (Linear, 0.25, 1.5),
