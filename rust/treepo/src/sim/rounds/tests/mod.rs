@@ -138,7 +138,9 @@ fn an_even_tree_is_right_and_others_are_not() {
         let mut hand = Hand::new(2);
         hand.run(0, &[1, 2]);
         hand.run(1, &[1, 2]);
-        forks.iter().for_each(|&path| hand.branch(path, 3));
+        for &path in forks {
+            hand.branch(path, 3);
+        }
         hand.fill(0..2 + forks.len() as u32, 7);
         hand.check(&config())
     };
@@ -153,7 +155,9 @@ fn an_even_tree_is_right_and_others_are_not() {
 fn lengths_and_segments_are_held_to_their_limits() {
     let tree = |segments: &[&[u32]], reason| {
         let mut hand = Hand::new(1);
-        segments.iter().for_each(|segment| hand.run(0, segment));
+        for segment in segments {
+            hand.run(0, segment);
+        }
         hand.end(0, reason);
         hand.check(&SearchConfig { width: 1, initial_divergence: 1, ..config() })
     };

@@ -46,15 +46,6 @@ fn weights_are_a_softmax_with_largest_remainders() {
 
 #[test]
 fn temperatures_follow_their_schedule() {
-    let temperature = |schedule, progress| {
-        let branch = BranchConfig {
-            temperature: 1.0,
-            final_temperature: 3.0,
-            schedule,
-            ..BranchConfig::default()
-        };
-        with(branch, progress, |replay| replay.temperature())
-    };
     let cases = [
         (Constant, 0.7, 1.0),
         (Linear, 0.25, 1.5),
@@ -64,7 +55,13 @@ fn temperatures_follow_their_schedule() {
         (Sinusoid, 0.25, 2.0 - f64::sqrt(0.5)),
     ];
     for (schedule, progress, expected) in cases {
-        let actual = temperature(schedule, progress);
-        assert!((actual - expected).abs() < 1e-9, "{schedule:?} at {progress}: {actual}");
+        let branch = BranchConfig {
+            temperature: 1.0,
+            final_temperature: 3.0,
+            schedule,
+            ..BranchConfig::default()
+        };
+        let is_close = |replay: &Replay<'_>| (replay.temperature() - expected).abs() < 1e-9;
+        assert!(with(branch, progress, is_close), "{schedule:?} at {progress}");
     }
 }
