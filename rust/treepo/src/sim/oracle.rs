@@ -1,6 +1,7 @@
 //! The naive oracle: the same forest, computed without scheduler and memory.
 
 use super::caller::Caller;
+use super::rounds::{Births, EarlyRestarts};
 use super::view::{Token, TreeView};
 use super::{TokenRule, adapter};
 use crate::error::{Result, law};
@@ -19,10 +20,11 @@ pub fn grow(
     seed: u64,
     prompts: &[(u64, Vec<u32>)],
 ) -> Result<Forest> {
-    grow_with(config, rule, &Caller::default(), seed, prompts)
+    Ok(grow_with(config, rule, &Caller::default(), seed, prompts)?.0)
 }
 
-/// As [`grow`], with a caller that knows texts and judges segments at once.
+/// As [`grow`], with a caller that knows texts and judges segments at once. Also returns which
+/// restarts were made early.
 ///
 /// # Errors
 /// Those of [`Search`].
@@ -32,7 +34,8 @@ pub fn grow_with(
     caller: &Caller,
     seed: u64,
     prompts: &[(u64, Vec<u32>)],
-) -> Result<Forest> {
+) -> Result<(Forest, EarlyRestarts)> {
+    let mut births = Births::default();
     let mut search = Search::new(config.clone(), seed)?;
     adapter::set_texts(&mut search, caller)?;
     for (key, prompt) in prompts {
@@ -40,26 +43,33 @@ pub fn grow_with(
     }
     loop {
         if let Some(&segment) = search.segments().last() {
-            run_segment(&mut search, rule, segment)?;
+            run_segment(&mut search, rule, segment, &mut births)?;
         } else if let Some(&(tree, path)) = adapter::ended_segments(&search).last() {
             let tokens = search.forest().tree(tree)?.tokens(path);
             let ruling = caller.rule(&tokens);
             adapter::report(&mut search, tree, path, ruling)?;
+            births.note(search.forest());
         } else {
             break;
         }
     }
     search.check()?;
-    Ok(search.into_forest())
+    Ok((search.into_forest(), births.into_early()))
 }
 
-fn run_segment(search: &mut Search, rule: &TokenRule, segment: Segment) -> Result<()> {
+fn run_segment(
+    search: &mut Search,
+    rule: &TokenRule,
+    segment: Segment,
+    births: &mut Births,
+) -> Result<()> {
     let Segment { tree, path, max_new_tokens } = segment;
     let mut tokens = search.forest().tree(tree)?.tokens(path);
     let stream = search.forest().path(tree, path)?.stream;
     for _ in 0..max_new_tokens {
         let token = rule.next(&tokens, stream.uniform(Purpose::Token, tokens.len() as u64));
         search.push_token(tree, path, token)?;
+        births.note(search.forest());
         tokens.push(token.id);
         if search.forest().path(tree, path)?.finish.is_some() {
             break;

@@ -2,11 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::rounds::{EarlyRestarts, Tally};
+use super::rounds::{Births, EarlyRestarts, Tally};
 use super::view::TreeView;
 use super::{FakeModel, PlanArrays, Scenario, adapter, oracle, rounds};
 use crate::error::{Result, law};
-use crate::forest::{FinishReason, Forest, ForkOrigin, Path, TokenKind};
+use crate::forest::{FinishReason, Forest, TokenKind};
 use crate::ids::{PathId, TreeId};
 use crate::schedule::{PlanSizes, Scheduler, Stats};
 use crate::search::Opportunistic;
@@ -40,9 +40,7 @@ struct Machine<'a> {
     num_added: usize,
     /// The step in which each pending verdict is told.
     verdicts: BTreeMap<(TreeId, PathId), u32>,
-    /// Paths that each tree had when it was last looked at.
-    num_paths: Vec<usize>,
-    early: EarlyRestarts,
+    births: Births,
     tally: Tally,
 }
 
@@ -74,11 +72,10 @@ impl Scenario {
         law(run.plans == self.run()?.plans, "S3", || "a second run has other plans".into())?;
         let is_replayable = self.search.opportunistic == Opportunistic::Off;
         if is_replayable {
-            let mut prompts = self.prompts.clone();
-            prompts.reverse();
-            let Self { search, rule, caller, seed, .. } = self;
-            let expected = oracle::grow_with(search, rule, caller, *seed, &prompts)?;
+            let (expected, mut early) = self.grow()?;
             oracle::check_same_trees(&run.forest, &expected)?;
+            early.reverse();
+            law(run.early == early, "S4", || "restarts are made in other rounds".into())?;
         }
         oracle::check_tokens(&run.forest, &self.rule, self.seed)?;
         run.tally.add(&rounds::check_rounds(&run.forest, &self.search, &self.caller, &run.early)?);
@@ -92,6 +89,23 @@ impl Scenario {
         }
         run.tally.add_events("eos_first_tokens", count_first_eos(&run.forest)?);
         Ok(run)
+    }
+
+    /// Grows the trees without scheduler and memory and holds them against the rules alone.
+    ///
+    /// # Errors
+    /// As [`Scenario::run`].
+    pub fn verify_search(&self) -> Result<Tally> {
+        let (forest, early) = self.grow()?;
+        oracle::check_tokens(&forest, &self.rule, self.seed)?;
+        rounds::check_rounds(&forest, &self.search, &self.caller, &early)
+    }
+
+    /// The trees as the oracle grows them, the last one first.
+    fn grow(&self) -> Result<(Forest, EarlyRestarts)> {
+        let mut prompts = self.prompts.clone();
+        prompts.reverse();
+        oracle::grow_with(&self.search, &self.rule, &self.caller, self.seed, &prompts)
     }
 
     fn check_limits(&self, sizes: PlanSizes) -> Result<()> {
@@ -117,8 +131,7 @@ impl<'a> Machine<'a> {
             step: 0,
             num_added: 0,
             verdicts: BTreeMap::new(),
-            num_paths: Vec::new(),
-            early: Vec::new(),
+            births: Births::default(),
             tally: Tally::default(),
         })
     }
@@ -133,7 +146,7 @@ impl<'a> Machine<'a> {
         let all_added = self.num_added == self.scenario.prompts.len();
         law(all_added && self.scheduler.is_done(), "S1", || "an empty plan before the end".into())?;
         let stats = self.scheduler.stats();
-        let (plans, early, tally) = (self.plans, self.early, self.tally);
+        let (plans, early, tally) = (self.plans, self.births.into_early(), self.tally);
         Ok(Run { forest: self.scheduler.into_forest(), stats, plans, early, tally })
     }
 
@@ -158,26 +171,10 @@ impl<'a> Machine<'a> {
 
     fn after_change(&mut self) -> Result<()> {
         self.scheduler.check()?;
-        self.note_restarts();
+        self.births.note(self.scheduler.forest());
         let pool = self.scheduler.memory().pool();
         self.model.poison(|block| pool.count(block) == 0);
         Ok(())
-    }
-
-    /// Notes the restarts that are new and that an older live path has beside it.
-    fn note_restarts(&mut self) {
-        let trees = self.scheduler.forest().trees();
-        self.num_paths.resize(trees.len(), 0);
-        self.early.resize(trees.len(), BTreeSet::new());
-        for ((tree, early), num_paths) in trees.iter().zip(&mut self.early).zip(&mut self.num_paths)
-        {
-            let (old, new) = tree.paths().split_at(*num_paths);
-            if old.iter().any(|path| path.finish.is_none()) {
-                let is_restart = |(_, path): &(usize, &Path)| path.origin == ForkOrigin::Fallback;
-                early.extend(new.iter().enumerate().filter(is_restart).map(|(p, _)| old.len() + p));
-            }
-            *num_paths = tree.paths().len();
-        }
     }
 
     fn add_trees(&mut self) -> Result<()> {

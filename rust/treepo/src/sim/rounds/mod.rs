@@ -4,6 +4,7 @@
 //! whether the forks that follow are those that the documented rules ask for (laws T1, T2, T5).
 //! Where a rule draws a number, each number that it may draw is tried.
 
+mod births;
 mod branch;
 mod budget;
 mod fallback;
@@ -19,6 +20,7 @@ mod weights;
 use std::collections::BTreeSet;
 use std::ops::Range;
 
+pub use births::{Births, EarlyRestarts};
 pub use tally::Tally;
 
 use super::caller::{Caller, Ruling};
@@ -29,10 +31,6 @@ use crate::search::{
     FallbackFrom, Opportunistic, PrunedLeaves, Refill, SearchConfig, Total, Verdicts,
 };
 use prune::Look;
-
-/// Restarts that were made while an older path of their tree was live, tree by tree. The forest
-/// does not tell them from those that were made later.
-pub type EarlyRestarts = Vec<BTreeSet<usize>>;
 
 /// Checks every tree of a finished forest that nothing was aborted in; returns what happened.
 ///
