@@ -41,6 +41,7 @@ pub fn grow_with(
     for (key, prompt) in prompts {
         search.add_tree(*key, prompt)?;
     }
+    births.note(search.forest());
     loop {
         if let Some(&segment) = search.segments().last() {
             run_segment(&mut search, rule, segment, &mut births)?;

@@ -187,6 +187,7 @@ impl<'a> Machine<'a> {
             self.scheduler.add_tree(*key, prompt)?;
             self.num_added += 1;
         }
+        self.births.note(self.scheduler.forest());
         Ok(())
     }
 
