@@ -7,7 +7,7 @@ use super::rounds::Tally;
 use super::simulator::Run;
 
 /// Events that runs with every policy must have.
-const POLICY_EVENTS: [&str; 31] = [
+const POLICY_EVENTS: [&str; 32] = [
     "stop_strings",
     "stop_strings_across_segments",
     "boxed",
@@ -28,6 +28,7 @@ const POLICY_EVENTS: [&str; 31] = [
     "early_refills",
     "cuts_inside_segments",
     "weighted_splits",
+    "tokens_of_leaves_sampled_anew",
     "late_verdicts",
     "steps_that_only_wait_for_verdicts",
     "snapshots",

@@ -1,9 +1,8 @@
 //! How the forks of a round are split over its live paths.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::{Live, Replay, Round, State};
+use super::{Ended, Replay, Round, State};
 use crate::error::Result;
 use crate::forest::ForkOrigin;
 use crate::search::{BranchBy, Prefer, Remainder, TemperatureSchedule};
@@ -12,27 +11,26 @@ use crate::search::{BranchBy, Prefer, Remainder, TemperatureSchedule};
 const TOLERANCE: f64 = 5e-3;
 
 impl Replay<'_> {
-    fn is_token_rule(&self) -> bool {
+    pub(super) fn is_token_rule(&self) -> bool {
         use BranchBy::{TokenEntropy, TokenEntropyAbove, TokenSurprisal};
         matches!(self.config.branch.by, TokenSurprisal | TokenEntropy | TokenEntropyAbove)
     }
 
-    /// Forks from `known` on that branch off the segments of this round.
-    pub(super) fn count_branches(&self, known: usize, round: &Round) -> usize {
-        let is_of = |q: usize, live: &Live| {
-            let at = self.path(q).at;
-            let is_inside = if self.is_token_rule() {
-                (live.start..live.end).contains(&at)
+    /// Whether a path branches off a segment of this round.
+    pub(super) fn is_branch(&self, p: usize, round: &Round) -> bool {
+        let at = self.path(p).at;
+        let leaves = |ended: &Ended, is_inside: bool| {
+            is_inside && self.path(p).parent == Some(self.path(ended.path).owner_before(at))
+        };
+        let is_of = |ended: &Ended| {
+            if self.is_token_rule() {
+                leaves(ended, (ended.start..ended.end).contains(&at))
             } else {
-                at == live.end
-            };
-            is_inside && self.path(q).parent == Some(self.path(live.path).owner_before(at))
+                leaves(ended, at == ended.end)
+            }
         };
-        let is_branch = |&q: &usize| {
-            self.path(q).origin == Some(ForkOrigin::Branch)
-                && round.live.iter().any(|live| is_of(q, live))
-        };
-        (known..self.tree.paths.len()).take_while(is_branch).count()
+        let mut ended = round.live.iter().chain(&round.finished);
+        self.path(p).origin == Some(ForkOrigin::Branch) && ended.any(is_of)
     }
 
     /// The branches of a round, whose number is right, leave the right places.
@@ -45,6 +43,9 @@ impl Replay<'_> {
         self.tally_branches(round, forks.len(), &mut state.tally);
         if self.is_token_rule() {
             return self.check_token_forks(round, forks);
+        }
+        if round.live.is_empty() {
+            return Ok(());
         }
         let (mut next, mut counts) = (forks.start, Vec::new());
         for live in &round.live {
@@ -85,17 +86,17 @@ impl Replay<'_> {
     /// What the live paths are weighted by. Where a path left another one within a segment, its
     /// last segment begins there or at the mark before.
     fn readings(&self, round: &Round) -> Vec<Vec<f64>> {
-        let mark_before = |live: &Live| {
+        let mark_before = |live: &Ended| {
             let marks = self.path(live.path).marks.iter().filter(|&&mark| mark < live.end);
             marks.max().copied().unwrap_or(self.tree.prompt_len)
         };
-        let values = |start: &dyn Fn(&Live) -> u32| {
+        let values = |start: &dyn Fn(&Ended) -> u32| {
             round.live.iter().map(|live| self.value(live, start(live))).collect()
         };
         vec![values(&|live| live.start), values(&mark_before)]
     }
 
-    fn value(&self, live: &Live, segment_start: u32) -> f64 {
+    fn value(&self, live: &Ended, segment_start: u32) -> f64 {
         let path = self.path(live.path);
         let logprobs = |range: Range<u32>| -> Vec<f64> {
             let tokens = &path.tokens[range.start as usize..range.end as usize];
@@ -153,50 +154,57 @@ impl Replay<'_> {
         counts.iter().zip(&quotas).all(is_close) && above <= below + TOLERANCE
     }
 
-    /// The positions of a live path's segment that a token rule forks, and the tied ones.
-    fn token_positions(&self, live: &Live) -> Vec<u32> {
+    /// The positions of a segment that a token rule forks, the first one first, with what decides
+    /// between segments.
+    fn token_positions(&self, ended: &Ended) -> Vec<(f32, u32)> {
         let branch = &self.config.branch;
-        let tokens = &self.path(live.path).tokens;
+        let tokens = &self.path(ended.path).tokens;
         let value = |at: u32| match branch.by {
             BranchBy::TokenSurprisal => -tokens[at as usize].logprob,
             _ => tokens[at as usize].entropy,
         };
-        let mut positions: Vec<u32> = (live.start..live.end).collect();
+        let positions = ended.start..ended.end;
+        let mut positions: Vec<(f32, u32)> = positions.map(|at| (value(at), at)).collect();
         if branch.by == BranchBy::TokenEntropyAbove {
-            positions.retain(|&at| value(at) > branch.threshold);
+            positions.retain(|position| position.0 > branch.threshold);
+            let ranked = (0..).zip(&mut positions);
+            ranked.for_each(|(rank, position)| position.0 = -(rank as f32));
         } else {
-            positions.sort_by(|&a, &b| value(b).total_cmp(&value(a)));
+            positions.sort_by(|a, b| b.0.total_cmp(&a.0));
         }
         positions.truncate(branch.num_positions as usize);
         positions
     }
 
-    /// Forks that a token rule makes without a limit; none for other rules.
-    pub(super) fn num_token_forks(&self, round: &Round) -> Option<usize> {
+    /// The places that a token rule forks, in order: larger values first, of equals the older path
+    /// and the earlier position.
+    fn token_forks(&self, round: &Round) -> Vec<(usize, u32)> {
+        let mut places = Vec::new();
+        for ended in round.live.iter().chain(&round.finished) {
+            for (value, at) in self.token_positions(ended) {
+                places.push((value, ended.path, at));
+            }
+        }
+        places.sort_by(|a, b| b.0.total_cmp(&a.0).then((a.1, a.2).cmp(&(b.1, b.2))));
         let copies = self.config.branch.copies as usize;
-        let positions = || round.live.iter().map(|live| self.token_positions(live).len());
-        self.is_token_rule().then(|| copies * positions().sum::<usize>())
+        let place = |(_, p, at): (f32, usize, u32)| (self.path(p).owner_before(at), at);
+        places.into_iter().flat_map(|found| std::iter::repeat_n(place(found), copies)).collect()
     }
 
-    /// No place has more forks than the rule gives it; if there is room for all, it has all.
+    /// Forks that a token rule makes without a limit; none for other rules.
+    pub(super) fn num_token_forks(&self, round: &Round) -> Option<usize> {
+        self.is_token_rule().then(|| self.token_forks(round).len())
+    }
+
+    /// The places with the largest values have their forks, and no other place has one.
     fn check_token_forks(&self, round: &Round, forks: Range<usize>) -> Result<()> {
-        let mut wanted: BTreeMap<(usize, u32), usize> = BTreeMap::new();
-        for live in &round.live {
-            for at in self.token_positions(live) {
-                let owner = self.path(live.path).owner_before(at);
-                *wanted.entry((owner, at)).or_default() += self.config.branch.copies as usize;
-            }
-        }
-        for p in forks {
-            let path = self.path(p);
-            let place = (path.parent.unwrap_or(usize::MAX), path.at);
-            let left = wanted.get_mut(&place).filter(|left| **left > 0);
-            let what = format!("path {p} leaves {} at {}, not chosen", place.0, place.1);
-            self.law(left.is_some(), "T2", &what)?;
-            if let Some(left) = left {
-                *left -= 1;
-            }
-        }
-        Ok(())
+        let mut wanted = self.token_forks(round);
+        wanted.truncate(forks.len());
+        wanted.sort_unstable();
+        let place = |p: usize| (self.path(p).parent.unwrap_or(usize::MAX), self.path(p).at);
+        let mut actual: Vec<_> = forks.map(place).collect();
+        actual.sort_unstable();
+        let what = format!("forks leave (path, position) {actual:?}, not {wanted:?}");
+        self.law(actual == wanted, "T2", &what)
     }
 }

@@ -1,7 +1,7 @@
 //! Where restarts come from and where they are cut.
 
 use std::collections::BTreeSet;
-use std::ops::{Range, RangeInclusive};
+use std::ops::Range;
 
 use super::{Replay, State};
 use crate::error::Result;
@@ -25,14 +25,10 @@ impl Replay<'_> {
     }
 
     /// Restarts that may be made at once: all candidates give `copies`. Without a candidate the
-    /// tree starts at the prompt again, as it began or as a restart.
-    pub(super) fn restart_caps(
-        &self,
-        state: &State,
-        divergences: RangeInclusive<usize>,
-    ) -> BTreeSet<usize> {
+    /// tree starts at the prompt again, as it began.
+    pub(super) fn restart_caps(&self, state: &State) -> BTreeSet<usize> {
         match self.candidates(state).len() {
-            0 => divergences.chain([self.copies()]).collect(),
+            0 => self.divergences().collect(),
             n => [n * self.copies()].into(),
         }
     }

@@ -35,7 +35,7 @@ impl Replay<'_> {
     ) -> Result<()> {
         let path = self.path(p);
         for len in segment.start + 1..=segment.end {
-            let ends_segment = len == segment.start + self.config.segment_len;
+            let ends_segment = len == self.next_end(segment.start);
             let is_end = len == path.len();
             let ending = self.ending(p, len, ends_segment);
             let pruned = is_end && path.finish == Some(FinishReason::Pruned);

@@ -18,6 +18,13 @@ impl Replay<'_> {
         self.path(p).at.max(self.tree.prompt_len)
     }
 
+    /// Where a segment ends that begins or goes on here. Segments are aligned in a tree: a path that
+    /// left another one within a segment ends it where that one would have.
+    pub(super) fn next_end(&self, start: u32) -> u32 {
+        let (prompt_len, segment_len) = (self.tree.prompt_len, self.config.segment_len);
+        prompt_len + ((start - prompt_len) / segment_len + 1) * segment_len
+    }
+
     /// T1: no path is empty, too long or too deep, and its segments are as long as they should be.
     pub(super) fn check_limits(&self) -> Result<()> {
         let segment_len = self.config.segment_len;
@@ -30,7 +37,7 @@ impl Replay<'_> {
             let fits = len <= self.max_len() && path.depth(len) <= self.config.max_depth;
             self.law(fits, "T1", &format!("path {p} is too long"))?;
             let mut ends: Vec<u32> =
-                (base + segment_len..len).step_by(segment_len as usize).collect();
+                (self.next_end(base)..len).step_by(segment_len as usize).collect();
             let is_cut = path.finish == Some(FinishReason::Pruned) && path.own_marks == ends;
             ends.push(len);
             let fits = is_cut || path.own_marks == ends;
@@ -46,7 +53,7 @@ impl Replay<'_> {
         let own = path.own_marks.iter().copied().find(|&mark| mark > start);
         let end = own.unwrap_or(path.len());
         let what = format!("path {p}: segment {start}..{end}");
-        self.law(end > start && end - start <= self.config.segment_len, "T1", &what)?;
+        self.law(end > start && end <= self.next_end(start), "T1", &what)?;
         Ok(end)
     }
 }

@@ -69,9 +69,9 @@ struct Running {
     start: u32,
 }
 
-/// A live path at the end of a round.
+/// A segment that a round has ended.
 #[derive(Debug, Clone, Copy)]
-struct Live {
+struct Ended {
     path: usize,
     /// Where its segment began.
     start: u32,
@@ -95,10 +95,11 @@ struct State {
 /// The end of a round, before it forks.
 #[derive(Debug, Clone, Default)]
 struct Round {
-    live: Vec<Live>,
-    /// Paths that finished in it.
-    num_finished: usize,
-    /// Those of them that count.
+    /// Of the paths that live on.
+    live: Vec<Ended>,
+    /// Of the paths that are leaves now and were not given up.
+    finished: Vec<Ended>,
+    /// Leaves of the round that count.
     num_counted: usize,
     /// Leaves that the tree misses.
     missing: usize,
@@ -153,7 +154,9 @@ impl Replay<'_> {
             state.round += 1;
             let round = self.end_round(&mut state)?;
             let mut options = self.options(&state, &round)?;
-            let is_end = |forks: &Forks| round.live.is_empty() && forks.restarts.is_empty();
+            let is_end = |forks: &Forks| {
+                round.live.is_empty() && forks.restarts.is_empty() && forks.branches.is_empty()
+            };
             let last = options.pop().unwrap_or_default();
             for forks in options {
                 let mut other = state.clone();
@@ -182,9 +185,11 @@ impl Replay<'_> {
             self.check_segment(path, start..end, state)?;
             if end == self.path(path).len() {
                 state.leaves.push((path, state.round));
-                round.num_finished += 1;
+                if self.path(path).finish != Some(FinishReason::Pruned) {
+                    round.finished.push(Ended { path, start, end });
+                }
             } else {
-                round.live.push(Live { path, start, end });
+                round.live.push(Ended { path, start, end });
             }
         }
         let counted = self.count(&state.leaves);
@@ -197,57 +202,56 @@ impl Replay<'_> {
     fn options(&self, state: &State, round: &Round) -> Result<Vec<Forks>> {
         let known = state.known;
         let mut options = Vec::new();
-        let refills = self.refills(state, round);
-        let branches = known..known + self.count_branches(known, round);
-        for restarts in refills {
-            let places = [(branches.clone(), branches.end), {
-                let start = known + restarts;
-                (start..start + self.count_branches(start, round), known)
-            }];
-            let num_orders = if restarts == 0 { 1 } else { 2 };
-            for (branches, start) in places.into_iter().take(num_orders) {
-                let forks = Forks { branches, restarts: start..start + restarts };
-                if self.fits(state, round, &forks) {
-                    options.push(forks);
+        for restarts in self.refills(state, round) {
+            // Branches come before restarts or behind them.
+            for start in BTreeSet::from([known, known + restarts]) {
+                for count in self.branch_counts(state, round, restarts) {
+                    let branches = start..start + count;
+                    let first = if start == known { branches.end } else { known };
+                    let forks = Forks { branches, restarts: first..first + restarts };
+                    if self.fits(state, round, &forks) {
+                        options.push(forks);
+                    }
                 }
             }
         }
-        self.law(!options.is_empty(), "T2", &self.describe(state, round, branches.len()))?;
+        self.law(!options.is_empty(), "T2", &self.describe(state, round))?;
         Ok(options)
     }
 
-    fn describe(&self, state: &State, round: &Round, branches: usize) -> String {
+    fn describe(&self, state: &State, round: &Round) -> String {
         format!(
-            "round {}: {branches} branches of {} live paths with {} missing leaves, {} finished, \
-             from path {} of {}; {:?} branches and {:?} restarts are allowed",
+            "round {}: {} live paths, {} finished, {} missing leaves; {:?} branches and {:?} \
+             restarts are allowed from path {} of {} on",
             state.round,
             round.live.len(),
+            round.finished.len(),
             round.missing,
-            round.num_finished,
-            state.known,
-            self.tree.paths.len(),
             self.branch_counts(state, round, 0),
             self.refills(state, round),
+            state.known,
+            self.tree.paths.len(),
         )
     }
 
-    /// Whether the numbers of these forks are right.
+    /// Whether these forks leave the right paths and their numbers are right.
     fn fits(&self, state: &State, round: &Round, forks: &Forks) -> bool {
-        let (branches, restarts) = (forks.branches.len(), forks.restarts.len());
-        let end = forks.branches.end.max(forks.restarts.end);
+        let (branches, restarts) = (forks.branches.clone(), forks.restarts.clone());
         let is_early = !round.live.is_empty();
-        let mut restarted = forks.restarts.clone();
-        end <= self.tree.paths.len()
-            && self.branch_counts(state, round, restarts).contains(&branches)
-            && restarted.all(|p| self.early.contains(&p) == is_early)
-            && (round.live.is_empty() || self.refill_fits(state, round, branches, restarts))
+        branches.end.max(restarts.end) <= self.tree.paths.len()
+            && branches.clone().all(|p| self.is_branch(p, round))
+            && restarts.clone().all(|p| self.is_restart(p, is_early))
+            && self.refill_fits(state, round, branches.len(), restarts.len())
+    }
+
+    fn is_restart(&self, p: usize, is_early: bool) -> bool {
+        let is_fallback = self.path(p).origin == Some(ForkOrigin::Fallback);
+        is_fallback && self.early.contains(&p) == is_early
     }
 
     /// Checks the forks themselves and starts the next round.
     fn fork(&self, state: &mut State, round: &Round, forks: &Forks) -> Result<()> {
-        if !round.live.is_empty() {
-            self.check_branches(round, forks.branches.clone(), state)?;
-        }
+        self.check_branches(round, forks.branches.clone(), state)?;
         if !forks.restarts.is_empty() {
             self.check_restarts(state, forks.restarts.clone())?;
             let is_early = !round.live.is_empty();

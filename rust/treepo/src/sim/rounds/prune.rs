@@ -19,15 +19,6 @@ pub(super) struct Look {
     pub(super) is_pruned: bool,
 }
 
-/// A reading of "the tree's own first leaves".
-#[derive(Debug, Clone, Copy)]
-struct Reading {
-    /// Leaves whose confidence was never looked at count as first leaves.
-    counts_unseen: bool,
-    /// The leaves beyond the asked number that ended in the same round belong to them.
-    whole_round: bool,
-}
-
 impl Replay<'_> {
     pub(super) fn prunes_by_score(&self) -> bool {
         self.config.prune.by == PruneBy::Score
@@ -65,68 +56,65 @@ impl Replay<'_> {
         }
         if prune.warmup_leaves == 0 {
             let threshold = f64::from(prune.threshold);
-            return self.check_between(state, 0, threshold, threshold);
+            return self.check_threshold(state, 0, threshold);
         }
-        let mut last = Ok(());
-        for counts_unseen in [false, true] {
-            for whole_round in [false, true] {
-                let reading = Reading { counts_unseen, whole_round };
-                last = self.check_warmup(state, reading);
-                if last.is_ok() {
-                    return Ok(());
-                }
-            }
-        }
-        last
-    }
-
-    /// Some threshold between `least` and `most` explains the looks of the rounds behind `round`,
-    /// and nothing was pruned before.
-    fn check_between(&self, state: &State, round: usize, least: f64, most: f64) -> Result<()> {
-        let early = state.looks.iter().find(|look| look.is_pruned && look.round <= round);
-        let path = early.map(|look| look.path);
-        self.law(path.is_none(), "T5", &format!("{path:?} is pruned before the threshold is"))?;
-        let late = || state.looks.iter().filter(|look| look.round > round);
-        let pruned = late().filter(|look| look.is_pruned).map(|look| look.confidence);
-        let kept = late().filter(|look| !look.is_pruned).map(|look| look.confidence);
-        let above = pruned.fold(least, f64::max) - TOLERANCE;
-        let below = kept.fold(most, f64::min) + TOLERANCE;
-        self.law(above <= below, "T5", &format!("no threshold of {least}..={most} prunes so"))
-    }
-
-    fn check_warmup(&self, state: &State, reading: Reading) -> Result<()> {
-        let prune = &self.config.prune;
-        let (mut lowest, mut num_leaves, mut last_round) = (Vec::new(), 0, usize::MAX);
-        for &(p, round) in &state.leaves {
-            if round > last_round || (num_leaves == prune.warmup_leaves && !reading.whole_round) {
-                break;
-            }
-            let confidence = self.lowest(p);
-            num_leaves += u32::from(confidence.is_some() || reading.counts_unseen);
-            lowest.extend(confidence);
-            if num_leaves >= prune.warmup_leaves {
-                last_round = round;
-            }
-        }
-        lowest.sort_unstable_by(f64::total_cmp);
-        let Some(end) = lowest.len().checked_sub(1) else {
-            return self.check_between(state, usize::MAX, 0.0, 0.0);
-        };
-        let quantile = f64::from(prune.warmup_quantile);
-        let low = (quantile * end as f64 - TOLERANCE).floor().max(0.0) as usize;
-        let high = (quantile * (end + 1) as f64 + TOLERANCE).ceil() as usize;
-        self.check_between(state, last_round, lowest[low], lowest[high.min(end)])
-    }
-
-    /// The lowest confidence of a leaf, over all of its sequence.
-    fn lowest(&self, p: usize) -> Option<f64> {
-        let len = self.path(p).len();
-        let looks: Vec<f64> = if self.prunes_by_score() {
-            let marks = self.path(p).marks.iter().filter(|&&mark| mark < len);
-            let scores = marks.filter_map(|&mark| self.score(p, mark));
-            scores.map(f64::from).collect()
+        let whole = self.check_warmup(state, false);
+        if whole.is_err() && self.prunes_by_score() {
+            self.check_warmup(state, true)
         } else {
-            let lens = self.tree.prompt_len + 1..=len;
+            whole
+        }
+    }
+
+    /// This threshold explains the looks of the rounds behind `round`, and nothing was pruned
+    /// before.
+    fn check_threshold(&self, state: &State, round: usize, threshold: f64) -> Result<()> {
+        for look in &state.looks {
+            let Look { path, confidence, is_pruned, .. } = *look;
+            let is_close = (confidence - threshold).abs() < TOLERANCE;
+            let expected = look.round > round && confidence < threshold;
+            let fits = is_pruned == expected || (is_close && look.round > round);
+            let what = format!("path {path}: {confidence} by {threshold}, pruned: {is_pruned}");
+            self.law(fits, "T5", &what)?;
+        }
+        Ok(())
+    }
+
+    /// The threshold is a quantile of the lowest confidences of the first leaves that count, by
+    /// round and path, from the end of the round of the last of them on. Leaves without a
+    /// confidence have no part in it.
+    fn check_warmup(&self, state: &State, own_scores: bool) -> Result<()> {
+        let prune = &self.config.prune;
+        let counts = |p: usize| self.path(p).finish.is_some_and(FinishReason::counts);
+        let leaves = state.leaves.iter().filter(|leaf| counts(leaf.0));
+        let first: Vec<_> = leaves.take(prune.warmup_leaves as usize).collect();
+        let lowest = first.iter().filter_map(|leaf| self.lowest(leaf.0, own_scores));
+        let mut lowest: Vec<f64> = lowest.collect();
+        lowest.sort_unstable_by(f64::total_cmp);
+        let is_warm = first.len() == prune.warmup_leaves as usize && !lowest.is_empty();
+        match first.last() {
+            Some(last) if is_warm => self.check_threshold(state, last.1, self.quantile(&lowest)),
+            _ => self.check_threshold(state, usize::MAX, 0.0),
+        }
+    }
+
+    /// A quantile of ascending values, with linear interpolation.
+    fn quantile(&self, values: &[f64]) -> f64 {
+        let place = f64::from(self.config.prune.warmup_quantile) * (values.len() - 1) as f64;
+        let (low, high) = (place.floor() as usize, place.ceil() as usize);
+        values[low] + (values[high] - values[low]) * place.fract()
+    }
+
+    /// The lowest confidence of a leaf, over all of its sequence, or with `own_scores` over its own
+    /// segments.
+    fn lowest(&self, p: usize, own_scores: bool) -> Option<f64> {
+        let path = self.path(p);
+        let looks: Vec<f64> = if self.prunes_by_score() {
+            let marks = if own_scores { &path.own_marks } else { &path.marks };
+            let marks = marks.iter().filter(|&&mark| mark < path.len());
+            marks.filter_map(|&mark| self.score(p, mark)).map(f64::from).collect()
+        } else {
+            let lens = self.tree.prompt_len + 1..=path.len();
             lens.filter_map(|len| self.confidence(p, len)).collect()
         };
         looks.into_iter().min_by(f64::total_cmp)

@@ -11,18 +11,31 @@ fn find(text: &[u8], string: &[u8]) -> Option<usize> {
     (0..text.len()).find(|&start| text[start..].starts_with(string))
 }
 
-/// Where the first complete `\boxed{..}` of `text` begins.
+/// Where the first complete `\boxed{..}` of `text` begins: white space may come before its brace,
+/// braces nest, and a backslash or brace behind a backslash that counts stands for itself.
 pub(super) fn find_boxed(text: &[u8]) -> Option<usize> {
-    let opening = b"\\boxed{";
-    (0..text.len())
-        .find(|&start| text[start..].starts_with(opening) && closes(&text[start + opening.len()..]))
+    let is_escaped: Vec<bool> = escapes(text);
+    (0..text.len()).find(|&start| {
+        let Some(rest) = text[start..].strip_prefix(b"\\boxed") else { return false };
+        let brace = text.len() - rest.trim_ascii_start().len();
+        !is_escaped[start] && text.get(brace) == Some(&b'{') && closes(text, &is_escaped, brace)
+    })
 }
 
-/// Whether the brace that is open before `text` closes within it.
-fn closes(text: &[u8]) -> bool {
-    let mut depth = 1;
-    for &byte in text {
-        match byte {
+/// For each byte whether the one before it is a backslash that is not escaped itself.
+fn escapes(text: &[u8]) -> Vec<bool> {
+    let mut is_escaped = vec![false; text.len()];
+    for i in 1..text.len() {
+        is_escaped[i] = text[i - 1] == b'\\' && !is_escaped[i - 1];
+    }
+    is_escaped
+}
+
+/// Whether the brace at `brace` closes.
+fn closes(text: &[u8], is_escaped: &[bool], brace: usize) -> bool {
+    let mut depth = 0;
+    for i in (brace..text.len()).filter(|&i| !is_escaped[i]) {
+        match text[i] {
             b'{' => depth += 1,
             b'}' => depth -= 1,
             _ => {}

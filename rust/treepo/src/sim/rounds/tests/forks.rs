@@ -76,14 +76,7 @@ fn token_tree(branch: BranchConfig, width: u32, forks: &[(u32, u32)]) -> Result<
     for &(path, at) in forks {
         hand.branch(path, at);
     }
-    for path in 0..2 + forks.len() as u32 {
-        while hand.0.path(super::TREE, crate::PathId(path)).expect("a path").len() < 7 {
-            let left = 7 - hand.0.path(super::TREE, crate::PathId(path)).expect("a path").len();
-            hand.push(path, &[(1, -1.0, 0.0); 3][..left.min(3) as usize]);
-            hand.run(path, &[]);
-        }
-        hand.end(path, Length);
-    }
+    hand.fill_by(3, 0..2 + forks.len() as u32, 7);
     let config = SearchConfig { segment_len: 3, max_depth: 2, width, branch, ..config() };
     let fallback = FallbackConfig { from: FallbackFrom::Nothing, ..config.fallback };
     hand.check(&SearchConfig { fallback, ..config })
@@ -110,6 +103,11 @@ fn token_rules_fork_the_chosen_positions() {
     let above = branch(BranchBy::TokenEntropyAbove, 1, 1);
     right(token_tree(above, 4, &[(0, 1)]));
     wrong(token_tree(above, 4, &[(0, 3)]), "T2");
+    let both = branch(BranchBy::TokenEntropyAbove, 2, 1);
+    right(token_tree(both, 4, &[(0, 1), (0, 3)]));
+    let short = branch(BranchBy::TokenSurprisal, 2, 1);
+    right(token_tree(short, 4, &[(1, 1), (1, 2)]));
+    wrong(token_tree(short, 4, &[(0, 2), (1, 1)]), "T2");
     wrong(token_tree(above, 4, &[(0, 1), (1, 3)]), "T2");
 }
 
@@ -132,4 +130,23 @@ fn a_score_or_entropy_decides_who_branches() {
     }
     right(tree(BranchBy::SegmentEntropy, 1));
     wrong(tree(BranchBy::SegmentEntropy, 0), "T2");
+}
+
+#[test]
+fn tokens_of_leaves_are_sampled_anew_where_no_path_lives() {
+    let tree = |at| {
+        let mut hand = Hand::new(2);
+        hand.push(0, &[(1, -1.0, 1.0), (2, -3.0, 1.0)]);
+        hand.run(0, &[]);
+        hand.push(1, &[(1, -2.0, 1.0), (2, -1.0, 1.0)]);
+        hand.run(1, &[]);
+        (0..2).for_each(|path| hand.end(path, Length));
+        hand.branch(0, at);
+        hand.fill(2..3, 3);
+        let by = BranchBy::TokenSurprisal;
+        let branch = BranchConfig { by, num_positions: 1, ..BranchConfig::default() };
+        hand.check(&SearchConfig { width: 3, max_depth: 1, branch, ..config() })
+    };
+    assert_eq!(count(&right(tree(2)), "tokens_of_leaves_sampled_anew"), 1);
+    wrong(tree(1), "T2");
 }

@@ -67,13 +67,20 @@ impl Hand {
 
     /// Runs segments of two tokens to the end of all these paths, which are full then.
     fn fill(&mut self, paths: std::ops::Range<u32>, max_len: u32) {
+        self.fill_by(2, paths, max_len);
+    }
+
+    /// Runs aligned segments of this length to the end of all these paths, which are full then.
+    fn fill_by(&mut self, segment_len: u32, paths: std::ops::Range<u32>, max_len: u32) {
         for path in paths {
             loop {
-                let left = max_len - self.0.path(TREE, PathId(path)).expect("a path").len();
-                if left == 0 {
+                let len = self.0.path(TREE, PathId(path)).expect("a path").len();
+                if len == max_len {
                     break;
                 }
-                self.run(path, &[1, 2][..left.min(2) as usize]);
+                let end = 1 + ((len - 1) / segment_len + 1) * segment_len;
+                self.push(path, &[(1, -1.0, 0.0); 9][..(end.min(max_len) - len) as usize]);
+                self.run(path, &[]);
             }
             self.end(path, FinishReason::Length);
         }
