@@ -143,7 +143,6 @@ impl Replay<'_> {
         self.check_divergence(first, &mut state.tally)?;
         state.running.extend((0..first).map(|path| Running { path, start: self.tree.prompt_len }));
         let mut state = self.replay(state)?;
-        self.check_thresholds(&state)?;
         self.tally_leaves(&mut state);
         Ok(state.tally)
     }
@@ -265,6 +264,7 @@ impl Replay<'_> {
     }
 
     fn check_end(&self, mut state: State, round: &Round) -> Result<State> {
+        self.check_thresholds(&state)?;
         self.law(state.known == self.tree.paths.len(), "T2", "paths that no round made")?;
         let (width, counted) = (self.config.width as usize, self.count(&state.leaves));
         self.law(counted <= width, "T2", "too many leaves")?;
