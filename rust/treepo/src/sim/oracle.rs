@@ -1,7 +1,7 @@
 //! The naive oracle: the same forest, computed without scheduler and memory.
 
 use super::caller::Caller;
-use super::rounds::{Births, EarlyRestarts};
+use super::rounds::Births;
 use super::view::{Token, TreeView};
 use super::{TokenRule, adapter};
 use crate::error::{Result, law};
@@ -23,8 +23,8 @@ pub fn grow(
     Ok(grow_with(config, rule, &Caller::default(), seed, prompts)?.0)
 }
 
-/// As [`grow`], with a caller that knows texts and judges segments at once. Also returns which
-/// restarts were made early.
+/// As [`grow`], with a caller that knows texts and judges segments at once. Also returns when
+/// paths were made.
 ///
 /// # Errors
 /// Those of [`Search`].
@@ -34,7 +34,7 @@ pub fn grow_with(
     caller: &Caller,
     seed: u64,
     prompts: &[(u64, Vec<u32>)],
-) -> Result<(Forest, EarlyRestarts)> {
+) -> Result<(Forest, Births)> {
     let mut births = Births::default();
     let mut search = Search::new(config.clone(), seed)?;
     adapter::set_texts(&mut search, caller)?;
@@ -55,7 +55,7 @@ pub fn grow_with(
         }
     }
     search.check()?;
-    Ok((search.into_forest(), births.into_early()))
+    Ok((search.into_forest(), births))
 }
 
 fn run_segment(

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::rounds::{Births, EarlyRestarts, Tally};
+use super::rounds::{Births, Tally};
 use super::view::TreeView;
 use super::{FakeModel, PlanArrays, Scenario, adapter, oracle, rounds};
 use crate::error::{Result, law};
@@ -23,8 +23,8 @@ pub struct Run {
     pub stats: Stats,
     /// Every plan.
     pub plans: Vec<PlanArrays>,
-    /// Restarts made while an older path of their tree was live.
-    pub early: EarlyRestarts,
+    /// When paths were made.
+    pub births: Births,
     /// What else happened.
     pub tally: Tally,
 }
@@ -72,13 +72,12 @@ impl Scenario {
         law(run.plans == self.run()?.plans, "S3", || "a second run has other plans".into())?;
         let is_replayable = self.search.opportunistic == Opportunistic::Off;
         if is_replayable {
-            let (expected, mut early) = self.grow()?;
+            let (expected, births) = self.grow()?;
             oracle::check_same_trees(&run.forest, &expected)?;
-            early.reverse();
-            law(run.early == early, "S4", || "restarts are made in other rounds".into())?;
+            law(run.births == births.reversed(), "S4", || "paths are made in other rounds".into())?;
         }
         oracle::check_tokens(&run.forest, &self.rule, self.seed)?;
-        run.tally.add(&rounds::check_rounds(&run.forest, &self.search, &self.caller, &run.early)?);
+        run.tally.add(&rounds::check_rounds(&run.forest, &self.search, &self.caller, &run.births)?);
         check_counters(&run)?;
         if let Some(every) = self.snapshot_every {
             let other = self.run_with_snapshots(every)?;
@@ -96,13 +95,13 @@ impl Scenario {
     /// # Errors
     /// As [`Scenario::run`].
     pub fn verify_search(&self) -> Result<Tally> {
-        let (forest, early) = self.grow()?;
+        let (forest, births) = self.grow()?;
         oracle::check_tokens(&forest, &self.rule, self.seed)?;
-        rounds::check_rounds(&forest, &self.search, &self.caller, &early)
+        rounds::check_rounds(&forest, &self.search, &self.caller, &births)
     }
 
     /// The trees as the oracle grows them, the last one first.
-    fn grow(&self) -> Result<(Forest, EarlyRestarts)> {
+    fn grow(&self) -> Result<(Forest, Births)> {
         let mut prompts = self.prompts.clone();
         prompts.reverse();
         oracle::grow_with(&self.search, &self.rule, &self.caller, self.seed, &prompts)
@@ -146,8 +145,8 @@ impl<'a> Machine<'a> {
         let all_added = self.num_added == self.scenario.prompts.len();
         law(all_added && self.scheduler.is_done(), "S1", || "an empty plan before the end".into())?;
         let stats = self.scheduler.stats();
-        let (plans, early, tally) = (self.plans, self.births.into_early(), self.tally);
-        Ok(Run { forest: self.scheduler.into_forest(), stats, plans, early, tally })
+        let (plans, births, tally) = (self.plans, self.births, self.tally);
+        Ok(Run { forest: self.scheduler.into_forest(), stats, plans, births, tally })
     }
 
     /// One step; whether there is another.

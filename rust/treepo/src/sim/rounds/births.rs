@@ -1,41 +1,48 @@
-//! When restarts were made, noted while a forest grows.
+//! When paths were made, noted while a forest grows. A finished forest does not tell.
 
-use std::collections::BTreeSet;
+use crate::forest::{Forest, Tree};
 
-use crate::forest::{Forest, ForkOrigin};
+/// Paths that were made at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Birth {
+    /// Sampled tokens that the tree had then, each counted once.
+    pub num_tokens: usize,
+    /// Paths that the tree had afterwards.
+    pub num_paths: usize,
+}
 
-/// Restarts that were made while an older path of their tree was live, tree by tree. A finished
-/// forest does not tell them from those that were made later.
-pub type EarlyRestarts = Vec<BTreeSet<usize>>;
-
-/// Notes early restarts.
-#[derive(Debug, Clone, Default)]
+/// Notes births, tree by tree.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Births {
-    /// Paths that each tree had when it was last looked at.
-    num_paths: Vec<usize>,
-    early: EarlyRestarts,
+    trees: Vec<Vec<Birth>>,
 }
 
 impl Births {
-    /// Looks at the forest after one token or verdict of each of its trees at most has ended a
-    /// round.
+    /// Looks at the forest. A tree that is new has just been born with its first paths; of any
+    /// other one, one round at most has ended since the last look.
     pub fn note(&mut self, forest: &Forest) {
-        let trees = forest.trees();
-        self.num_paths.resize(trees.len(), 0);
-        self.early.resize(trees.len(), BTreeSet::new());
-        for (t, tree) in trees.iter().enumerate() {
-            let (old, new) = tree.paths().split_at(self.num_paths[t]);
-            if old.iter().any(|path| path.finish.is_none()) {
-                let restarts = (old.len()..).zip(new);
-                let restarts = restarts.filter(|(_, path)| path.origin == ForkOrigin::Fallback);
-                self.early[t].extend(restarts.map(|(p, _)| p));
+        self.trees.resize(forest.trees().len(), Vec::new());
+        for (births, tree) in self.trees.iter_mut().zip(forest.trees()) {
+            let num_paths = tree.paths().len();
+            if births.last().is_none_or(|birth| birth.num_paths < num_paths) {
+                births.push(Birth { num_tokens: num_tokens(tree), num_paths });
             }
-            self.num_paths[t] = tree.paths().len();
         }
     }
 
-    /// What has been noted.
-    pub fn into_early(self) -> EarlyRestarts {
-        self.early
+    /// The births of a tree, the first paths first.
+    pub(super) fn of_tree(&self, tree: usize) -> &[Birth] {
+        self.trees.get(tree).map_or(&[], Vec::as_slice)
     }
+
+    /// The same births with the trees in reverse order.
+    pub(in crate::sim) fn reversed(mut self) -> Self {
+        self.trees.reverse();
+        self
+    }
+}
+
+fn num_tokens(tree: &Tree) -> usize {
+    let own = |path: &crate::Path| (path.len() - path.at.max(tree.prompt_len)) as usize;
+    tree.paths().iter().map(own).sum()
 }

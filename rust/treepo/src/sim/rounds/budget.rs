@@ -92,8 +92,7 @@ impl Replay<'_> {
     /// `A + floor((max_tokens - used - A l) / l)`: the live paths and what the rest pays a segment
     /// for.
     fn payable_unique(&self, state: &State, round: &Round) -> usize {
-        let ends = self.ends(state, &round.live);
-        let used: usize = (0..state.known).map(|p| (ends[p] - self.base(p)) as usize).sum();
+        let used = self.num_tokens(state, round);
         let (num_live, segment_len) = (round.live.len(), self.config.segment_len as usize);
         let reserved = used + num_live * segment_len;
         num_live + (self.config.budget.max_tokens as usize).saturating_sub(reserved) / segment_len
@@ -117,15 +116,6 @@ impl Replay<'_> {
         divisors.into_iter().map(|divisor| (rest / divisor + 1e-9).floor() as usize).collect()
     }
 
-    /// The lengths that the known paths have at the end of the round.
-    fn ends(&self, state: &State, live: &[Ended]) -> Vec<u32> {
-        let mut ends: Vec<u32> = (0..state.known).map(|p| self.path(p).len()).collect();
-        for live in live {
-            ends[live.path] = live.end;
-        }
-        ends
-    }
-
     /// Leaves that the live paths cannot become any more, by each factor that a round may have.
     fn shortfalls(&self, state: &State, round: &Round) -> BTreeSet<usize> {
         let potential = |factor: usize| {
@@ -143,26 +133,6 @@ impl Replay<'_> {
         rooms.flat_map(|room| potentials.iter().map(move |p| room.saturating_sub(*p))).collect()
     }
 
-    /// Numbers of restarts that the rules may ask for at the end of this round, before its
-    /// branches.
-    pub(super) fn refills(&self, state: &State, round: &Round) -> BTreeSet<usize> {
-        let may_refill = round.live.is_empty() || self.is_early();
-        if self.config.fallback.from == FallbackFrom::Nothing || !may_refill {
-            return [0].into();
-        }
-        let caps = self.restart_caps(state);
-        let shortfalls = self.shortfalls(state, round).into_iter();
-        let most = shortfalls.flat_map(|missing| caps.iter().map(move |&cap| missing.min(cap)));
-        let mut counts: BTreeSet<usize> = most.collect();
-        if !round.live.is_empty() || self.is_opportunistic() {
-            counts = (0..=counts.last().copied().unwrap_or(0)).collect();
-        }
-        if round.live.is_empty() && self.num_token_forks(round).is_some_and(|n| n > 0) {
-            counts.insert(0);
-        }
-        counts
-    }
-
     /// Whether this many restarts go with this many branches. An early refill happens exactly when
     /// the live paths cannot become all missing leaves any more and the branches leave room; a late
     /// one, when no path lives and no token is sampled anew.
@@ -173,23 +143,22 @@ impl Replay<'_> {
         branches: usize,
         restarts: usize,
     ) -> bool {
-        let caps = self.restart_caps(state);
-        let shortfalls = self.shortfalls(state, round);
         if self.config.fallback.from == FallbackFrom::Nothing {
             return restarts == 0;
         }
-        if round.live.is_empty() {
-            let ends = shortfalls.contains(&0) || branches > 0;
-            return if restarts == 0 { ends } else { branches == 0 };
-        }
-        if !self.is_early() {
-            return restarts == 0;
-        }
-        let room = round.missing.saturating_sub(round.live.len() + branches);
-        shortfalls.into_iter().any(|shortfall| {
+        let room = if round.live.is_empty() {
+            if branches > 0 { 0 } else { usize::MAX }
+        } else if self.is_early() {
+            round.missing.saturating_sub(round.live.len() + branches)
+        } else {
+            0
+        };
+        let caps = self.restart_caps(state);
+        let may_be_fewer = self.is_opportunistic() && restarts > 0;
+        self.shortfalls(state, round).into_iter().any(|shortfall| {
             caps.iter().any(|&cap| {
                 let most = shortfall.min(cap).min(room);
-                restarts == most || (self.is_opportunistic() && restarts < most)
+                restarts == most || (may_be_fewer && restarts < most)
             })
         })
     }

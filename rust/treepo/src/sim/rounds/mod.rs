@@ -17,10 +17,9 @@ mod tests;
 mod text;
 mod weights;
 
-use std::collections::BTreeSet;
 use std::ops::Range;
 
-pub use births::{Births, EarlyRestarts};
+pub use births::{Birth, Births};
 pub use tally::Tally;
 
 use super::caller::{Caller, Ruling};
@@ -40,12 +39,12 @@ pub fn check_rounds(
     forest: &Forest,
     config: &SearchConfig,
     caller: &Caller,
-    early: &EarlyRestarts,
+    births: &Births,
 ) -> Result<Tally> {
     let mut tally = Tally::default();
     for (t, tree) in TreeView::all(forest)?.iter().enumerate() {
-        let early = early.get(t).cloned().unwrap_or_default();
-        let replay = Replay { config, caller, tree, early, place: format!("tree {t}") };
+        let (births, place) = (births.of_tree(t), format!("tree {t}"));
+        let replay = Replay { config, caller, tree, births, place };
         replay.check_limits()?;
         replay.check_weights()?;
         tally.add(&replay.check_tree()?);
@@ -58,7 +57,7 @@ struct Replay<'a> {
     config: &'a SearchConfig,
     caller: &'a Caller,
     tree: &'a TreeView,
-    early: BTreeSet<usize>,
+    births: &'a [Birth],
     place: String,
 }
 
@@ -136,42 +135,20 @@ impl Replay<'_> {
     fn check_tree(&self) -> Result<Tally> {
         let paths = &self.tree.paths;
         self.law(paths[0].origin == Some(ForkOrigin::Root), "T2", "origin of path 0")?;
-        let is_initial = |path: &&PathView| path.origin == Some(ForkOrigin::Initial);
-        let first = 1 + paths[1..].iter().take_while(is_initial).count();
+        let first = self.births.first().map_or(1, |birth| birth.num_paths);
         self.check_forks(1..first, ForkOrigin::Initial, 0, self.tree.prompt_len)?;
         let mut state = State { known: first, ..State::default() };
         self.check_divergence(first, &mut state.tally)?;
         state.running.extend((0..first).map(|path| Running { path, start: self.tree.prompt_len }));
-        let mut state = self.replay(state)?;
-        self.tally_leaves(&mut state);
-        Ok(state.tally)
-    }
-
-    /// The rounds from here on, with each number of restarts that the rules may draw.
-    fn replay(&self, mut state: State) -> Result<State> {
         loop {
             state.round += 1;
             let round = self.end_round(&mut state)?;
-            let mut options = self.options(&state, &round)?;
-            let is_end = |forks: &Forks| {
-                round.live.is_empty() && forks.restarts.is_empty() && forks.branches.is_empty()
-            };
-            let last = options.pop().unwrap_or_default();
-            for forks in options {
-                let mut other = state.clone();
-                let done = if is_end(&forks) {
-                    self.check_end(other, &round)
-                } else {
-                    self.fork(&mut other, &round, &forks).and_then(|()| self.replay(other))
-                };
-                if done.is_ok() {
-                    return done;
-                }
+            let forks = self.forks(&state, &round)?;
+            if round.live.is_empty() && forks.branches.is_empty() && forks.restarts.is_empty() {
+                self.check_end(&mut state, &round)?;
+                return Ok(state.tally);
             }
-            if is_end(&last) {
-                return self.check_end(state, &round);
-            }
-            self.fork(&mut state, &round, &last)?;
+            self.fork(&mut state, &round, &forks)?;
         }
     }
 
@@ -197,55 +174,51 @@ impl Replay<'_> {
         Ok(round)
     }
 
-    /// Every way to read the forks that follow, in which their numbers are right.
-    fn options(&self, state: &State, round: &Round) -> Result<Vec<Forks>> {
-        let known = state.known;
-        let mut options = Vec::new();
-        for restarts in self.refills(state, round) {
-            // Branches come before restarts or behind them.
-            for start in BTreeSet::from([known, known + restarts]) {
-                for count in self.branch_counts(state, round, restarts) {
-                    let branches = start..start + count;
-                    let first = if start == known { branches.end } else { known };
-                    let forks = Forks { branches, restarts: first..first + restarts };
-                    if self.fits(state, round, &forks) {
-                        options.push(forks);
-                    }
-                }
-            }
-        }
-        self.law(!options.is_empty(), "T2", &self.describe(state, round))?;
-        Ok(options)
-    }
-
-    fn describe(&self, state: &State, round: &Round) -> String {
-        format!(
-            "round {}: {} live paths, {} finished, {} missing leaves; {:?} branches and {:?} \
-             restarts are allowed from path {} of {} on",
+    /// The forks that follow a round, whose numbers are right.
+    fn forks(&self, state: &State, round: &Round) -> Result<Forks> {
+        let num_tokens = self.num_tokens(state, round);
+        let birth = self.births.iter().skip(1).find(|birth| birth.num_tokens == num_tokens);
+        let new = state.known..birth.map_or(state.known, |birth| birth.num_paths);
+        let is = |p: usize, origin| self.path(p).origin == Some(origin);
+        let run = |start, origin| (start..new.end).take_while(|&p| is(p, origin)).count();
+        // Branches come before restarts or behind them.
+        let (branches, restarts) = if run(new.start, ForkOrigin::Branch) > 0 {
+            let middle = new.start + run(new.start, ForkOrigin::Branch);
+            (new.start..middle, middle..new.end)
+        } else {
+            let middle = new.start + run(new.start, ForkOrigin::Fallback);
+            (middle..new.end, new.start..middle)
+        };
+        let fits = branches.clone().all(|p| self.is_branch(p, round))
+            && restarts.clone().all(|p| is(p, ForkOrigin::Fallback))
+            && self.branch_counts(state, round, restarts.len()).contains(&branches.len())
+            && self.refill_fits(state, round, branches.len(), restarts.len());
+        let what = format!(
+            "round {}: {branches:?} are branches, {restarts:?} restarts of {} live paths and {} \
+             leaves with {} leaves missing; {:?} branches are allowed",
             state.round,
             round.live.len(),
             round.finished.len(),
             round.missing,
-            self.branch_counts(state, round, 0),
-            self.refills(state, round),
-            state.known,
-            self.tree.paths.len(),
-        )
+            self.branch_counts(state, round, restarts.len()),
+        );
+        self.law(fits, "T2", &what)?;
+        Ok(Forks { branches, restarts })
     }
 
-    /// Whether these forks leave the right paths and their numbers are right.
-    fn fits(&self, state: &State, round: &Round, forks: &Forks) -> bool {
-        let (branches, restarts) = (forks.branches.clone(), forks.restarts.clone());
-        let is_early = !round.live.is_empty();
-        branches.end.max(restarts.end) <= self.tree.paths.len()
-            && branches.clone().all(|p| self.is_branch(p, round))
-            && restarts.clone().all(|p| self.is_restart(p, is_early))
-            && self.refill_fits(state, round, branches.len(), restarts.len())
+    /// Sampled tokens at the end of a round.
+    fn num_tokens(&self, state: &State, round: &Round) -> usize {
+        let ends = self.ends(state, &round.live);
+        (0..state.known).map(|p| (ends[p] - self.base(p)) as usize).sum()
     }
 
-    fn is_restart(&self, p: usize, is_early: bool) -> bool {
-        let is_fallback = self.path(p).origin == Some(ForkOrigin::Fallback);
-        is_fallback && self.early.contains(&p) == is_early
+    /// The lengths that the known paths have at the end of the round.
+    fn ends(&self, state: &State, live: &[Ended]) -> Vec<u32> {
+        let mut ends: Vec<u32> = (0..state.known).map(|p| self.path(p).len()).collect();
+        for live in live {
+            ends[live.path] = live.end;
+        }
+        ends
     }
 
     /// Checks the forks themselves and starts the next round.
@@ -263,8 +236,8 @@ impl Replay<'_> {
         Ok(())
     }
 
-    fn check_end(&self, mut state: State, round: &Round) -> Result<State> {
-        self.check_thresholds(&state)?;
+    fn check_end(&self, state: &mut State, round: &Round) -> Result<()> {
+        self.check_thresholds(state)?;
         self.law(state.known == self.tree.paths.len(), "T2", "paths that no round made")?;
         let (width, counted) = (self.config.width as usize, self.count(&state.leaves));
         self.law(counted <= width, "T2", "too many leaves")?;
@@ -276,7 +249,8 @@ impl Replay<'_> {
         self.law(counted >= least, "T2", &format!("{counted} of {width} leaves"))?;
         let ends_short = round.missing > 0 && least > 0;
         state.tally.count_if(ends_short, "token_totals_that_end_a_tree");
-        Ok(state)
+        self.tally_leaves(state);
+        Ok(())
     }
 
     /// Each of these paths leaves `parent` at `at` for this reason.

@@ -5,9 +5,7 @@ mod forks;
 mod restarts;
 mod shares;
 
-use std::collections::BTreeSet;
-
-use super::{Replay, Tally};
+use super::{Births, Replay, Tally};
 use crate::error::{Error, Result};
 use crate::forest::{FinishReason, Forest, ForkOrigin, SampledToken};
 use crate::ids::{PathId, TreeId};
@@ -17,16 +15,17 @@ use crate::sim::view::TreeView;
 
 const TREE: TreeId = TreeId(0);
 
-/// A tree that is made by hand, and its early restarts.
-struct Hand(Forest, BTreeSet<usize>);
+/// A tree that is made by hand, and when its paths were made.
+struct Hand(Forest, Births);
 
 impl Hand {
     /// A tree with a prompt of one token and `first` paths.
     fn new(first: u32) -> Self {
         let mut forest = Forest::new();
         forest.add_tree(0, 0, &[7]).expect("a prompt");
-        let mut hand = Self(forest, BTreeSet::new());
+        let mut hand = Self(forest, Births::default());
         (1..first).for_each(|_| hand.fork(0, 1, ForkOrigin::Initial));
+        hand.1.note(&hand.0);
         hand
     }
 
@@ -39,15 +38,12 @@ impl Hand {
     }
 
     fn restart(&mut self, path: u32, at: u32) {
-        let paths = self.0.trees()[0].paths();
-        if paths.iter().any(|path| path.finish.is_none() && path.origin != ForkOrigin::Fallback) {
-            self.1.insert(paths.len());
-        }
         self.fork(path, at, ForkOrigin::Fallback);
     }
 
     /// Appends tokens with these log-probabilities and entropies.
     fn push(&mut self, path: u32, tokens: &[(u32, f32, f32)]) {
+        self.1.note(&self.0);
         for &(id, logprob, entropy) in tokens {
             let token = SampledToken { id, logprob, entropy };
             self.0.push_token(TREE, PathId(path), token, 0).expect("a token");
@@ -93,8 +89,8 @@ impl Hand {
         check: impl FnOnce(&Replay<'_>) -> T,
     ) -> T {
         let tree = TreeView::all(&self.0).expect("a tree").remove(0);
-        let early = self.1.clone();
-        check(&Replay { config, caller, tree: &tree, early, place: "hand".into() })
+        let births = self.1.of_tree(0);
+        check(&Replay { config, caller, tree: &tree, births, place: "hand".into() })
     }
 
     fn check_with(&self, config: &SearchConfig, caller: &Caller) -> Result<Tally> {
