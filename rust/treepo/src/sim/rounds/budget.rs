@@ -154,7 +154,8 @@ impl Replay<'_> {
             0
         };
         let caps = self.restart_caps(state);
-        let may_be_fewer = self.is_opportunistic() && restarts > 0;
+        let must_restart = round.live.is_empty() && branches == 0;
+        let may_be_fewer = self.is_opportunistic() && (restarts > 0 || !must_restart);
         self.shortfalls(state, round).into_iter().any(|shortfall| {
             caps.iter().any(|&cap| {
                 let most = shortfall.min(cap).min(room);
@@ -175,7 +176,7 @@ impl Replay<'_> {
         tally.count_if(is_share && is_free && branches > least, "drawn_factors");
         let is_bound = is_share && !self.is_opportunistic() && branches < least;
         tally.count_if(is_bound && !is_free, "token_totals_that_bind");
-        let is_lost = is_share && is_free && branches < plain(round.num_counted);
+        let is_lost = num_live > 0 && is_share && is_free && branches < plain(round.num_counted);
         tally.count_if(is_lost, "forks_lost_without_transfer");
         let by = self.config.branch.by;
         tally.count_if(branches > 0, &format!("branch_{by:?}"));
