@@ -34,6 +34,9 @@ fn the_laws_hold_over_many_runs_in_which_everything_happens() {
     for (name, count) in report.events() {
         assert!(is_replay || count > 0, "{name} never happened");
     }
+    for (name, bias) in report.biases() {
+        assert!(is_replay || bias.abs() < 5.0, "{name} is off by {bias} standard deviations");
+    }
 }
 
 #[test]

@@ -95,11 +95,17 @@ impl Report {
     pub fn events(&self) -> impl Iterator<Item = (&str, u64)> {
         self.tally.entries()
     }
+
+    /// Names of draws and how many standard deviations their sum is off its expected value.
+    pub fn biases(&self) -> impl Iterator<Item = (&str, f64)> {
+        self.tally.biases()
+    }
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{} runs", self.num_runs)?;
-        self.events().try_for_each(|(name, sum)| writeln!(f, "{sum:>10}  {name}"))
+        self.events().try_for_each(|(name, sum)| writeln!(f, "{sum:>10}  {name}"))?;
+        self.biases().try_for_each(|(name, bias)| writeln!(f, "{bias:>10.2}  {name}"))
     }
 }

@@ -53,6 +53,7 @@ impl Replay<'_> {
         self.law(can_match(&options, state.known), "T2", &what)?;
         let (from, at) = (self.config.fallback.from, self.config.fallback.at);
         state.tally.count(&format!("fallback_{from:?}_{at:?}"));
+        self.take_odds(&candidates, forks.clone(), &mut state.tally);
         let is_inside = forks.into_iter().any(|p| {
             let at = self.path(p).at;
             at != prompt_len && !self.tree.paths.iter().any(|path| path.marks.contains(&at))
@@ -71,13 +72,17 @@ impl Replay<'_> {
 
     /// Where a restart may cut this leaf.
     pub(super) fn cuts(&self, leaf: usize) -> BTreeSet<u32> {
-        let cuts = self.unaligned_cuts(leaf);
-        if self.config.fallback.alignment == Alignment::Token {
-            return cuts;
+        self.unaligned_cuts(leaf).into_iter().map(|at| self.aligned(leaf, at)).collect()
+    }
+
+    /// Where a cut of this leaf moves.
+    pub(super) fn aligned(&self, leaf: usize, at: u32) -> u32 {
+        match self.config.fallback.alignment {
+            Alignment::Token => at,
+            Alignment::Segment => {
+                self.boundaries(leaf).range(..=at).next_back().copied().unwrap_or(0)
+            }
         }
-        let boundaries = self.boundaries(leaf);
-        let down = |at: u32| boundaries.range(..=at).next_back().copied().unwrap_or(0);
-        cuts.into_iter().map(down).collect()
     }
 
     /// The end of the prompt and each segment's end before the leaf's.
@@ -87,7 +92,7 @@ impl Replay<'_> {
         marks.chain([self.tree.prompt_len]).collect()
     }
 
-    fn unaligned_cuts(&self, leaf: usize) -> BTreeSet<u32> {
+    pub(super) fn unaligned_cuts(&self, leaf: usize) -> BTreeSet<u32> {
         let fallback = &self.config.fallback;
         let prompt_len = self.tree.prompt_len;
         let completion = self.path(leaf).len() - prompt_len;

@@ -10,6 +10,7 @@ mod budget;
 mod fallback;
 mod finish;
 mod limits;
+mod odds;
 mod prune;
 mod tally;
 #[cfg(test)]
