@@ -46,9 +46,9 @@ impl Choices {
 }
 
 /// Texts in which stop strings, boxed answers and repetition come about often, whole and in parts.
-const PIECES: [&str; 18] = [
+const PIECES: [&str; 22] = [
     "a", "b", "\\boxed{", "}", "ab", "\\bo", "xed{", "{", "aa", "ST", "OP", "x", "}{", "ba", "\\",
-    "boxed{1}", "1}", "STO",
+    "boxed{1}", "1}", "STO", "\\}", "\\boxed", " {", "\\{",
 ];
 
 const STOP_STRINGS: [&str; 7] = ["aab", "STOP", "}x", "ba", "b}{", "abab", "xSTOPx"];
