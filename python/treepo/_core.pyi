@@ -6,20 +6,33 @@ and of exactly the dtype that is named. Log-probabilities and entropies are in n
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, Final, Literal
+from typing import Any, ClassVar, Final, Literal, final
 
 import numpy as np
 import numpy.typing as npt
 
-I32 = npt.NDArray[np.int32]
-I64 = npt.NDArray[np.int64]
-U32 = npt.NDArray[np.uint32]
-U64 = npt.NDArray[np.uint64]
-U8 = npt.NDArray[np.uint8]
-F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
+_I32 = npt.NDArray[np.int32]
+_U32 = npt.NDArray[np.uint32]
+_F32 = npt.NDArray[np.float32]
 
-Verdict = Literal["continue", "stop", "prune"]
+_Verdict = Literal["continue", "stop", "prune"]
+
+__all__ = [
+    "BlockPool",
+    "BufferTooSmallError",
+    "Forest",
+    "InvalidConfigError",
+    "InvalidInputError",
+    "LawBrokenError",
+    "NotFiniteError",
+    "PoolTooSmallError",
+    "PromptTooLongError",
+    "Scheduler",
+    "Search",
+    "SearchConfig",
+    "TreepoError",
+    "__version__",
+]
 
 __version__: Final[str]
 
@@ -47,6 +60,7 @@ class BufferTooSmallError(TreepoError, ValueError):
 class LawBrokenError(TreepoError, AssertionError):
     """An invariant does not hold: a fault of treepo."""
 
+@final
 class SearchConfig:
     """Configuration of the search: every rule and its numbers; frozen, compared by value.
 
@@ -128,8 +142,11 @@ class SearchConfig:
         """Every field; `SearchConfig(**config.to_dict()) == config`."""
     @property
     def dependence(self) -> str:
-        """The worst dependence of the policies: "prefix" (forks look at nothing behind them) or
-        "sampled_token" (they also look at sampled tokens, which biases plain means)."""
+        """The worst dependence of the policies.
+
+        "prefix": forks look at nothing behind them. "sampled_token": they also look at sampled
+        tokens behind them, which biases plain means.
+        """
     @property
     def max_paths(self) -> int:
         """Paths that a tree has at most, without the caller's rewinds."""
@@ -173,6 +190,7 @@ class SearchConfig:
     @property
     def eos_token_ids(self) -> list[int]: ...
 
+@final
 class Forest:
     """Trees of token paths; grown by a search or by hand through `add_tree`, `fork`, `append`."""
 
@@ -180,8 +198,11 @@ class Forest:
     @staticmethod
     def from_columns(columns: Mapping[str, npt.NDArray[Any]]) -> Forest:
         """The forest of these columns; the laws of the forest are checked."""
-    def add_tree(self, key: int, prompt: U32, *, seed: int = 0) -> int:
-        """Adds a tree; returns its index. Its path 0 holds the prompt; `prompt` has at least one token."""
+    def add_tree(self, key: int, prompt: _U32, *, seed: int = 0) -> int:
+        """Adds a tree; returns its index.
+
+        Its path 0 holds the prompt, which has at least one token.
+        """
     def fork(self, tree: int, path: int, at: int) -> int:
         """Starts a path that shares `at` tokens of `path`; returns its index in the tree.
 
@@ -191,20 +212,20 @@ class Forest:
         self,
         tree: int,
         path: int,
-        token_ids: U32,
-        logprobs: F32,
-        entropies: F32,
+        token_ids: _U32,
+        logprobs: _F32,
+        entropies: _F32,
         *,
         version: int = 0,
     ) -> None:
         """Appends sampled tokens to a live path."""
-    def append_given(self, tree: int, path: int, token_ids: U32) -> None:
+    def append_given(self, tree: int, path: int, token_ids: _U32) -> None:
         """Appends tokens that were not sampled: the output of a tool, or the user's text."""
     def mark(self, tree: int, path: int) -> None:
         """Ends a segment at the path's current length."""
     def finish(self, tree: int, path: int, reason: int) -> None:
         """Makes a live path a leaf; `reason` is a treepo.forest.FinishReason."""
-    def set_rewards(self, rewards: F32) -> None:
+    def set_rewards(self, rewards: _F32) -> None:
         """One reward a path, in column order (tree-major)."""
     @property
     def num_trees(self) -> int: ...
@@ -215,9 +236,9 @@ class Forest:
         """Unique tokens, prompts included."""
     def columns(self) -> dict[str, npt.NDArray[Any]]:
         """All columns, see treepo.forest for names, dtypes and shapes. One O(tokens) pass."""
-    def nodes(self) -> dict[str, I32]:
+    def nodes(self) -> dict[str, _I32]:
         """Derived nodes in depth-first preorder, see treepo.forest.Nodes. One O(tokens) pass."""
-    def select(self, trees: U32) -> Forest:
+    def select(self, trees: _U32) -> Forest:
         """A copy of these trees, in the given order."""
     @staticmethod
     def concatenate(forests: list[Forest]) -> Forest:
@@ -225,6 +246,7 @@ class Forest:
     def check(self) -> None:
         """Raises with the broken law if an invariant does not hold."""
 
+@final
 class Search:
     """The tree search at segment granularity, over any function that continues tokens.
 
@@ -234,7 +256,7 @@ class Search:
     """
 
     def __new__(cls, config: SearchConfig, *, seed: int = 0) -> Search: ...
-    def add_tree(self, key: int, prompt: U32) -> int:
+    def add_tree(self, key: int, prompt: _U32) -> int:
         """Starts a tree; `key` decides its random numbers. Returns the tree's index.
 
         Raises:
@@ -242,17 +264,17 @@ class Search:
             PromptTooLongError: nothing can be sampled behind it.
             InvalidConfigError: a rule about text without `set_texts`.
         """
-    def segments(self) -> I32:
+    def segments(self) -> _I32:
         """[n, 3] tree, path and max_new_tokens of each segment that waits to be run."""
-    def tokens(self, tree: int, path: int) -> U32:
+    def tokens(self, tree: int, path: int) -> _U32:
         """The whole token sequence of a path."""
     def complete_segment(
         self,
         tree: int,
         path: int,
-        token_ids: U32,
-        logprobs: F32,
-        entropies: F32,
+        token_ids: _U32,
+        logprobs: _F32,
+        entropies: _F32,
     ) -> None:
         """Appends a segment, whole or in parts, and advances the tree.
 
@@ -268,13 +290,13 @@ class Search:
 
         A piece may be empty and need not be valid UTF-8. Comes before the first tree.
         """
-    def ended_segments(self) -> I32:
+    def ended_segments(self) -> _I32:
         """[n, 2] tree and path of each path that waits for a verdict (`verdicts="segments"`)."""
     def report(
         self,
         tree: int,
         path: int,
-        verdict: Verdict = "continue",
+        verdict: _Verdict = "continue",
         *,
         score: float = 0.0,
     ) -> None:
@@ -323,6 +345,7 @@ class Search:
     def check(self) -> None:
         """Raises LawBrokenError if an invariant does not hold. O(tokens)."""
 
+@final
 class BlockPool:
     """Reference counts and free blocks of a paged key-value cache; block 0 is reserved."""
 
@@ -342,6 +365,7 @@ class BlockPool:
     def check(self) -> None:
         """Raises LawBrokenError if an invariant does not hold. O(blocks)."""
 
+@final
 class Scheduler:
     """Search plus memory plus time: plans one flat step after another.
 
@@ -372,7 +396,7 @@ class Scheduler:
         age_bias: int = 32,
         policy_version: int = 0,
     ) -> Scheduler: ...
-    def add_tree(self, key: int, prompt: U32) -> int:
+    def add_tree(self, key: int, prompt: _U32) -> int:
         """Queues a tree; `key` decides its random numbers. Returns the tree's index.
 
         Raises:
@@ -390,7 +414,7 @@ class Scheduler:
         when nothing can run: no work remains, or every path that lives waits for a verdict.
         A plan is valid until its commit.
         """
-    def commit_step(self, token_ids: U32, logprobs: F32, entropies: F32) -> int:
+    def commit_step(self, token_ids: _U32, logprobs: _F32, entropies: _F32) -> int:
         """Takes one entry a sample of the plan. Returns the number of trees that finished.
 
         A commit that is refused leaves the plan open.
@@ -400,20 +424,20 @@ class Scheduler:
 
         Returns the number of groups.
         """
-    def tokens(self, tree: int, path: int) -> U32:
+    def tokens(self, tree: int, path: int) -> _U32:
         """The whole token sequence of a path."""
     def set_texts(self, texts: Iterable[bytes]) -> None:
         """Gives the rules about text the bytes of the token ids 0, 1, .. in order.
 
         A piece may be empty and need not be valid UTF-8. Comes before the first tree.
         """
-    def ended_segments(self) -> I32:
+    def ended_segments(self) -> _I32:
         """[n, 2] tree and path of each path that waits for a verdict (`verdicts="segments"`)."""
     def report(
         self,
         tree: int,
         path: int,
-        verdict: Verdict = "continue",
+        verdict: _Verdict = "continue",
         *,
         score: float = 0.0,
     ) -> None:
