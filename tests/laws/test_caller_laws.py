@@ -123,18 +123,19 @@ class Machine(Driver):
 
 FREQUENT = ["step", "step", "plan", "commit", "judge", "report"]
 RARE = ["prune_subtree", "abort", "priority", "version", "drop_memory", "add"]
-CALLS = st.tuples(
-    st.sampled_from([*FREQUENT, "fork", "prune", "rewind", *FREQUENT, "fork", *RARE]),
+CALL = st.tuples(
+    st.sampled_from([*FREQUENT, "fork", "prune", "rewind", *FREQUENT, "fork", "rewind", *RARE]),
     st.lists(st.integers(0, 40), min_size=3, max_size=3),
 )
+CALLS = st.integers(0, 60).flatmap(lambda count: st.lists(CALL, min_size=count, max_size=count))
 
 
 def machine_test() -> Callable[[], Counter[str]]:
     """A property test that tells how often each call went through."""
     seen: Counter[str] = Counter()
 
-    @settings(max_examples=max(200, settings().max_examples))
-    @given(configs.search_configs(), configs.limits(), configs.prompts(), st.lists(CALLS))
+    @settings(max_examples=max(300, settings().max_examples))
+    @given(configs.search_configs(), configs.limits(), configs.prompts(), CALLS)
     def test(config, limits, prompts, calls):
         machine = Machine(config, limits, seen)
         for key, prompt in enumerate(prompts):
