@@ -55,9 +55,7 @@ FALLBACK = st.fixed_dictionaries(
     {},
     optional={
         "from": names("answered", "nothing", "all", "priority", "longest"),
-        "at": names(
-            "boundary", "window", "lowest_logprob", "unsure_block", "sure_block", "prompt"
-        ),
+        "at": names("boundary", "window", "lowest_logprob", "unsure_block", "sure_block", "prompt"),
         "window": numbers(1, 4),
         "max_windows": numbers(1, 4),
         "alignment": names("segment", "token"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import toy_model as toy
 from configs import Limits
@@ -95,7 +97,7 @@ class Driver:
             assert len(fronts) == 1
             assert 0 <= start < end == len(fronts.pop())
             shared[first : first + num_rows - 1] += end - start
-        for place, (row, other) in enumerate(zip(order, order[1:], strict=False)):
+        for place, (row, other) in enumerate(pairwise(order)):
             assert common_front(tables[row], tables[other]) == shared[place]
 
 

@@ -44,9 +44,7 @@ def by_key(forest: Forest) -> list[dict[str, np.ndarray]]:
     *(configs.search_configs(), configs.prompts(), configs.limits()),
     *(st.randoms(), st.integers(0, 3), st.integers(0, 3)),
 )
-def test_s4_the_forest_is_the_same_for_every_schedule(
-    config, prompts, limits, random, late, delay
-):
+def test_s4_the_forest_is_the_same_for_every_schedule(config, prompts, limits, random, late, delay):
     arrival = list(enumerate(prompts))
     expected, _ = run(config, WIDE, arrival)
     random.shuffle(arrival)
