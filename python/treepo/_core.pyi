@@ -5,7 +5,7 @@ nothing. Tree and path indices, positions and counts are integers from 0 on; arr
 and of exactly the dtype that is named. Log-probabilities and entropies are in nats.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Final, Literal, final
 
 import numpy as np
@@ -32,9 +32,49 @@ __all__ = [
     "SearchConfig",
     "TreepoError",
     "__version__",
+    "forecast",
 ]
 
 __version__: Final[str]
+
+def forecast(
+    config: SearchConfig,
+    *,
+    rates: Sequence[float],
+    prompt_len: int = 64,
+    num_trees: int = 64,
+    num_blocks: int | None = None,
+    block_size: int = 16,
+    max_num_seqs: int = 256,
+    max_num_batched_tokens: int = 2048,
+    seed: int = 0,
+) -> dict[str, float]:
+    """What a configuration will cost, before anything runs: means a tree, and totals.
+
+    The trees are grown by the real search and scheduler over a model that only knows how often
+    paths end.
+
+    Args:
+        config: the search.
+        rates: probability that a path ends within its next segment, by the number of segments
+            that it has; the last one holds for all deeper ones.
+        prompt_len: tokens of a prompt.
+        num_trees: trees that are sampled together.
+        num_blocks: blocks of the pool; enough for all trees at once, or 2**21, if not given.
+        block_size: tokens of a block.
+        max_num_seqs: rows of a step at most.
+        max_num_batched_tokens: tokens of a step at most.
+        seed: of the trees that are drawn.
+
+    Returns:
+        decoded_tokens (with decoded_tokens_error), returned_tokens and speedup_bound, their ratio;
+        leaves and leaves_stop, leaves_length, leaves_depth, leaves_pruned; initial_paths,
+        branches, fallbacks, leaf_depth; in total recomputed_tokens, steps and peak_blocks; rows
+        a step, and the shares idle_rows and round_wait.
+
+    Raises:
+        InvalidConfigError: rates outside 0 to 1, or no trees.
+    """
 
 class TreepoError(Exception):
     """Base of treepo's exceptions."""
@@ -340,6 +380,15 @@ class Search:
         """Whether a path waits for a verdict."""
     def is_done(self) -> bool:
         """Whether every tree is done."""
+    def to_bytes(self) -> bytes:
+        """A snapshot with the half-grown forest, for `from_bytes`. O(tokens)."""
+    @staticmethod
+    def from_bytes(bytes: bytes) -> Search:
+        """The search of a snapshot, in any process; it goes on as that one would have.
+
+        Raises:
+            InvalidInputError: the bytes are damaged, cut short, or of another kind or version.
+        """
     def forest(self) -> Forest:
         """A copy of the forest as it is."""
     def check(self) -> None:
@@ -493,6 +542,18 @@ class Scheduler:
         """Trees that finished since the last call, by index."""
     def stats(self) -> dict[str, int]:
         """Counters since the scheduler was made, by name."""
+    def to_bytes(self) -> bytes:
+        """A snapshot with the half-grown forest, for `from_bytes`. O(tokens)."""
+    @staticmethod
+    def from_bytes(bytes: bytes) -> Scheduler:
+        """The scheduler of a snapshot, in any process; it goes on as that one would have.
+
+        Keys and values are not kept: its first plans compute what live paths need. There is no
+        snapshot while a plan is open.
+
+        Raises:
+            InvalidInputError: the bytes are damaged, cut short, or of another kind or version.
+        """
     def forest(self) -> Forest:
         """A copy of the forest as it is."""
     def check(self) -> None:
