@@ -71,6 +71,12 @@ class Driver:
             self.scheduler.report(tree, path, verdict, score=score)
             self.scheduler.check()
 
+    def restore(self) -> None:
+        """Goes on from a snapshot, as another process would, without keys and values."""
+        self.scheduler = core.Scheduler.from_bytes(self.scheduler.to_bytes())
+        self.scheduler.check()
+        self.model.forget()
+
     def finish(self, delay: int = 0) -> Forest:
         """Runs all trees to their end."""
         for step in range(100_000):

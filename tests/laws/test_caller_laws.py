@@ -113,6 +113,11 @@ class Machine(Driver):
         self.scheduler.drop_memory()
         self.model.forget()
 
+    def call_snapshot(self, *_: int) -> None:
+        before = self.state()
+        self.restore()
+        assert self.state() == before
+
     def call_add(self, a: int, b: int, c: int) -> None:
         self.add_tree(100 + len(self.keys), [a % toy.VOCAB, b % toy.VOCAB, *range(c % 8)])
 
@@ -122,7 +127,7 @@ class Machine(Driver):
 
 
 FREQUENT = ["step", "step", "plan", "commit", "judge", "report"]
-RARE = ["prune_subtree", "abort", "priority", "version", "drop_memory", "add"]
+RARE = ["prune_subtree", "abort", "priority", "version", "drop_memory", "snapshot", "add"]
 CALL = st.tuples(
     st.sampled_from([*FREQUENT, "fork", "prune", "rewind", *FREQUENT, "fork", "rewind", *RARE]),
     st.lists(st.integers(0, 40), min_size=3, max_size=3),

@@ -54,6 +54,21 @@ def test_s4_the_forest_is_the_same_for_every_schedule(config, prompts, limits, r
             np.testing.assert_array_equal(column, other[name], err_msg=name)
 
 
+@given(configs.search_configs(), configs.prompts(), configs.limits(), st.integers(0, 12))
+def test_a_forest_that_goes_on_from_a_snapshot_is_the_same(config, prompts, limits, steps):
+    drivers = [Driver(config, limits), Driver(config, limits)]
+    for driver in drivers:
+        for key, prompt in enumerate(prompts):
+            driver.add_tree(key, prompt)
+        for _ in range(steps):
+            if driver.plan():
+                driver.commit()
+    drivers[1].restore()
+    expected, actual = (driver.finish().columns() for driver in drivers)
+    for name, column in expected.items():
+        np.testing.assert_array_equal(actual[name], column, err_msg=name)
+
+
 @given(configs.search_configs(), configs.prompts(), configs.limits())
 def test_s5_every_token_is_decoded_once_and_repeated_work_is_counted(config, prompts, limits):
     forest, stats = run(config, limits, list(enumerate(prompts)))
