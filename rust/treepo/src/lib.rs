@@ -47,7 +47,7 @@ pub use ids::{BlockId, PathId, TreeId};
 pub use key::{Purpose, Stream};
 pub use memory::{BlockPool, Memory};
 pub use schedule::{
-    GroupBuffers, GroupCapacity, PlanBuffers, PlanCapacity, PlanSizes, Scheduler, SchedulerConfig,
-    Stats,
+    GroupBuffers, GroupCapacity, PlanArrays, PlanBuffers, PlanCapacity, PlanSizes, Scheduler,
+    SchedulerConfig, Stats,
 };
 pub use search::{FallbackFrom, Preset, Search, SearchConfig, Segment, TokenTexts, Verdict};

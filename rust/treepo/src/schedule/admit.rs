@@ -36,6 +36,7 @@ impl Scheduler {
         self.memory.reserve_paths(tree, max_paths);
         self.orders.enqueue(0, tree);
         self.orders.num_queued += 1;
+        self.finished.reserve(self.orders.num_queued + self.num_open_trees as usize);
         Ok(())
     }
 

@@ -51,6 +51,11 @@ use grow::Scratch;
 use state::{Phase, TreeState};
 use stop::StopRules;
 
+/// Paths and tokens that room is made for when a tree is added. A larger tree makes room as it
+/// grows.
+const MAX_RESERVED_PATHS: u32 = 1 << 16;
+const MAX_RESERVED_TOKENS: usize = 1 << 18;
+
 /// A segment that waits to be run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Segment {
@@ -183,6 +188,7 @@ impl Search {
             self.stop = Some(StopRules::new(&self.config, None)?);
         }
         let tree = self.forest.add_tree(self.seed, key, prompt)?;
+        self.reserve(tree, max_len - prompt_len)?;
         self.trees.push(TreeState::new(&self.config, prompt_len, max_len));
         self.num_open += 1;
         self.forest.set_dependence(tree, self.config.dependence())?;
@@ -195,6 +201,15 @@ impl Search {
         let copies = self.initial_divergence(tree)? - 1;
         self.fork_copies(tree, root, prompt_len, copies, ForkOrigin::Initial, Some(root))?;
         Ok(tree)
+    }
+
+    /// Makes room for all that the tree may become, as far as that is within reason, so that it
+    /// grows without allocation. Room that is never used is never touched.
+    fn reserve(&mut self, tree: TreeId, completion_len: u32) -> Result<()> {
+        let num_paths = self.config.max_paths().min(MAX_RESERVED_PATHS) as usize;
+        let num_marks = (num_paths * self.config.max_depth as usize).min(MAX_RESERVED_TOKENS);
+        let num_tokens = (num_paths * completion_len as usize).min(MAX_RESERVED_TOKENS);
+        self.forest.reserve_tree(tree, num_paths, num_tokens, num_marks)
     }
 
     /// Paths that start at the prompt, the root's included.

@@ -69,7 +69,7 @@ pub(super) struct TreeState {
 
 impl TreeState {
     pub(super) fn new(config: &SearchConfig, prompt_len: u32, max_len: u32) -> Self {
-        let room = config.width.min(MAX_RESERVED) as usize;
+        let room = config.max_paths().min(MAX_RESERVED) as usize;
         Self {
             prompt_len,
             max_len,
