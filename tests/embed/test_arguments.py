@@ -331,7 +331,7 @@ def test_groups_need_an_open_plan_and_arrays_of_their_shape():
     kept = groups.groups
     for name in BAD_TRIPLES.keys() - {"too wide"}:
         groups.groups = BAD_TRIPLES[name](kept)
-        with pytest.raises(InvalidInputError, match=r"plan array groups must be .* shape \[n, 4\]"):
+        with pytest.raises(InvalidInputError, match="plan array groups"):
             groups.group(scheduler)
     groups.groups, groups.row_order = kept, groups.row_order[:0]
     with pytest.raises(core.BufferTooSmallError, match="row_order has 0 elements"):
