@@ -57,6 +57,13 @@ impl Store {
         num_values * CHUNK * size_of::<u32>() + self.links.capacity() * Links::BYTES
     }
 
+    /// The last token of a path. O(1).
+    #[inline]
+    pub(super) fn last_id(&self, span: Span) -> Option<u32> {
+        let offset = span.len.checked_sub(1)? as usize % CHUNK;
+        Some(self.ids[span.chunks.last()?][offset])
+    }
+
     /// The first tokens of the path that was the first to get any, before all others.
     pub(super) fn front(&self, len: u32) -> &[u32] {
         &self.ids.as_flattened()[..len as usize]

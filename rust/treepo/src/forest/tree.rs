@@ -87,6 +87,12 @@ impl Tree {
     }
 
     /// One path, or one without tokens if it does not exist.
+    /// The path's last token, if it is its own. O(1).
+    #[inline]
+    pub(crate) fn newest_id(&self, path: PathId) -> Option<u32> {
+        self.store.last_id(self.own(path).span)
+    }
+
     /// The prompt's tokens.
     pub fn prompt(&self) -> &[u32] {
         self.store.front(self.prompt_len)

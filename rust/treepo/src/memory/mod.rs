@@ -257,8 +257,15 @@ impl Memory {
 
     /// Writes the slots of positions `start..start + out.len()`, which lie on the path's chain.
     pub(crate) fn write_slots(&self, tree: TreeId, path: PathId, start: u32, out: &mut [i64]) {
-        let end = start + out.len() as u32;
         let size = self.block_size;
+        if let [slot] = out {
+            let own = self.at(tree, path);
+            if start / size + 1 == own.num_blocks {
+                *slot = i64::from(own.tail.0) * i64::from(size) + i64::from(start % size);
+                return;
+            }
+        }
+        let end = start + out.len() as u32;
         self.for_each_block(tree, path, start / size, |index, block| {
             let from = start.max(index * size);
             let to = end.min((index + 1) * size);

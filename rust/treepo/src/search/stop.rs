@@ -60,7 +60,8 @@ impl StopRules {
         segment_ends: bool,
         depth: u32,
     ) -> Option<FinishReason> {
-        let newest = backwards(tree, path).next()?.id;
+        let own = tree.newest_id(path).filter(|_| tree.own(path).len() > tree.prompt_len);
+        let newest = own.or_else(|| backwards(tree, path).next().map(|token| token.id))?;
         if config.eos_token_ids.contains(&newest)
             || self.completes_stop_string(&config.stop.strings, tree, path, newest)
             || (config.stop.boxed == Boxed::Stops && self.closes_box(tree, path, newest))
