@@ -83,6 +83,24 @@ def test_a_token_id_that_the_columns_cannot_hold_is_refused(forest, search):
             call()
 
 
+def calls_with(search, value):
+    """Every call of the embedding program, with a number in each place."""
+    return [
+        lambda: search.report(value, 0),
+        lambda: search.report(0, value),
+        lambda: search.fork(value, 0, 1),
+        lambda: search.fork(0, value, 1),
+        lambda: search.fork(0, 0, value),
+        lambda: search.prune(value, 0),
+        lambda: search.prune(0, value),
+        lambda: search.prune_subtree(value, 0, 1),
+        lambda: search.prune_subtree(0, 0, value),
+        lambda: search.rewind(value, 0, 1),
+        lambda: search.rewind(0, 0, value),
+        lambda: search.tokens(0, value),
+    ]
+
+
 @pytest.mark.parametrize("value", [-1, 1 << 32, 1 << 70])
 def test_integers_out_of_range_are_named(forest, search, value):
     scheduler = core.Scheduler(core.SearchConfig(), num_blocks=100)
@@ -96,10 +114,14 @@ def test_integers_out_of_range_are_named(forest, search, value):
         lambda: scheduler.abort_tree(value),
         lambda: pool.retain(value),
         lambda: core.BlockPool(value),
-        lambda: core.SearchConfig(width=value),
-        lambda: core.SearchConfig(max_model_len=value),
-        lambda: core.SearchConfig(eos_token_ids=[value]),
         lambda: core.Scheduler(core.SearchConfig(), num_blocks=value),
+        lambda: core.Scheduler(core.SearchConfig(), num_blocks=4, age_bias=value),
+        lambda: core.Scheduler(core.SearchConfig(), num_blocks=4, admission_percent=value),
+        lambda: core.forecast(core.SearchConfig(), rates=[0.5], num_trees=value),
+        lambda: core.forecast(core.SearchConfig(), rates=[0.5], num_blocks=value),
+        lambda: search.set_policy_version(value),
+        lambda: search.abort_tree(value),
+        *(call for each in (search, scheduler) for call in calls_with(each, value)),
     ):
         with pytest.raises(InvalidInputError, match=f"{value} is not within 0 and"):
             call()
@@ -131,8 +153,11 @@ def test_a_policy_version_that_the_columns_cannot_hold_is_refused(forest):
 def test_something_else_for_an_integer_is_a_type_error(forest, value):
     with pytest.raises(TypeError):
         forest.fork(0, 0, value)
+    for call in calls_with(core.Search(core.SearchConfig()), value):
+        with pytest.raises(TypeError):
+            call()
     with pytest.raises(TypeError):
-        core.SearchConfig(width=value)
+        core.Scheduler(core.SearchConfig(), num_blocks=4).set_priority(0, value)
 
 
 @pytest.mark.parametrize("index", [2, (1 << 32) - 1])
@@ -145,6 +170,12 @@ def test_trees_and_paths_that_do_not_exist_are_refused(forest, search, index):
         lambda: forest.append_given(0, index, IDS),
         lambda: search.tokens(index, 0),
         lambda: search.complete_segment(0, index, IDS, NUMBERS, NUMBERS),
+        lambda: search.report(0, index),
+        lambda: search.fork(0, index, 4),
+        lambda: search.prune(index, 0),
+        lambda: search.prune_subtree(0, index, 4),
+        lambda: search.rewind(index, 0, 4),
+        lambda: search.abort_tree(index),
     ):
         with pytest.raises(InvalidInputError):
             call()
@@ -226,6 +257,136 @@ def test_a_column_that_is_missing_is_named(forest):
     del columns["path_at"]
     with pytest.raises(InvalidInputError, match="forest column path_at is missing"):
         core.Forest.from_columns(columns)
+
+
+@pytest.mark.parametrize("at", [0, 3, 5, (1 << 32) - 1])
+def test_positions_outside_the_completion_are_refused(at):
+    for search in (
+        core.Search(core.SearchConfig()),
+        core.Scheduler(core.SearchConfig(), num_blocks=100),
+    ):
+        search.add_tree(0, IDS)
+        for call in (search.fork, search.prune_subtree, search.rewind):
+            with pytest.raises(InvalidInputError, match=rf"at {at}: the position lies outside 4"):
+                call(0, 0, at)
+        search.check()
+
+
+def test_an_unknown_verdict_and_a_score_that_is_not_finite_are_named(search):
+    with pytest.raises(InvalidInputError, match='verdict "perhaps" is unknown; give "continue"'):
+        search.report(0, 0, "perhaps")
+    search = core.Search(core.SearchConfig(segment_len=1, verdicts="segments"))
+    search.add_tree(0, IDS)
+    search.complete_segment(0, 0, IDS[:1], NUMBERS[:1], NUMBERS[:1])
+    assert search.awaits_verdicts()
+    for score in (float("nan"), float("inf"), 1e300):
+        with pytest.raises(InvalidInputError, match="report a finite one"):
+            search.report(0, 0, score=score)
+    with pytest.raises(TypeError):
+        search.report(0, 0, 1)
+    with pytest.raises(TypeError):
+        search.report(0, 0, score="high")
+    search.report(0, 0, "stop", score=float("nan"))
+    with pytest.raises(InvalidInputError, match="does not wait for a verdict"):
+        search.report(0, 0)
+
+
+@pytest.mark.parametrize("make", [core.Search, lambda c: core.Scheduler(c, num_blocks=100)])
+def test_texts_are_bytes_and_come_before_the_first_tree(make):
+    search = make(core.SearchConfig(stop={"strings": ["ab"]}))
+    with pytest.raises(core.InvalidConfigError, match=r"stop\.strings"):
+        search.add_tree(0, IDS)
+    for texts in (["a", "b"], [b"a", None], [b"a", 1], [bytearray(b"a")]):
+        with pytest.raises(InvalidInputError, match="give a bytes object for each token id"):
+            search.set_texts(texts)
+    with pytest.raises(TypeError):
+        search.set_texts(None)
+    search.set_texts(iter([b"", b"a", b"\xff", b"b", b""]))
+    search.add_tree(0, IDS)
+    with pytest.raises(InvalidInputError, match="before the first tree"):
+        search.set_texts([b"a"])
+
+
+@pytest.mark.parametrize("value", [1 << 31, -(1 << 31) - 1, 1 << 70])
+def test_a_priority_out_of_range_is_named(value):
+    scheduler = core.Scheduler(core.SearchConfig(), num_blocks=100)
+    scheduler.add_tree(0, IDS)
+    with pytest.raises(
+        InvalidInputError, match=f"{value} is not within -2147483648 and 2147483647"
+    ):
+        scheduler.set_priority(0, value)
+    for extreme in (-(1 << 31), (1 << 31) - 1):
+        scheduler.set_priority(0, extreme)
+        scheduler.check()
+    with pytest.raises(InvalidInputError, match="tree 1"):
+        scheduler.set_priority(1, 0)
+
+
+def test_groups_need_an_open_plan_and_arrays_of_their_shape():
+    scheduler, buffers = plan_buffers()
+    groups = core.GroupBuffers(scheduler)
+    with pytest.raises(InvalidInputError, match="there is no plan"):
+        groups.group(scheduler)
+    assert buffers.plan(scheduler).num_rows > 0
+    kept = groups.groups
+    for name in BAD_TRIPLES.keys() - {"too wide"}:
+        groups.groups = BAD_TRIPLES[name](kept)
+        with pytest.raises(InvalidInputError, match="plan array groups"):
+            groups.group(scheduler)
+    groups.groups, groups.row_order = kept, groups.row_order[:0]
+    with pytest.raises(core.BufferTooSmallError, match="row_order has 0 elements"):
+        groups.group(scheduler)
+
+
+@pytest.mark.parametrize("name", ["report", "prune", "fork", "rewind", "prune_subtree"])
+def test_nothing_is_changed_while_a_plan_is_open(name):
+    scheduler, buffers = plan_buffers()
+    buffers.plan(scheduler)
+    positions = {"report": (), "prune": ()}.get(name, (4,))
+    with pytest.raises(InvalidInputError, match="commit the open plan before"):
+        getattr(scheduler, name)(0, 0, *positions)
+    for call in (scheduler.drop_memory, scheduler.to_bytes, lambda: scheduler.abort_tree(0)):
+        with pytest.raises(InvalidInputError, match="commit the open plan before"):
+            call()
+
+
+@pytest.mark.parametrize(
+    "kind", [core.Search, core.Scheduler], ids=["of a search", "of a scheduler"]
+)
+def test_damaged_bytes_are_refused(kind):
+    limits = {"num_blocks": 100} if kind is core.Scheduler else {}
+    made = kind(core.SearchConfig(width=2), **limits)
+    made.add_tree(0, IDS)
+    data = made.to_bytes()
+    kind.from_bytes(data).check()
+    other = core.Search if kind is core.Scheduler else core.Scheduler
+    damaged = [b"", data[:-1], data[1:], data + b"\0", data[: len(data) // 2]]
+    damaged += [data[:i] + bytes([data[i] ^ 1]) + data[i + 1 :] for i in range(len(data))]
+    for each in damaged:
+        with pytest.raises(InvalidInputError):
+            kind.from_bytes(each)
+    with pytest.raises(InvalidInputError):
+        other.from_bytes(data)
+    for wrong in ("text", None, 1, [1]):
+        with pytest.raises(TypeError):
+            kind.from_bytes(wrong)
+
+
+@pytest.mark.parametrize("rates", [[], [-0.1], [1.5], [0.5, float("nan")]])
+def test_rates_that_are_no_probabilities_are_refused(rates):
+    with pytest.raises(core.InvalidConfigError, match="rates"):
+        core.forecast(core.SearchConfig(), rates=rates)
+
+
+def test_a_forecast_names_what_is_too_small():
+    config = core.SearchConfig(segment_len=64, max_depth=2)
+    with pytest.raises(core.PoolTooSmallError, match="pool has 2"):
+        core.forecast(config, rates=[0.5], num_blocks=3)
+    for name in ("num_trees", "prompt_len", "block_size", "max_num_seqs"):
+        with pytest.raises(core.InvalidConfigError, match=f"{name}: must be at least 1"):
+            core.forecast(config, rates=[0.5], **{name: 0})
+    with pytest.raises(TypeError):
+        core.forecast(config, rates="often")
 
 
 @pytest.mark.parametrize("seed", range(40))

@@ -1,7 +1,9 @@
 """treepo without torch: the search over any function that continues tokens, in numpy alone."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 
@@ -10,6 +12,7 @@ from treepo.core import Search, SearchConfig
 from treepo.forest import FinishReason, Forest
 
 EOS = 0
+DOCUMENT = Path(__file__).parents[2] / "docs" / "embedding.md"
 
 
 def continue_tokens(tokens, max_new_tokens, rng):
@@ -55,3 +58,30 @@ def test_the_forest_of_another_stack_gets_advantages():
     values = advantages(forest, stopped.astype(np.float32))
     assert values.shape == (12,)
     assert values[stopped].min() > values[~stopped].max()
+
+
+class Engine:
+    """Stands for an engine: each sample is an end of sequence with probability 1/4."""
+
+    def step(self, plan, sizes):
+        uniforms = plan.uniforms[: sizes.num_samples]
+        numbers = np.full(len(uniforms), -1.0, np.float32)
+        return np.where(uniforms < 0.25, 2, 7).astype(np.uint32), numbers, -numbers
+
+
+def test_the_code_of_the_document_runs():
+    blocks = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
+    names = {"engine": Engine(), "value_of": len}
+    segments, scheduler, groups, config, verdicts = (
+        compile(block, str(DOCUMENT), "exec") for block in blocks
+    )
+    exec(segments, names)
+    assert names["forest"].num_paths == 8
+    exec(scheduler, names)
+    assert names["forest"].num_paths == 8
+    names["scheduler"].add_tree(18, np.array([1, 5, 9], np.uint32))
+    names["plan"].plan(names["scheduler"])
+    exec(groups, names)
+    assert names["groups"].row_order[0] == 0
+    exec(config, names)
+    exec(verdicts, names)

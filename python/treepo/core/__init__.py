@@ -20,13 +20,16 @@ from treepo._core import (
     SearchConfig,
     TreepoError,
     __version__,
+    forecast,
 )
+from treepo.core.groups import GroupBuffers
 from treepo.core.plan import PlanBuffers, PlanSizes
 
 __all__ = [
     "BlockPool",
     "BufferTooSmallError",
     "Forest",
+    "GroupBuffers",
     "InvalidConfigError",
     "InvalidInputError",
     "LawBrokenError",
@@ -40,4 +43,5 @@ __all__ = [
     "SearchConfig",
     "TreepoError",
     "__version__",
+    "forecast",
 ]

@@ -5,10 +5,12 @@
 mod argument;
 mod config;
 mod error;
+mod forecast;
 mod forest;
 mod pool;
 mod scheduler;
 mod search;
+mod value;
 
 use pyo3::prelude::*;
 
@@ -17,6 +19,7 @@ use pyo3::prelude::*;
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     error::register(module)?;
+    module.add_function(wrap_pyfunction!(forecast::forecast, module)?)?;
     module.add_class::<config::SearchConfig>()?;
     module.add_class::<forest::Forest>()?;
     module.add_class::<pool::BlockPool>()?;
