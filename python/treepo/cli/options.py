@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from treepo.config import EngineConfig, TrainConfig
-from treepo.config.schema import field_types, is_section
+from treepo.config.schema import attribute, field_types, is_section
 from treepo.errors import CheckpointError, InvalidConfigError
 from treepo.prompts import load_jsonl
 from treepo.rewards import check_columns, resolve
@@ -28,12 +28,16 @@ _SHORT = {
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add `--config`, `--model`, `--reward` and the list of all config keys to a parser."""
+    """Add `--config`, `--model` and the list of all config keys to a parser."""
     parser.add_argument("--config", metavar="FILE", help="YAML file of config keys")
     parser.add_argument("--model", metavar="PATH", help="Hugging Face folder (model.path)")
-    parser.add_argument("--reward", metavar="NAME", help="reward function (reward.name)")
     keys = describe(TrainConfig(), TrainConfig.for_model("PATH"))
     parser.epilog = f"config keys, set with key=value or --key value:\n{keys}"
+
+
+def add_reward_argument(parser: argparse.ArgumentParser) -> None:
+    """Add `--reward` to a parser."""
+    parser.add_argument("--reward", metavar="NAME", help="reward function (reward.name)")
 
 
 def load_config(arguments: argparse.Namespace, overrides: Sequence[str]) -> TrainConfig:
@@ -63,11 +67,11 @@ def describe(config: Any, for_model: Any, prefix: str = "") -> str:
     about = documentation(type(config))
     lines: list[str] = []
     for name, annotation in field_types(type(config)).items():
-        value, other = getattr(config, name), getattr(for_model, name)
+        value, other = (getattr(x, attribute(name)) for x in (config, for_model))
         if is_section(annotation):
             lines.append(describe(value, other, f"{prefix}{name}."))
             continue
-        notes = [about.get(name, "")]
+        notes = [about.get(attribute(name), "")]
         if isinstance(value, Enum):
             notes.append(f"one of {', '.join(str(x.value) for x in type(value))}")
         if other != value and name != "path":
@@ -80,6 +84,8 @@ def _shown(value: Any) -> str:
     """Return a value as a command line takes it."""
     if isinstance(value, bool):
         return str(value).lower()
+    if value == ():
+        return "[]"
     if isinstance(value, tuple):
         return ",".join(map(str, value))
     return "none" if value is None else str(getattr(value, "value", value))
