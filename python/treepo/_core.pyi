@@ -1,7 +1,12 @@
-"""Typed view of the extension module; the Rust crate `treepo` does the work."""
+"""Typed view of the extension module; the Rust crate `treepo` does the work.
 
-from collections.abc import Mapping
-from typing import Any, Final
+Every argument is checked: what does not fit raises one of the exceptions below and changes
+nothing. Tree and path indices, positions and counts are integers from 0 on; arrays are contiguous
+and of exactly the dtype that is named. Log-probabilities and entropies are in nats.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,18 +19,71 @@ U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 
+Verdict = Literal["continue", "stop", "prune"]
+
 __version__: Final[str]
 
-class TreepoError(Exception): ...
-class InvalidConfigError(TreepoError, ValueError): ...
-class InvalidInputError(TreepoError, ValueError): ...
-class PromptTooLongError(TreepoError, ValueError): ...
-class PoolTooSmallError(TreepoError, MemoryError): ...
-class NotFiniteError(TreepoError, ArithmeticError): ...
-class BufferTooSmallError(TreepoError, ValueError): ...
-class LawBrokenError(TreepoError, AssertionError): ...
+class TreepoError(Exception):
+    """Base of treepo's exceptions."""
+
+class InvalidConfigError(TreepoError, ValueError):
+    """A configuration value is out of its range."""
+
+class InvalidInputError(TreepoError, ValueError):
+    """An argument does not fit the object's state."""
+
+class PromptTooLongError(TreepoError, ValueError):
+    """A prompt leaves no room for a completion."""
+
+class PoolTooSmallError(TreepoError, MemoryError):
+    """The KV pool cannot hold one path at full length."""
+
+class NotFiniteError(TreepoError, ArithmeticError):
+    """A log-probability, logit or loss is not finite."""
+
+class BufferTooSmallError(TreepoError, ValueError):
+    """A plan array is shorter than the plan may need."""
+
+class LawBrokenError(TreepoError, AssertionError):
+    """An invariant does not hold: a fault of treepo."""
 
 class SearchConfig:
+    """Configuration of the search: every rule and its numbers; frozen, compared by value.
+
+    Lengths are in tokens. The sections are dicts; fields that are absent have their defaults.
+    A number that the chosen rule does not use is ignored.
+
+    Args:
+        width: leaves of a tree.
+        segment_len: tokens of a segment at most.
+        max_depth: segments of a path at most.
+        branch_factor: children of a live path at the end of a round, before budget transfer.
+        max_branch_factor: draws each round's factor of branch_factor..max_branch_factor.
+        initial_divergence: paths that start at the prompt, at most `width`.
+        max_initial_divergence: draws them of initial_divergence..max_initial_divergence.
+        branch: how live paths share the budget: by, prefer, temperature, final_temperature,
+            schedule, remainder, num_positions, copies, threshold.
+        budget: how much a tree grows: transfer, total, max_tokens, min_width.
+        fallback: where missing leaves come from: from, at, window, max_windows, alignment,
+            refill, copies.
+        stop: what ends a path: strings, boxed, repetition, repetition_len, repetition_count,
+            repetition_window.
+        prune: what is given up: by, window, threshold, warmup_leaves, warmup_quantile, leaves.
+        verdicts: "nothing", or "segments": the caller judges each segment that does not end
+            its path.
+        opportunistic: "off", or "step_tokens": open trees share `step_tokens` tokens a segment.
+        step_tokens: tokens a segment of the live paths of all trees.
+        progress: how far the training is, 0 to 1, for `branch.schedule`.
+        max_completion_len: tokens of a completion; segment_len * max_depth if not given.
+        max_model_len: tokens of prompt and completion together.
+        eos_token_ids: tokens that end a sequence.
+
+    Raises:
+        InvalidConfigError: an unknown name or a wrong value; the message names the field.
+    """
+
+    __hash__: ClassVar[None]  # type: ignore[assignment]
+
     def __new__(
         cls,
         *,
@@ -33,12 +91,48 @@ class SearchConfig:
         segment_len: int = 64,
         max_depth: int = 8,
         branch_factor: int = 2,
+        max_branch_factor: int | None = None,
         initial_divergence: int = 2,
-        fallback: str = "answered",
+        max_initial_divergence: int | None = None,
+        branch: dict[str, Any] = ...,
+        budget: dict[str, Any] = ...,
+        fallback: dict[str, Any] = ...,
+        stop: dict[str, Any] = ...,
+        prune: dict[str, Any] = ...,
+        verdicts: str = "nothing",
+        opportunistic: str = "off",
+        step_tokens: int = 8192,
+        progress: float = 0.0,
         max_completion_len: int | None = None,
-        max_model_len: int | None = None,
-        eos_token_ids: list[int] = ...,
+        max_model_len: int = 4294967295,
+        eos_token_ids: Iterable[int] = ...,
     ) -> SearchConfig: ...
+    @staticmethod
+    def preset(name: str) -> SearchConfig:
+        """A published search, without end-of-sequence tokens.
+
+        Change it by `SearchConfig(**SearchConfig.preset(name).to_dict() | {"width": 4})`.
+
+        Raises:
+            InvalidConfigError: naming the known ones.
+        """
+    @staticmethod
+    def presets() -> list[tuple[str, str]]:
+        """Name and source of each published search."""
+    def policies(self) -> list[dict[str, str]]:
+        """The rules that are switched on and decide which paths there are.
+
+        Each has a `name` (its section), a `rule` and a `dependence`, "prefix" or "sampled_token".
+        """
+    def to_dict(self) -> dict[str, Any]:
+        """Every field; `SearchConfig(**config.to_dict()) == config`."""
+    @property
+    def dependence(self) -> str:
+        """The worst dependence of the policies: "prefix" (forks look at nothing behind them) or
+        "sampled_token" (they also look at sampled tokens, which biases plain means)."""
+    @property
+    def max_paths(self) -> int:
+        """Paths that a tree has at most, without the caller's rewinds."""
     @property
     def width(self) -> int: ...
     @property
@@ -48,11 +142,32 @@ class SearchConfig:
     @property
     def branch_factor(self) -> int: ...
     @property
+    def max_branch_factor(self) -> int | None: ...
+    @property
     def initial_divergence(self) -> int: ...
     @property
-    def fallback(self) -> str: ...
+    def max_initial_divergence(self) -> int | None: ...
     @property
-    def max_completion_len(self) -> int: ...
+    def branch(self) -> dict[str, Any]: ...
+    @property
+    def budget(self) -> dict[str, Any]: ...
+    @property
+    def fallback(self) -> dict[str, Any]: ...
+    @property
+    def stop(self) -> dict[str, Any]: ...
+    @property
+    def prune(self) -> dict[str, Any]: ...
+    @property
+    def verdicts(self) -> str: ...
+    @property
+    def opportunistic(self) -> str: ...
+    @property
+    def step_tokens(self) -> int: ...
+    @property
+    def progress(self) -> float: ...
+    @property
+    def max_completion_len(self) -> int:
+        """Tokens of a completion at most; what segments and depth allow at most."""
     @property
     def max_model_len(self) -> int: ...
     @property
@@ -63,11 +178,15 @@ class Forest:
 
     def __new__(cls) -> Forest: ...
     @staticmethod
-    def from_columns(columns: Mapping[str, npt.NDArray[Any]]) -> Forest: ...
+    def from_columns(columns: Mapping[str, npt.NDArray[Any]]) -> Forest:
+        """The forest of these columns; the laws of the forest are checked."""
     def add_tree(self, key: int, prompt: U32, *, seed: int = 0) -> int:
-        """Returns the tree index. Its path 0 holds the prompt; `prompt` has at least one token."""
+        """Adds a tree; returns its index. Its path 0 holds the prompt; `prompt` has at least one token."""
     def fork(self, tree: int, path: int, at: int) -> int:
-        """Returns the new path's index within the tree; `prompt_len <= at <= len(path)`."""
+        """Starts a path that shares `at` tokens of `path`; returns its index in the tree.
+
+        `prompt_len <= at <= len(path)`.
+        """
     def append(
         self,
         tree: int,
@@ -83,7 +202,8 @@ class Forest:
         """Appends tokens that were not sampled: the output of a tool, or the user's text."""
     def mark(self, tree: int, path: int) -> None:
         """Ends a segment at the path's current length."""
-    def finish(self, tree: int, path: int, reason: int) -> None: ...
+    def finish(self, tree: int, path: int, reason: int) -> None:
+        """Makes a live path a leaf; `reason` is a treepo.forest.FinishReason."""
     def set_rewards(self, rewards: F32) -> None:
         """One reward a path, in column order (tree-major)."""
     @property
@@ -106,10 +226,22 @@ class Forest:
         """Raises with the broken law if an invariant does not hold."""
 
 class Search:
-    """The tree search at segment granularity, over any function that continues tokens."""
+    """The tree search at segment granularity, over any function that continues tokens.
+
+    Args:
+        config: the rules.
+        seed: of all random numbers.
+    """
 
     def __new__(cls, config: SearchConfig, *, seed: int = 0) -> Search: ...
-    def add_tree(self, key: int, prompt: U32) -> int: ...
+    def add_tree(self, key: int, prompt: U32) -> int:
+        """Starts a tree; `key` decides its random numbers. Returns the tree's index.
+
+        Raises:
+            InvalidInputError: an empty prompt.
+            PromptTooLongError: nothing can be sampled behind it.
+            InvalidConfigError: a rule about text without `set_texts`.
+        """
     def segments(self) -> I32:
         """[n, 3] tree, path and max_new_tokens of each segment that waits to be run."""
     def tokens(self, tree: int, path: int) -> U32:
@@ -122,25 +254,110 @@ class Search:
         logprobs: F32,
         entropies: F32,
     ) -> None:
-        """Append a segment, which ends at its limit or first eos, and advance the tree."""
-    def is_done(self) -> bool: ...
+        """Appends a segment, whole or in parts, and advances the tree.
+
+        It ends at its limit or with its first end-of-sequence token. What follows a token that a
+        stop string, a box or pruning ends the path with is dropped.
+
+        Raises:
+            InvalidInputError: the path does not run, or more tokens than the segment takes.
+            NotFiniteError: a log-probability or an entropy.
+        """
+    def set_texts(self, texts: Iterable[bytes]) -> None:
+        """Gives the rules about text the bytes of the token ids 0, 1, .. in order.
+
+        A piece may be empty and need not be valid UTF-8. Comes before the first tree.
+        """
+    def ended_segments(self) -> I32:
+        """[n, 2] tree and path of each path that waits for a verdict (`verdicts="segments"`)."""
+    def report(
+        self,
+        tree: int,
+        path: int,
+        verdict: Verdict = "continue",
+        *,
+        score: float = 0.0,
+    ) -> None:
+        """Judges the segment that a path has ended; the round may end with it.
+
+        Args:
+            tree: the tree.
+            path: a path of `ended_segments`.
+            verdict: "continue" goes on, "stop" makes it a leaf, "prune" gives it up.
+            score: finite; what `branch.by` and `prune.by` = "score" look at.
+
+        Raises:
+            InvalidInputError: the path does not wait for a verdict, or a bad score.
+        """
+    def fork(self, tree: int, path: int, at: int) -> int:
+        """Starts a path that shares the first `at` tokens of `path`; returns its index.
+
+        It joins the round. The tree is no longer replayable.
+
+        Raises:
+            InvalidInputError: the tree is done or has `width` leaves and live paths already, or
+                nothing can be sampled at `at`.
+        """
+    def prune(self, tree: int, path: int) -> None:
+        """Gives a live path up. The tree is no longer replayable."""
+    def prune_subtree(self, tree: int, path: int, at: int) -> int:
+        """Gives up every live path that shares the first `at` tokens of `path`; returns how many.
+
+        The tree is no longer replayable if there are any.
+        """
+    def rewind(self, tree: int, path: int, at: int) -> int:
+        """Goes back to the first `at` tokens of a live path; returns the path that starts there.
+
+        The old path is pruned and does not count. The tree is no longer replayable.
+        """
+    def set_policy_version(self, version: int) -> None:
+        """Sets the version of the weights, recorded for every token sampled from here on."""
+    def abort_tree(self, tree: int) -> None:
+        """Ends all live paths of a tree; one that is done stays as it is."""
+    def awaits_verdicts(self) -> bool:
+        """Whether a path waits for a verdict."""
+    def is_done(self) -> bool:
+        """Whether every tree is done."""
     def forest(self) -> Forest:
         """A copy of the forest as it is."""
+    def check(self) -> None:
+        """Raises LawBrokenError if an invariant does not hold. O(tokens)."""
 
 class BlockPool:
+    """Reference counts and free blocks of a paged key-value cache; block 0 is reserved."""
+
     def __new__(cls, num_blocks: int) -> BlockPool: ...
-    def allocate(self) -> int | None: ...
-    def retain(self, block: int) -> None: ...
-    def release(self, block: int) -> bool: ...
-    def count(self, block: int) -> int: ...
+    def allocate(self) -> int | None:
+        """A free block, held once, or None."""
+    def retain(self, block: int) -> None:
+        """Holds a block once more."""
+    def release(self, block: int) -> bool:
+        """Lets a block go once; whether it is free then."""
+    def count(self, block: int) -> int:
+        """Holders of a block; 0 for one that is free, reserved or unknown."""
     @property
     def num_free(self) -> int: ...
     @property
     def num_blocks(self) -> int: ...
-    def check(self) -> None: ...
+    def check(self) -> None:
+        """Raises LawBrokenError if an invariant does not hold. O(blocks)."""
 
 class Scheduler:
-    """Search plus memory plus time: plans one flat step after another."""
+    """Search plus memory plus time: plans one flat step after another.
+
+    Args:
+        config: the rules of the search.
+        seed: of all random numbers.
+        num_blocks: blocks of the pool, the reserved block 0 included.
+        block_size: tokens of a block.
+        max_num_seqs: rows of a step at most.
+        max_num_batched_tokens: tokens of a step at most.
+        admission_percent: trees are admitted until the worst growth of all open trees fills this
+            much of the pool.
+        age_bias: what being one tree older is worth, in sampled tokens; 0 is fair to all trees,
+            2**32 - 1 finishes old trees first.
+        policy_version: of the weights, recorded for every token.
+    """
 
     def __new__(
         cls,
@@ -151,23 +368,108 @@ class Scheduler:
         block_size: int = 16,
         max_num_seqs: int = 256,
         max_num_batched_tokens: int = 2048,
+        admission_percent: int = 200,
+        age_bias: int = 32,
         policy_version: int = 0,
     ) -> Scheduler: ...
-    def add_tree(self, key: int, prompt: U32) -> int: ...
+    def add_tree(self, key: int, prompt: U32) -> int:
+        """Queues a tree; `key` decides its random numbers. Returns the tree's index.
+
+        Raises:
+            InvalidInputError: an empty prompt.
+            PromptTooLongError: nothing can be sampled behind it.
+            PoolTooSmallError: the pool cannot hold one path of it.
+            InvalidConfigError: a rule about text without `set_texts`.
+        """
     def buffer_sizes(self) -> dict[str, int]:
-        """Length that each plan array needs at most, by array name."""
+        """Length that each plan and group array needs at most, by array name."""
     def plan_step(self, buffers: object) -> tuple[int, int, int, int, int]:
-        """Fill the arrays of a treepo.core.PlanBuffers.
+        """Fills the arrays of a treepo.core.PlanBuffers.
 
         Returns (num_rows, num_tokens, num_samples, num_copies, num_table_updates); all zero
-        when no work remains. A plan is valid until its commit.
+        when nothing can run: no work remains, or every path that lives waits for a verdict.
+        A plan is valid until its commit.
         """
     def commit_step(self, token_ids: U32, logprobs: F32, entropies: F32) -> int:
-        """One entry a sample of the plan. Returns the number of trees that finished."""
-    def is_done(self) -> bool: ...
+        """Takes one entry a sample of the plan. Returns the number of trees that finished.
+
+        A commit that is refused leaves the plan open.
+        """
+    def group_rows(self, buffers: object) -> int:
+        """Fills the arrays of a treepo.core.GroupBuffers for the open plan.
+
+        Returns the number of groups.
+        """
+    def tokens(self, tree: int, path: int) -> U32:
+        """The whole token sequence of a path."""
+    def set_texts(self, texts: Iterable[bytes]) -> None:
+        """Gives the rules about text the bytes of the token ids 0, 1, .. in order.
+
+        A piece may be empty and need not be valid UTF-8. Comes before the first tree.
+        """
+    def ended_segments(self) -> I32:
+        """[n, 2] tree and path of each path that waits for a verdict (`verdicts="segments"`)."""
+    def report(
+        self,
+        tree: int,
+        path: int,
+        verdict: Verdict = "continue",
+        *,
+        score: float = 0.0,
+    ) -> None:
+        """Judges the segment that a path has ended; the round may end with it.
+
+        Args:
+            tree: the tree.
+            path: a path of `ended_segments`.
+            verdict: "continue" goes on, "stop" makes it a leaf, "prune" gives it up.
+            score: finite; what `branch.by` and `prune.by` = "score" look at.
+
+        Raises:
+            InvalidInputError: the path does not wait for a verdict, or a bad score.
+        """
+    def fork(self, tree: int, path: int, at: int) -> int:
+        """Starts a path that shares the first `at` tokens of `path`; returns its index.
+
+        It joins the round. The tree is no longer replayable.
+
+        Raises:
+            InvalidInputError: the tree is done or has `width` leaves and live paths already, or
+                nothing can be sampled at `at`.
+        """
+    def prune(self, tree: int, path: int) -> None:
+        """Gives a live path up. The tree is no longer replayable."""
+    def prune_subtree(self, tree: int, path: int, at: int) -> int:
+        """Gives up every live path that shares the first `at` tokens of `path`; returns how many.
+
+        The tree is no longer replayable if there are any.
+        """
+    def rewind(self, tree: int, path: int, at: int) -> int:
+        """Goes back to the first `at` tokens of a live path; returns the path that starts there.
+
+        The old path is pruned and does not count. The tree is no longer replayable.
+        """
+    def set_policy_version(self, version: int) -> None:
+        """Sets the version of the weights, recorded for every token sampled from here on."""
+    def abort_tree(self, tree: int) -> None:
+        """Ends all live paths of a tree; one that is done stays as it is."""
+    def set_priority(self, tree: int, priority: int) -> None:
+        """Lets the paths of a tree run before those of smaller priority, 0 at the start.
+
+        It decides when they run, never what they become. From -2**31 to 2**31 - 1.
+        """
+    def drop_memory(self) -> None:
+        """Forgets all keys and values: what live paths need is computed again.
+
+        Call it when the weights are new or the cache has been freed.
+        """
+    def is_done(self) -> bool:
+        """Whether every tree is done."""
     def take_finished(self) -> list[int]:
         """Trees that finished since the last call, by index."""
-    def abort_tree(self, tree: int) -> None: ...
-    def stats(self) -> dict[str, int]: ...
-    def forest(self) -> Forest: ...
-    def check(self) -> None: ...
+    def stats(self) -> dict[str, int]:
+        """Counters since the scheduler was made, by name."""
+    def forest(self) -> Forest:
+        """A copy of the forest as it is."""
+    def check(self) -> None:
+        """Raises LawBrokenError if an invariant does not hold. O(tokens + blocks)."""

@@ -21,12 +21,14 @@ from treepo._core import (
     TreepoError,
     __version__,
 )
+from treepo.core.groups import GroupBuffers
 from treepo.core.plan import PlanBuffers, PlanSizes
 
 __all__ = [
     "BlockPool",
     "BufferTooSmallError",
     "Forest",
+    "GroupBuffers",
     "InvalidConfigError",
     "InvalidInputError",
     "LawBrokenError",

@@ -6,8 +6,9 @@ use numpy::{
 };
 use pyo3::exceptions::PyOverflowError;
 use pyo3::prelude::*;
+use pyo3::types::PyBytes;
 use pyo3::{Borrowed, FromPyObject};
-use treepo::Error;
+use treepo::{Error, TokenTexts, Verdict};
 
 use crate::error::to_py;
 
@@ -49,20 +50,41 @@ pub(crate) fn version(object: &Bound<'_, PyAny>) -> PyResult<u32> {
     if fits { Ok(version) } else { Err(invalid(format!("version {version} is too large"))) }
 }
 
-/// Reads an integer as [`int`] does, or nothing.
-pub(crate) fn optional_int<'py, T>(object: &Bound<'py, PyAny>) -> PyResult<Option<T>>
-where
-    T: for<'a> FromPyObject<'a, 'py, Error = PyErr>,
-{
-    if object.is_none() { Ok(None) } else { int(object).map(Some) }
+/// Reads the priority of a tree.
+pub(crate) fn priority(object: &Bound<'_, PyAny>) -> PyResult<i32> {
+    object.extract().map_err(|error: PyErr| {
+        let overflows = error.is_instance_of::<PyOverflowError>(object.py());
+        let (low, high) = (i32::MIN, i32::MAX);
+        if overflows { invalid(format!("{object} is not within {low} and {high}")) } else { error }
+    })
 }
 
-/// Reads a list of integers as [`int`] does.
-pub(crate) fn ints<'py, T>(object: &Bound<'py, PyAny>) -> PyResult<Vec<T>>
-where
-    T: for<'a> FromPyObject<'a, 'py, Error = PyErr>,
-{
-    object.try_iter()?.map(|item| int(&item?)).collect()
+/// Reads the bytes of every token id.
+pub(crate) fn texts(object: &Bound<'_, PyAny>) -> PyResult<TokenTexts> {
+    let pieces: Vec<Bound<'_, PyAny>> = object.try_iter()?.collect::<PyResult<_>>()?;
+    let bytes = |(id, piece): (usize, &'_ Bound<'_, PyAny>)| match piece.cast::<PyBytes>() {
+        Ok(_) => Ok(()),
+        Err(_) => Err(invalid(format!(
+            "the text of token {id} is {}; give a bytes object for each token id",
+            describe(piece)
+        ))),
+    };
+    pieces.iter().enumerate().try_for_each(bytes)?;
+    Ok(TokenTexts::new(
+        pieces.iter().filter_map(|piece| piece.cast::<PyBytes>().ok()?.as_bytes().into()),
+    ))
+}
+
+/// Reads a verdict: its name, and the score of one that goes on.
+pub(crate) fn verdict(name: &str, score: f32) -> PyResult<Verdict> {
+    match name {
+        "continue" => Ok(Verdict::Continue { score }),
+        "stop" => Ok(Verdict::Stop),
+        "prune" => Ok(Verdict::Prune),
+        _ => Err(invalid(format!(
+            "verdict {name:?} is unknown; give \"continue\", \"stop\" or \"prune\""
+        ))),
+    }
 }
 
 /// A one-dimensional array in one piece, borrowed for reading.

@@ -68,6 +68,11 @@ pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     Ok(())
 }
 
+/// An `InvalidConfigError` about a field.
+pub(crate) fn invalid_config(field: &str, message: &str) -> PyErr {
+    of_kind(0, format!("{field}: {message}"))
+}
+
 /// The Python exception of an error of the core.
 pub(crate) fn to_py(error: &Error) -> PyErr {
     let kind = match error {
@@ -79,8 +84,12 @@ pub(crate) fn to_py(error: &Error) -> PyErr {
         Error::BufferTooSmall { .. } => 5,
         Error::LawBroken { .. } => 6,
     };
+    of_kind(kind, error.to_string())
+}
+
+fn of_kind(kind: usize, message: String) -> PyErr {
     Python::attach(|py| match classes(py) {
-        Ok(classes) => PyErr::from_type(classes.by_kind[kind].bind(py).clone(), error.to_string()),
+        Ok(classes) => PyErr::from_type(classes.by_kind[kind].bind(py).clone(), message),
         Err(failure) => failure,
     })
 }

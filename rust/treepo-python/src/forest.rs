@@ -1,6 +1,6 @@
 //! `Forest` and its columns as numpy arrays.
 
-use numpy::{Element, IntoPyArray, PyArray1, PyArrayMethods};
+use numpy::{Element, IntoPyArray, PyArray1, PyArray2, PyArrayMethods};
 use pyo3::exceptions::PyKeyError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -15,19 +15,55 @@ use crate::error::IntoPy;
 #[derive(Debug)]
 pub(crate) struct Forest(pub(crate) treepo::Forest);
 
-/// Pairs up the three arrays of sampled tokens.
-pub(crate) fn sampled_tokens(
+/// Pairs up the three arrays of sampled tokens in `out`.
+pub(crate) fn pair_up(
     ids: &[u32],
     logprobs: &[f32],
     entropies: &[f32],
-) -> PyResult<Vec<SampledToken>> {
+    out: &mut Vec<SampledToken>,
+) -> PyResult<()> {
     if ids.len() != logprobs.len() || ids.len() != entropies.len() {
         let (i, l, e) = (ids.len(), logprobs.len(), entropies.len());
         let message = format!("{i} token ids, {l} log-probabilities and {e} entropies");
         return Err(invalid(message));
     }
     let rows = ids.iter().zip(logprobs).zip(entropies);
-    Ok(rows.map(|((&id, &logprob), &entropy)| SampledToken { id, logprob, entropy }).collect())
+    out.clear();
+    out.extend(rows.map(|((&id, &logprob), &entropy)| SampledToken { id, logprob, entropy }));
+    Ok(())
+}
+
+/// The three arrays of sampled tokens as one list.
+pub(crate) fn sampled_tokens(
+    ids: &Vector<'_, u32>,
+    logprobs: &Vector<'_, f32>,
+    entropies: &Vector<'_, f32>,
+) -> PyResult<Vec<SampledToken>> {
+    let mut tokens = Vec::new();
+    let (ids, logprobs) = (ids.token_ids()?, logprobs.as_slice()?);
+    pair_up(ids, logprobs, entropies.as_slice()?, &mut tokens)?;
+    Ok(tokens)
+}
+
+/// Pairs of a tree and a path as an int32 array of shape [n, 2].
+pub(crate) fn pairs(
+    py: Python<'_>,
+    paths: impl Iterator<Item = (TreeId, PathId)>,
+) -> PyResult<Bound<'_, PyArray2<i32>>> {
+    let flat: Vec<i32> = paths.flat_map(|(tree, path)| [tree.0 as i32, path.0 as i32]).collect();
+    let num_pairs = flat.len() / 2;
+    flat.into_pyarray(py).reshape([num_pairs, 2])
+}
+
+/// The whole token sequence of a path of a forest that grows.
+pub(crate) fn tokens_of<'py>(
+    py: Python<'py>,
+    forest: &treepo::Forest,
+    tree: u32,
+    path: u32,
+) -> PyResult<Bound<'py, PyArray1<u32>>> {
+    let tokens = forest.tree(TreeId(tree)).and_then(|tree| tree.tokens(PathId(path))).into_py()?;
+    Ok(tokens.into_pyarray(py))
 }
 
 fn read<T: Element + Copy>(columns: &Bound<'_, PyAny>, name: &str) -> PyResult<Vec<T>> {
@@ -131,8 +167,7 @@ impl Forest {
         #[pyo3(from_py_with = argument::version)] version: u32,
     ) -> PyResult<()> {
         let (tree, path) = (TreeId(tree), PathId(path));
-        let (ids, logprobs) = (token_ids.token_ids()?, logprobs.as_slice()?);
-        let tokens = sampled_tokens(ids, logprobs, entropies.as_slice()?)?;
+        let tokens = sampled_tokens(&token_ids, &logprobs, &entropies)?;
         for token in &tokens {
             token.check(tree, path).into_py()?;
         }

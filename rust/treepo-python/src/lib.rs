@@ -9,6 +9,7 @@ mod forest;
 mod pool;
 mod scheduler;
 mod search;
+mod value;
 
 use pyo3::prelude::*;
 

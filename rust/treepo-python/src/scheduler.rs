@@ -4,17 +4,21 @@ use numpy::{Element, Ix1, Ix2, PyArray1, PyArray2, PyArrayMethods, PyReadwriteAr
 use numpy::{PyUntypedArrayMethods, dtype};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
-use treepo::{PlanBuffers, SchedulerConfig, TreeId};
+use treepo::{GroupBuffers, PathId, PlanBuffers, SampledToken, SchedulerConfig, TreeId};
 
 use crate::argument::{self, Vector, describe, int, invalid};
 use crate::config::SearchConfig;
 use crate::error::IntoPy;
-use crate::forest::{Forest, sampled_tokens};
+use crate::forest::{Forest, pair_up, pairs, tokens_of};
 
 /// Search plus memory plus time: plans one flat step after another.
 #[pyclass(module = "treepo.core")]
 #[derive(Debug)]
-pub(crate) struct Scheduler(treepo::Scheduler);
+pub(crate) struct Scheduler {
+    inner: treepo::Scheduler,
+    /// The tokens of a commit; kept, so that none allocates.
+    sampled: Vec<SampledToken>,
+}
 
 /// Borrows the array `name` of shape [n] for writing.
 fn vector<'py, T: Element>(
@@ -27,16 +31,16 @@ fn vector<'py, T: Element>(
     array.try_readwrite().map_err(|error| invalid(format!("plan array {name}: {error}")))
 }
 
-/// Borrows the array `name` of shape [n, 3] for writing.
-fn triples<'py>(
+/// Borrows the array `name` of shape [n, N] for writing.
+fn table<'py, const N: usize>(
     buffers: &Bound<'py, PyAny>,
     name: &str,
 ) -> PyResult<PyReadwriteArray<'py, i32, Ix2>> {
     let given = buffers.getattr(name)?;
     let fits =
-        |array: &&Bound<'py, PyArray2<i32>>| array.is_c_contiguous() && array.shape()[1] == 3;
+        |array: &&Bound<'py, PyArray2<i32>>| array.is_c_contiguous() && array.shape()[1] == N;
     let array = given.cast::<PyArray2<i32>>().ok().filter(fits);
-    let array = array.ok_or_else(|| wrong_array::<i32>(&given, name, "[n, 3]"))?;
+    let array = array.ok_or_else(|| wrong_array::<i32>(&given, name, &format!("[n, {N}]")))?;
     array.try_readwrite().map_err(|error| invalid(format!("plan array {name}: {error}")))
 }
 
@@ -50,9 +54,10 @@ fn wrong_array<T: Element>(given: &Bound<'_, PyAny>, name: &str, shape: &str) ->
 #[pymethods]
 impl Scheduler {
     #[new]
+    #[allow(clippy::too_many_arguments, reason = "keyword arguments of a Python constructor")]
     #[pyo3(signature = (
         config, *, seed=0, num_blocks, block_size=16, max_num_seqs=256,
-        max_num_batched_tokens=2048, policy_version=0,
+        max_num_batched_tokens=2048, admission_percent=200, age_bias=32, policy_version=0,
     ))]
     fn new(
         config: &SearchConfig,
@@ -61,6 +66,8 @@ impl Scheduler {
         #[pyo3(from_py_with = int)] block_size: u32,
         #[pyo3(from_py_with = argument::count)] max_num_seqs: u32,
         #[pyo3(from_py_with = argument::count)] max_num_batched_tokens: u32,
+        #[pyo3(from_py_with = int)] admission_percent: u32,
+        #[pyo3(from_py_with = int)] age_bias: u32,
         #[pyo3(from_py_with = argument::version)] policy_version: u32,
     ) -> PyResult<Self> {
         let limits = SchedulerConfig {
@@ -68,11 +75,12 @@ impl Scheduler {
             block_size,
             max_num_seqs,
             max_num_batched_tokens,
-            ..SchedulerConfig::default()
+            admission_percent,
+            age_bias,
         };
         let mut scheduler = treepo::Scheduler::new(config.0.clone(), limits, seed).into_py()?;
         scheduler.set_policy_version(policy_version);
-        Ok(Self(scheduler))
+        Ok(Self { inner: scheduler, sampled: Vec::new() })
     }
 
     fn add_tree(
@@ -80,11 +88,11 @@ impl Scheduler {
         #[pyo3(from_py_with = int)] key: u64,
         prompt: Vector<'_, u32>,
     ) -> PyResult<u32> {
-        Ok(self.0.add_tree(key, prompt.token_ids()?).into_py()?.0)
+        Ok(self.inner.add_tree(key, prompt.token_ids()?).into_py()?.0)
     }
 
     fn buffer_sizes<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let capacity = self.0.capacity();
+        let capacity = self.inner.capacity();
         let sizes = PyDict::new(py);
         for name in ["token_ids", "positions", "slot_mapping"] {
             sizes.set_item(name, capacity.num_tokens)?;
@@ -96,6 +104,9 @@ impl Scheduler {
         sizes.set_item("uniforms", capacity.num_samples)?;
         sizes.set_item("copies", capacity.num_copies)?;
         sizes.set_item("table_updates", capacity.num_table_updates)?;
+        let groups = self.inner.group_capacity();
+        sizes.set_item("row_order", groups.num_rows)?;
+        sizes.set_item("groups", groups.num_groups)?;
         Ok(sizes)
     }
 
@@ -112,8 +123,8 @@ impl Scheduler {
         let mut row_ids = vector(buffers, "row_ids")?;
         let mut sample_index = vector(buffers, "sample_index")?;
         let mut uniforms = vector(buffers, "uniforms")?;
-        let mut copies = triples(buffers, "copies")?;
-        let mut table_updates = triples(buffers, "table_updates")?;
+        let mut copies = table::<3>(buffers, "copies")?;
+        let mut table_updates = table::<3>(buffers, "table_updates")?;
         let mut out = PlanBuffers {
             token_ids: token_ids.as_slice_mut()?,
             positions: positions.as_slice_mut()?,
@@ -126,7 +137,7 @@ impl Scheduler {
             copies: copies.as_slice_mut()?,
             table_updates: table_updates.as_slice_mut()?,
         };
-        let scheduler = &mut self.0;
+        let scheduler = &mut self.inner;
         let sizes = py.detach(|| scheduler.plan_step(&mut out)).into_py()?;
         let (samples, copies) = (sizes.num_samples, sizes.num_copies);
         Ok((sizes.num_rows, sizes.num_tokens, samples, copies, sizes.num_table_updates))
@@ -140,36 +151,124 @@ impl Scheduler {
         entropies: Vector<'_, f32>,
     ) -> PyResult<u32> {
         let (ids, logprobs) = (token_ids.token_ids()?, logprobs.as_slice()?);
-        let tokens = sampled_tokens(ids, logprobs, entropies.as_slice()?)?;
-        let scheduler = &mut self.0;
-        py.detach(|| scheduler.commit_step(&tokens)).into_py()
+        let Self { inner, sampled } = self;
+        pair_up(ids, logprobs, entropies.as_slice()?, sampled)?;
+        py.detach(|| inner.commit_step(sampled)).into_py()
     }
 
-    fn is_done(&self) -> bool {
-        self.0.is_done()
+    fn group_rows(&mut self, buffers: &Bound<'_, PyAny>) -> PyResult<usize> {
+        let mut row_order = vector(buffers, "row_order")?;
+        let mut groups = table::<4>(buffers, "groups")?;
+        let mut out =
+            GroupBuffers { row_order: row_order.as_slice_mut()?, groups: groups.as_slice_mut()? };
+        self.inner.group_rows(&mut out).into_py()
     }
 
-    fn take_finished(&mut self) -> Vec<u32> {
-        self.0.take_finished().into_iter().map(|tree| tree.0).collect()
+    fn tokens<'py>(
+        &self,
+        py: Python<'py>,
+        #[pyo3(from_py_with = int)] tree: u32,
+        #[pyo3(from_py_with = int)] path: u32,
+    ) -> PyResult<Bound<'py, PyArray1<u32>>> {
+        tokens_of(py, self.inner.forest(), tree, path)
+    }
+
+    fn set_texts(&mut self, texts: &Bound<'_, PyAny>) -> PyResult<()> {
+        self.inner.set_texts(argument::texts(texts)?).into_py()
+    }
+
+    fn ended_segments<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray2<i32>>> {
+        pairs(py, self.inner.ended_segments())
+    }
+
+    #[pyo3(signature = (tree, path, verdict="continue", *, score=0.0))]
+    fn report(
+        &mut self,
+        #[pyo3(from_py_with = int)] tree: u32,
+        #[pyo3(from_py_with = int)] path: u32,
+        verdict: &str,
+        score: f32,
+    ) -> PyResult<()> {
+        let verdict = argument::verdict(verdict, score)?;
+        self.inner.report(TreeId(tree), PathId(path), verdict).into_py()
+    }
+
+    fn fork(
+        &mut self,
+        #[pyo3(from_py_with = int)] tree: u32,
+        #[pyo3(from_py_with = int)] path: u32,
+        #[pyo3(from_py_with = int)] at: u32,
+    ) -> PyResult<u32> {
+        Ok(self.inner.fork(TreeId(tree), PathId(path), at).into_py()?.0)
+    }
+
+    fn prune(
+        &mut self,
+        #[pyo3(from_py_with = int)] tree: u32,
+        #[pyo3(from_py_with = int)] path: u32,
+    ) -> PyResult<()> {
+        self.inner.prune(TreeId(tree), PathId(path)).into_py()
+    }
+
+    fn prune_subtree(
+        &mut self,
+        #[pyo3(from_py_with = int)] tree: u32,
+        #[pyo3(from_py_with = int)] path: u32,
+        #[pyo3(from_py_with = int)] at: u32,
+    ) -> PyResult<u32> {
+        self.inner.prune_subtree(TreeId(tree), PathId(path), at).into_py()
+    }
+
+    fn rewind(
+        &mut self,
+        #[pyo3(from_py_with = int)] tree: u32,
+        #[pyo3(from_py_with = int)] path: u32,
+        #[pyo3(from_py_with = int)] at: u32,
+    ) -> PyResult<u32> {
+        Ok(self.inner.rewind(TreeId(tree), PathId(path), at).into_py()?.0)
+    }
+
+    fn set_policy_version(&mut self, #[pyo3(from_py_with = argument::version)] version: u32) {
+        self.inner.set_policy_version(version);
     }
 
     fn abort_tree(&mut self, #[pyo3(from_py_with = int)] tree: u32) -> PyResult<()> {
-        self.0.abort_tree(TreeId(tree)).into_py()
+        self.inner.abort_tree(TreeId(tree)).into_py()
+    }
+
+    fn set_priority(
+        &mut self,
+        #[pyo3(from_py_with = int)] tree: u32,
+        #[pyo3(from_py_with = argument::priority)] priority: i32,
+    ) -> PyResult<()> {
+        self.inner.set_priority(TreeId(tree), priority).into_py()
+    }
+
+    fn drop_memory(&mut self) -> PyResult<()> {
+        self.inner.drop_memory().into_py()
+    }
+
+    fn is_done(&self) -> bool {
+        self.inner.is_done()
+    }
+
+    fn take_finished(&mut self) -> Vec<u32> {
+        self.inner.take_finished().into_iter().map(|tree| tree.0).collect()
     }
 
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let stats = PyDict::new(py);
-        for (name, value) in self.0.stats().entries() {
+        for (name, value) in self.inner.stats().entries() {
             stats.set_item(name, value)?;
         }
         Ok(stats)
     }
 
     fn forest(&self) -> Forest {
-        Forest(self.0.forest().clone())
+        Forest(self.inner.forest().clone())
     }
 
     fn check(&self) -> PyResult<()> {
-        self.0.check().into_py()
+        self.inner.check().into_py()
     }
 }

@@ -4,10 +4,10 @@ use numpy::{IntoPyArray, PyArray1, PyArray2, PyArrayMethods};
 use pyo3::prelude::*;
 use treepo::{PathId, TreeId};
 
-use crate::argument::{Vector, int};
+use crate::argument::{self, Vector, int};
 use crate::config::SearchConfig;
 use crate::error::IntoPy;
-use crate::forest::{Forest, sampled_tokens};
+use crate::forest::{Forest, pairs, sampled_tokens, tokens_of};
 
 /// The tree search, over any function that continues token sequences.
 #[pyclass(module = "treepo.core")]
@@ -45,9 +45,7 @@ impl Search {
         #[pyo3(from_py_with = int)] tree: u32,
         #[pyo3(from_py_with = int)] path: u32,
     ) -> PyResult<Bound<'py, PyArray1<u32>>> {
-        let (tree, path) = (TreeId(tree), PathId(path));
-        let tokens = self.0.forest().tree(tree).and_then(|tree| tree.tokens(path)).into_py()?;
-        Ok(tokens.into_pyarray(py))
+        tokens_of(py, self.0.forest(), tree, path)
     }
 
     fn complete_segment(
@@ -58,9 +56,75 @@ impl Search {
         logprobs: Vector<'_, f32>,
         entropies: Vector<'_, f32>,
     ) -> PyResult<()> {
-        let (ids, logprobs) = (token_ids.token_ids()?, logprobs.as_slice()?);
-        let tokens = sampled_tokens(ids, logprobs, entropies.as_slice()?)?;
+        let tokens = sampled_tokens(&token_ids, &logprobs, &entropies)?;
         self.0.complete_segment(TreeId(tree), PathId(path), &tokens).into_py()
+    }
+
+    fn set_texts(&mut self, texts: &Bound<'_, PyAny>) -> PyResult<()> {
+        self.0.set_texts(argument::texts(texts)?).into_py()
+    }
+
+    fn ended_segments<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray2<i32>>> {
+        pairs(py, self.0.ended_segments())
+    }
+
+    #[pyo3(signature = (tree, path, verdict="continue", *, score=0.0))]
+    fn report(
+        &mut self,
+        #[pyo3(from_py_with = int)] tree: u32,
+        #[pyo3(from_py_with = int)] path: u32,
+        verdict: &str,
+        score: f32,
+    ) -> PyResult<()> {
+        let verdict = argument::verdict(verdict, score)?;
+        self.0.report(TreeId(tree), PathId(path), verdict).into_py()
+    }
+
+    fn fork(
+        &mut self,
+        #[pyo3(from_py_with = int)] tree: u32,
+        #[pyo3(from_py_with = int)] path: u32,
+        #[pyo3(from_py_with = int)] at: u32,
+    ) -> PyResult<u32> {
+        Ok(self.0.fork(TreeId(tree), PathId(path), at).into_py()?.0)
+    }
+
+    fn prune(
+        &mut self,
+        #[pyo3(from_py_with = int)] tree: u32,
+        #[pyo3(from_py_with = int)] path: u32,
+    ) -> PyResult<()> {
+        self.0.prune(TreeId(tree), PathId(path)).into_py()
+    }
+
+    fn prune_subtree(
+        &mut self,
+        #[pyo3(from_py_with = int)] tree: u32,
+        #[pyo3(from_py_with = int)] path: u32,
+        #[pyo3(from_py_with = int)] at: u32,
+    ) -> PyResult<u32> {
+        self.0.prune_subtree(TreeId(tree), PathId(path), at).into_py()
+    }
+
+    fn rewind(
+        &mut self,
+        #[pyo3(from_py_with = int)] tree: u32,
+        #[pyo3(from_py_with = int)] path: u32,
+        #[pyo3(from_py_with = int)] at: u32,
+    ) -> PyResult<u32> {
+        Ok(self.0.rewind(TreeId(tree), PathId(path), at).into_py()?.0)
+    }
+
+    fn set_policy_version(&mut self, #[pyo3(from_py_with = argument::version)] version: u32) {
+        self.0.set_policy_version(version);
+    }
+
+    fn abort_tree(&mut self, #[pyo3(from_py_with = int)] tree: u32) -> PyResult<()> {
+        self.0.abort_tree(TreeId(tree)).into_py()
+    }
+
+    fn awaits_verdicts(&self) -> bool {
+        self.0.awaits_verdicts()
     }
 
     fn is_done(&self) -> bool {
@@ -69,5 +133,9 @@ impl Search {
 
     fn forest(&self) -> Forest {
         Forest(self.0.forest().clone())
+    }
+
+    fn check(&self) -> PyResult<()> {
+        self.0.check().into_py()
     }
 }

@@ -192,6 +192,21 @@ fn a_warm_up_threshold_holds_from_the_round_after_its_leaves() {
 }
 
 #[test]
+fn the_first_leaves_of_a_warm_up_are_those_of_the_oldest_paths() {
+    let mut config = SearchConfig { initial_divergence: 3, branch_factor: 1, ..small() };
+    config.prune.by = PruneBy::Logprob;
+    (config.prune.window, config.prune.warmup_leaves) = (1, 1);
+    let mut search = search(&config);
+    for (path, logprob) in [(1, -5.0), (0, -1.5)] {
+        search.push_token(TREE, PathId(path), token(EOS, logprob, 1.0)).unwrap();
+    }
+    run(&mut search, 2);
+    assert_eq!(reasons(&search)[2], None);
+    search.push_token(TREE, PathId(2), token(1, -2.0, 1.0)).unwrap();
+    assert_eq!(reasons(&search)[2], Some(FinishReason::Pruned), "below what path 0 had");
+}
+
+#[test]
 fn a_round_waits_for_all_verdicts_and_scores_share_the_budget() {
     let mut config = SearchConfig { verdicts: Verdicts::Segments, width: 8, ..small() };
     config.branch_factor = 3;
@@ -226,6 +241,34 @@ fn verdicts_end_paths_and_low_scores_prune_them() {
     assert_eq!(reasons(&search), [Some(Stop), Some(Pruned), Some(Pruned), None]);
     assert_eq!(search.segments().len(), 1);
     assert!(tree(&search).is_replayable);
+}
+
+#[test]
+fn a_warm_up_of_scores_takes_the_lowest_of_each_leaf() {
+    let mut config = SearchConfig { verdicts: Verdicts::Segments, branch_factor: 1, ..small() };
+    config.budget.transfer = Transfer::Off;
+    (config.prune.by, config.prune.warmup_leaves) = (PruneBy::Score, 1);
+    let judge = |search: &mut Search, path, score| {
+        run(search, path);
+        search.report(TREE, PathId(path), Verdict::Continue { score }).unwrap();
+    };
+    let lowest = |scores: [f32; 2], next: f32| {
+        let mut config = SearchConfig { max_depth: 9, ..config.clone() };
+        config.width = 2;
+        let mut search = search(&config);
+        for score in scores {
+            judge(&mut search, 0, score);
+            judge(&mut search, 1, 7.0);
+        }
+        stop(&mut search, 0);
+        judge(&mut search, 1, 7.0);
+        judge(&mut search, 1, next);
+        reasons(&search)[1]
+    };
+    for scores in [[2.0, 4.0], [4.0, 2.0]] {
+        assert_eq!(lowest(scores, 2.0), None);
+        assert_eq!(lowest(scores, 1.9), Some(FinishReason::Pruned));
+    }
 }
 
 #[test]
@@ -270,11 +313,11 @@ fn a_subtree_is_pruned_whole_and_nothing_else() {
     run(&mut search, 0);
     run(&mut search, 1);
     assert_eq!(forks(&search)[2..], [(Some(0), 5), (Some(1), 5)]);
-    assert_eq!(search.prune_subtree(TREE, PathId(2), 5), Ok(2), "paths 0 and 2");
+    assert_eq!(search.prune_subtree(TREE, PathId(3), 5), Ok(2), "paths 1 and 3");
     let live = search.segments().iter().map(|s| s.path.0).collect::<Vec<_>>();
-    assert_eq!(live, [1, 3]);
-    assert_eq!(search.prune_subtree(TREE, PathId(0), 5), Ok(0), "they are leaves by then");
-    assert_eq!(search.prune_subtree(TREE, PathId(0), 2), Ok(2), "the whole tree");
+    assert_eq!(live, [0, 2]);
+    assert_eq!(search.prune_subtree(TREE, PathId(1), 5), Ok(0), "they are leaves by then");
+    assert_eq!(search.prune_subtree(TREE, PathId(1), 2), Ok(2), "the whole tree");
     assert!(search.is_done());
     search.check().unwrap();
 }
@@ -294,6 +337,42 @@ fn trees_that_share_a_step_are_not_replayable() {
     run(&mut search, 1);
     // 12 tokens for two trees in segments of 3 are two paths each
     assert_eq!(tree(&search).paths().len(), 2);
+}
+
+#[test]
+fn the_first_divergence_keeps_to_the_share_of_the_step() {
+    let config = SearchConfig {
+        initial_divergence: 4,
+        opportunistic: Opportunistic::StepTokens,
+        step_tokens: 12,
+        ..small()
+    };
+    let mut search = search(&config);
+    search.add_tree(2, &[5]).unwrap();
+    let sizes: Vec<_> = search.forest().trees().iter().map(|tree| tree.paths().len()).collect();
+    assert_eq!(sizes, [4, 2]);
+}
+
+#[test]
+fn missing_leaves_keep_to_the_share_of_the_step_too() {
+    let mut config = SearchConfig {
+        width: 8,
+        opportunistic: Opportunistic::StepTokens,
+        step_tokens: 9,
+        ..small()
+    };
+    (config.fallback.from, config.fallback.copies) = (FallbackFrom::Answered, Some(5));
+    let mut late = search(&config);
+    stop(&mut late, 0);
+    stop(&mut late, 1);
+    assert_eq!(late.segments().len(), 3);
+    config.fallback.refill = Refill::Early;
+    let mut early = search(&config);
+    stop(&mut early, 0);
+    run(&mut early, 1);
+    let origins: Vec<_> = tree(&early).paths()[2..].iter().map(|path| path.origin).collect();
+    assert_eq!(origins, [ForkOrigin::Fallback; 2], "nothing of the share is left to branch");
+    early.check().unwrap();
 }
 
 #[test]
@@ -337,4 +416,64 @@ fn tokens_behind_a_stop_string_are_dropped() {
     search.complete_segment(tree, PathId(0), &tokens).unwrap();
     let own = search.forest().path(tree, PathId(0)).unwrap();
     assert_eq!((own.len(), own.finish), (3, Some(FinishReason::Stop)));
+}
+
+#[test]
+fn the_branch_factor_is_drawn_by_round() {
+    let mut config = SearchConfig { width: 16, initial_divergence: 1, ..small() };
+    (config.branch_factor, config.max_branch_factor) = (1, Some(3));
+    let mut search = Search::new(config, 0).unwrap();
+    let mut seen = [0; 4];
+    for key in 0..100 {
+        let tree = search.add_tree(key, &[1]).unwrap();
+        search.complete_segment(tree, PathId(0), &[token(1, -1.0, 1.0); 3]).unwrap();
+        seen[search.forest().tree(tree).unwrap().paths().len()] += 1;
+    }
+    assert!(seen[0] == 0 && seen[1..].iter().all(|&n| n > 15), "{seen:?}");
+}
+
+/// How many paths leave each of two paths whose first segments have these (log-probability,
+/// entropy) and whose second ones decide, at a temperature that gives one path everything.
+fn favoured(by: BranchBy, prefer: Prefer, numbers: [[(f32, f32); 4]; 2]) -> [usize; 2] {
+    let mut config = SearchConfig { width: 6, branch_factor: 1, segment_len: 2, ..small() };
+    (config.branch.by, config.branch.prefer, config.branch.temperature) = (by, prefer, 0.01);
+    config.max_branch_factor = Some(2);
+    let mut search = Search::new(config, 0).unwrap();
+    // a key whose factor is 1 after the first round and 2 after the second
+    for key in 0..1000 {
+        let tree = search.add_tree(key, &[5, 5]).unwrap();
+        for half in [0, 2] {
+            for (path, numbers) in (0..).map(PathId).zip(numbers) {
+                let tokens = [half, half + 1].map(|i| token(1, numbers[i].0, numbers[i].1));
+                if search.forest().tree(tree).unwrap().paths().len() == 2 {
+                    search.complete_segment(tree, path, &tokens).unwrap();
+                }
+            }
+        }
+        let paths = search.forest().tree(tree).unwrap().paths();
+        if paths.len() == 4 && paths[2].at == 6 {
+            return [0, 1]
+                .map(|p| paths.iter().filter(|path| path.parent() == Some(PathId(p))).count());
+        }
+    }
+    [0, 0]
+}
+
+#[test]
+fn each_weighting_reads_its_own_numbers() {
+    use BranchBy::{MeanLogprob, PathLogprob, SegmentEntropy, SegmentLogprob};
+    // path 0 is unsure in its first segment, path 1, a little less, in its second
+    let numbers = [
+        [(-5.0, 3.0), (-5.0, 3.0), (-1.0, 1.0), (-1.0, 2.0)],
+        [(-1.0, 1.0), (-1.0, 1.0), (-4.0, 1.0), (-4.0, 1.0)],
+    ];
+    for (by, low) in [
+        (PathLogprob, [3, 0]),
+        (MeanLogprob, [3, 0]),
+        (SegmentLogprob, [1, 2]),
+        (SegmentEntropy, [1, 2]),
+    ] {
+        assert_eq!(favoured(by, Prefer::Low, numbers), low, "{by:?}");
+        assert_ne!(favoured(by, Prefer::High, numbers), low, "{by:?}");
+    }
 }

@@ -2,9 +2,10 @@
 
 use std::f64::consts::PI;
 
-use super::view::{self, Column};
+use super::view;
+use super::walk::backwards;
 use super::{BranchBy, BranchConfig, Prefer, Remainder, SearchConfig, TemperatureSchedule};
-use crate::forest::Tree;
+use crate::forest::{PathToken, Tree};
 use crate::ids::PathId;
 use crate::key::{Purpose, Stream};
 
@@ -66,20 +67,21 @@ pub(super) fn weighted_split(
     largest_remainder(total, scratch, out);
 }
 
-/// What a path is weighted by, from its tokens; 0 where it has no sampled token.
+/// What a path is weighted by, from its sampled tokens; 0 where it has none.
 fn token_value(by: BranchBy, tree: &Tree, path: PathId) -> f64 {
-    let len = tree.own(path).len();
-    let segment = view::boundary(tree, path, len - 1);
-    let (column, start) = match by {
-        BranchBy::SegmentEntropy => (Column::Entropy, segment),
-        BranchBy::SegmentLogprob => (Column::Logprob, segment),
-        _ => (Column::Logprob, tree.prompt_len),
+    let is_of_segment = matches!(by, BranchBy::SegmentLogprob | BranchBy::SegmentEntropy);
+    let start = if is_of_segment {
+        view::boundary(tree, path, tree.own(path).len() - 1)
+    } else {
+        tree.prompt_len
     };
-    let (sum, count) = view::sum(tree, path, start, len, column);
-    match by {
-        BranchBy::PathLogprob => sum,
-        _ => sum / f64::from(count.max(1)),
+    let tokens = backwards(tree, path).take_while(|token| token.position >= start);
+    let (mut sum, mut count) = (0.0, 0u32);
+    for PathToken { logprob, entropy, .. } in tokens.filter(|token| token.is_sampled) {
+        sum += f64::from(if by == BranchBy::SegmentEntropy { entropy } else { logprob });
+        count += 1;
     }
+    if by == BranchBy::PathLogprob { sum } else { sum / f64::from(count.max(1)) }
 }
 
 /// The temperature at this progress of the training.

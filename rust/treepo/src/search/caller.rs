@@ -80,8 +80,7 @@ impl Search {
     ///
     /// # Errors
     /// `InvalidInput` if the tree is done, if its leaves and live paths are `width` already, or if
-    /// nothing can be sampled at `at`: it lies outside the completion, at the end of a leaf, or
-    /// where length or depth is used up. Nothing has changed then.
+    /// `at` lies outside the completion or at the end of a leaf; nothing has changed then.
     pub fn fork(&mut self, tree: TreeId, path: PathId, at: u32) -> Result<PathId> {
         self.check_fork(tree, path, at)?;
         let (width, taken) = (self.config.width, self.trees[tree.index()].num_taken());
@@ -118,9 +117,7 @@ impl Search {
         for i in (0..self.trees[tree.index()].live.len()).rev() {
             let live = self.trees[tree.index()].live[i];
             let of_tree = self.forest.tree(tree)?;
-            let is_inside =
-                of_tree.own(live).len() >= at && view::owner(of_tree, live, at - 1) == owner;
-            if is_inside {
+            if view::owner(of_tree, live, at - 1) == owner {
                 self.finish(tree, live, FinishReason::Pruned)?;
                 num_pruned += 1;
             }
@@ -136,8 +133,8 @@ impl Search {
     /// is pruned and does not count. The tree is no longer replayable.
     ///
     /// # Errors
-    /// `InvalidInput` unless the path lives and something can be sampled at `at`; nothing has
-    /// changed then.
+    /// `InvalidInput` unless the path lives and `at` lies within its completion; nothing has changed
+    /// then.
     pub fn rewind(&mut self, tree: TreeId, path: PathId, at: u32) -> Result<PathId> {
         self.check_live(tree, path)?;
         self.check_fork(tree, path, at)?;
@@ -178,16 +175,14 @@ impl Search {
         Ok(())
     }
 
+    /// A path that lives or that goes on behind `at` has length and depth left there.
     fn check_fork(&self, tree: TreeId, path: PathId, at: u32) -> Result<()> {
         self.check_position(tree, path, at)?;
-        let (own, state) = (self.forest.path(tree, path)?, &self.trees[tree.index()]);
-        let depth = view::depth(self.forest.tree(tree)?, path, at);
-        let problem = if state.is_done {
+        let own = self.forest.path(tree, path)?;
+        let problem = if self.is_tree_done(tree) {
             "the tree is done"
         } else if own.finish.is_some() && at == own.len() {
             "the path is finished there"
-        } else if at >= state.max_len || depth >= self.config.max_depth {
-            "length or depth is used up there"
         } else {
             return Ok(());
         };

@@ -1,6 +1,6 @@
 //! The token rules: which tokens of a round are sampled anew.
 
-use super::view::{self, Column};
+use super::walk::backwards;
 use super::{BranchBy, BranchConfig};
 use crate::forest::Tree;
 use crate::ids::PathId;
@@ -28,28 +28,36 @@ pub(super) fn add(
     start: u32,
     out: &mut Vec<Position>,
 ) {
-    let (column, sign) = match config.by {
-        BranchBy::TokenSurprisal => (Column::Logprob, -1.0),
-        _ => (Column::Entropy, 1.0),
-    };
     let first = out.len();
     let count = config.num_positions as usize;
-    let values = view::own_values(tree, path, start, column);
-    let tokens = (start..).zip(values).filter(|(_, value)| !value.is_nan());
-    if config.by == BranchBy::TokenEntropyAbove {
-        let above = tokens.filter(|(_, value)| *value > config.threshold).take(count);
-        let by_rank = above.enumerate();
-        out.extend(by_rank.map(|(rank, (at, _))| Position { path, at, priority: -(rank as f32) }));
-        return;
-    }
-    out.extend(tokens.map(|(at, value)| Position { path, at, priority: sign * value }));
-    if out.len() - first > count {
-        let own = &mut out[first..];
+    let by = config.by;
+    let tokens = backwards(tree, path).take_while(|token| token.position >= start);
+    out.extend(tokens.filter(|token| token.is_sampled).map(|token| {
+        let priority = if by == BranchBy::TokenSurprisal { -token.logprob } else { token.entropy };
+        Position { path, at: token.position, priority }
+    }));
+    if by == BranchBy::TokenEntropyAbove {
+        keep_first_above(config.threshold, first, count, out);
+    } else if out.len() - first > count {
         if count > 0 {
-            own.select_nth_unstable_by(count - 1, first_forked);
+            out[first..].select_nth_unstable_by(count - 1, first_forked);
         }
         out.truncate(first + count);
     }
+}
+
+/// Keeps the first positions from `first` on whose entropy is above the threshold, and puts them in
+/// the order of their rank.
+fn keep_first_above(threshold: f32, first: usize, count: usize, out: &mut Vec<Position>) {
+    out[first..].reverse(); // they came newest first
+    let mut end = first;
+    for i in first..out.len() {
+        if out[i].priority > threshold && end - first < count {
+            out[end] = Position { priority: -((end - first) as f32), ..out[i] };
+            end += 1;
+        }
+    }
+    out.truncate(end);
 }
 
 /// Puts the positions of all paths in the order in which they are forked: larger values first, the
