@@ -4,6 +4,7 @@ import argparse
 import ast
 import importlib.util
 import inspect
+import json
 import os
 from collections.abc import Sequence
 from enum import Enum
@@ -84,8 +85,8 @@ def _shown(value: Any) -> str:
     """Return a value as a command line takes it."""
     if isinstance(value, bool):
         return str(value).lower()
-    if value == ():
-        return "[]"
+    if isinstance(value, tuple) and all(isinstance(item, str) for item in value):
+        return json.dumps(value)
     if isinstance(value, tuple):
         return ",".join(map(str, value))
     return "none" if value is None else str(getattr(value, "value", value))

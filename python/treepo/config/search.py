@@ -45,7 +45,7 @@ def _starting_from_presets(cls: C) -> C:
         base = {} if preset is None else _preset_fields(cls, preset)
         plain_init(self, **{**base, **given, "preset": preset})
 
-    cls.__init__ = init  # type: ignore[misc]
+    cls.__init__ = init  # type: ignore[method-assign]
     return cls
 
 
