@@ -126,7 +126,7 @@ def test_help_of_a_command_lists_every_config_key_and_loads_no_torch():
 
 def test_help_names_choices_and_the_defaults_that_differ_with_a_model():
     text = describe(TrainConfig(), TrainConfig.for_model("PATH"))
-    assert re.search(r"search.fallback=answered .*; one of answered, none", text)
+    assert re.search(r"search.fallback.from=answered .*; one of nothing, answered, all", text)
     assert re.search(r"search.segment_len=9 .*; with --model: 64", text)
     assert re.search(r"optimizer.betas=0.9,0.95 ", text)
     assert not re.search(r"search.width=.*with --model", text)
