@@ -5,23 +5,76 @@ nothing. Tree and path indices, positions and counts are integers from 0 on; arr
 and of exactly the dtype that is named. Log-probabilities and entropies are in nats.
 """
 
-from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, Final, Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Final, Literal, final
 
 import numpy as np
 import numpy.typing as npt
 
-I32 = npt.NDArray[np.int32]
-I64 = npt.NDArray[np.int64]
-U32 = npt.NDArray[np.uint32]
-U64 = npt.NDArray[np.uint64]
-U8 = npt.NDArray[np.uint8]
-F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
+_I32 = npt.NDArray[np.int32]
+_U32 = npt.NDArray[np.uint32]
+_F32 = npt.NDArray[np.float32]
 
-Verdict = Literal["continue", "stop", "prune"]
+_Verdict = Literal["continue", "stop", "prune"]
+
+__all__ = [
+    "BlockPool",
+    "BufferTooSmallError",
+    "Forest",
+    "InvalidConfigError",
+    "InvalidInputError",
+    "LawBrokenError",
+    "NotFiniteError",
+    "PoolTooSmallError",
+    "PromptTooLongError",
+    "Scheduler",
+    "Search",
+    "SearchConfig",
+    "TreepoError",
+    "__version__",
+    "forecast",
+]
 
 __version__: Final[str]
+
+def forecast(
+    config: SearchConfig,
+    *,
+    rates: Sequence[float],
+    prompt_len: int = 64,
+    num_trees: int = 64,
+    num_blocks: int | None = None,
+    block_size: int = 16,
+    max_num_seqs: int = 256,
+    max_num_batched_tokens: int = 2048,
+    seed: int = 0,
+) -> dict[str, float]:
+    """What a configuration will cost, before anything runs: means a tree, and totals.
+
+    The trees are grown by the real search and scheduler over a model that only knows how often
+    paths end.
+
+    Args:
+        config: the search.
+        rates: probability that a path ends within its next segment, by the number of segments
+            that it has; the last one holds for all deeper ones.
+        prompt_len: tokens of a prompt.
+        num_trees: trees that are sampled together.
+        num_blocks: blocks of the pool; enough for all trees at once, or 2**21, if not given.
+        block_size: tokens of a block.
+        max_num_seqs: rows of a step at most.
+        max_num_batched_tokens: tokens of a step at most.
+        seed: of the trees that are drawn.
+
+    Returns:
+        decoded_tokens (with decoded_tokens_error), returned_tokens and speedup_bound, their ratio;
+        leaves and leaves_stop, leaves_length, leaves_depth, leaves_pruned; initial_paths,
+        branches, fallbacks, leaf_depth; in total recomputed_tokens, steps and peak_blocks; rows
+        a step, and the shares idle_rows and round_wait.
+
+    Raises:
+        InvalidConfigError: rates outside 0 to 1, or no trees.
+    """
 
 class TreepoError(Exception):
     """Base of treepo's exceptions."""
@@ -47,6 +100,7 @@ class BufferTooSmallError(TreepoError, ValueError):
 class LawBrokenError(TreepoError, AssertionError):
     """An invariant does not hold: a fault of treepo."""
 
+@final
 class SearchConfig:
     """Configuration of the search: every rule and its numbers; frozen, compared by value.
 
@@ -128,8 +182,11 @@ class SearchConfig:
         """Every field; `SearchConfig(**config.to_dict()) == config`."""
     @property
     def dependence(self) -> str:
-        """The worst dependence of the policies: "prefix" (forks look at nothing behind them) or
-        "sampled_token" (they also look at sampled tokens, which biases plain means)."""
+        """The worst dependence of the policies.
+
+        "prefix": forks look at nothing behind them. "sampled_token": they also look at sampled
+        tokens behind them, which biases plain means.
+        """
     @property
     def max_paths(self) -> int:
         """Paths that a tree has at most, without the caller's rewinds."""
@@ -173,6 +230,7 @@ class SearchConfig:
     @property
     def eos_token_ids(self) -> list[int]: ...
 
+@final
 class Forest:
     """Trees of token paths; grown by a search or by hand through `add_tree`, `fork`, `append`."""
 
@@ -180,8 +238,11 @@ class Forest:
     @staticmethod
     def from_columns(columns: Mapping[str, npt.NDArray[Any]]) -> Forest:
         """The forest of these columns; the laws of the forest are checked."""
-    def add_tree(self, key: int, prompt: U32, *, seed: int = 0) -> int:
-        """Adds a tree; returns its index. Its path 0 holds the prompt; `prompt` has at least one token."""
+    def add_tree(self, key: int, prompt: _U32, *, seed: int = 0) -> int:
+        """Adds a tree; returns its index.
+
+        Its path 0 holds the prompt, which has at least one token.
+        """
     def fork(self, tree: int, path: int, at: int) -> int:
         """Starts a path that shares `at` tokens of `path`; returns its index in the tree.
 
@@ -191,20 +252,20 @@ class Forest:
         self,
         tree: int,
         path: int,
-        token_ids: U32,
-        logprobs: F32,
-        entropies: F32,
+        token_ids: _U32,
+        logprobs: _F32,
+        entropies: _F32,
         *,
         version: int = 0,
     ) -> None:
         """Appends sampled tokens to a live path."""
-    def append_given(self, tree: int, path: int, token_ids: U32) -> None:
+    def append_given(self, tree: int, path: int, token_ids: _U32) -> None:
         """Appends tokens that were not sampled: the output of a tool, or the user's text."""
     def mark(self, tree: int, path: int) -> None:
         """Ends a segment at the path's current length."""
     def finish(self, tree: int, path: int, reason: int) -> None:
         """Makes a live path a leaf; `reason` is a treepo.forest.FinishReason."""
-    def set_rewards(self, rewards: F32) -> None:
+    def set_rewards(self, rewards: _F32) -> None:
         """One reward a path, in column order (tree-major)."""
     @property
     def num_trees(self) -> int: ...
@@ -215,9 +276,9 @@ class Forest:
         """Unique tokens, prompts included."""
     def columns(self) -> dict[str, npt.NDArray[Any]]:
         """All columns, see treepo.forest for names, dtypes and shapes. One O(tokens) pass."""
-    def nodes(self) -> dict[str, I32]:
+    def nodes(self) -> dict[str, _I32]:
         """Derived nodes in depth-first preorder, see treepo.forest.Nodes. One O(tokens) pass."""
-    def select(self, trees: U32) -> Forest:
+    def select(self, trees: _U32) -> Forest:
         """A copy of these trees, in the given order."""
     @staticmethod
     def concatenate(forests: list[Forest]) -> Forest:
@@ -225,6 +286,7 @@ class Forest:
     def check(self) -> None:
         """Raises with the broken law if an invariant does not hold."""
 
+@final
 class Search:
     """The tree search at segment granularity, over any function that continues tokens.
 
@@ -234,7 +296,7 @@ class Search:
     """
 
     def __new__(cls, config: SearchConfig, *, seed: int = 0) -> Search: ...
-    def add_tree(self, key: int, prompt: U32) -> int:
+    def add_tree(self, key: int, prompt: _U32) -> int:
         """Starts a tree; `key` decides its random numbers. Returns the tree's index.
 
         Raises:
@@ -242,17 +304,17 @@ class Search:
             PromptTooLongError: nothing can be sampled behind it.
             InvalidConfigError: a rule about text without `set_texts`.
         """
-    def segments(self) -> I32:
+    def segments(self) -> _I32:
         """[n, 3] tree, path and max_new_tokens of each segment that waits to be run."""
-    def tokens(self, tree: int, path: int) -> U32:
+    def tokens(self, tree: int, path: int) -> _U32:
         """The whole token sequence of a path."""
     def complete_segment(
         self,
         tree: int,
         path: int,
-        token_ids: U32,
-        logprobs: F32,
-        entropies: F32,
+        token_ids: _U32,
+        logprobs: _F32,
+        entropies: _F32,
     ) -> None:
         """Appends a segment, whole or in parts, and advances the tree.
 
@@ -268,13 +330,13 @@ class Search:
 
         A piece may be empty and need not be valid UTF-8. Comes before the first tree.
         """
-    def ended_segments(self) -> I32:
+    def ended_segments(self) -> _I32:
         """[n, 2] tree and path of each path that waits for a verdict (`verdicts="segments"`)."""
     def report(
         self,
         tree: int,
         path: int,
-        verdict: Verdict = "continue",
+        verdict: _Verdict = "continue",
         *,
         score: float = 0.0,
     ) -> None:
@@ -318,11 +380,21 @@ class Search:
         """Whether a path waits for a verdict."""
     def is_done(self) -> bool:
         """Whether every tree is done."""
+    def to_bytes(self) -> bytes:
+        """A snapshot with the half-grown forest, for `from_bytes`. O(tokens)."""
+    @staticmethod
+    def from_bytes(bytes: bytes) -> Search:
+        """The search of a snapshot, in any process; it goes on as that one would have.
+
+        Raises:
+            InvalidInputError: the bytes are damaged, cut short, or of another kind or version.
+        """
     def forest(self) -> Forest:
         """A copy of the forest as it is."""
     def check(self) -> None:
         """Raises LawBrokenError if an invariant does not hold. O(tokens)."""
 
+@final
 class BlockPool:
     """Reference counts and free blocks of a paged key-value cache; block 0 is reserved."""
 
@@ -342,6 +414,7 @@ class BlockPool:
     def check(self) -> None:
         """Raises LawBrokenError if an invariant does not hold. O(blocks)."""
 
+@final
 class Scheduler:
     """Search plus memory plus time: plans one flat step after another.
 
@@ -372,7 +445,7 @@ class Scheduler:
         age_bias: int = 32,
         policy_version: int = 0,
     ) -> Scheduler: ...
-    def add_tree(self, key: int, prompt: U32) -> int:
+    def add_tree(self, key: int, prompt: _U32) -> int:
         """Queues a tree; `key` decides its random numbers. Returns the tree's index.
 
         Raises:
@@ -390,7 +463,7 @@ class Scheduler:
         when nothing can run: no work remains, or every path that lives waits for a verdict.
         A plan is valid until its commit.
         """
-    def commit_step(self, token_ids: U32, logprobs: F32, entropies: F32) -> int:
+    def commit_step(self, token_ids: _U32, logprobs: _F32, entropies: _F32) -> int:
         """Takes one entry a sample of the plan. Returns the number of trees that finished.
 
         A commit that is refused leaves the plan open.
@@ -400,20 +473,20 @@ class Scheduler:
 
         Returns the number of groups.
         """
-    def tokens(self, tree: int, path: int) -> U32:
+    def tokens(self, tree: int, path: int) -> _U32:
         """The whole token sequence of a path."""
     def set_texts(self, texts: Iterable[bytes]) -> None:
         """Gives the rules about text the bytes of the token ids 0, 1, .. in order.
 
         A piece may be empty and need not be valid UTF-8. Comes before the first tree.
         """
-    def ended_segments(self) -> I32:
+    def ended_segments(self) -> _I32:
         """[n, 2] tree and path of each path that waits for a verdict (`verdicts="segments"`)."""
     def report(
         self,
         tree: int,
         path: int,
-        verdict: Verdict = "continue",
+        verdict: _Verdict = "continue",
         *,
         score: float = 0.0,
     ) -> None:
@@ -469,6 +542,18 @@ class Scheduler:
         """Trees that finished since the last call, by index."""
     def stats(self) -> dict[str, int]:
         """Counters since the scheduler was made, by name."""
+    def to_bytes(self) -> bytes:
+        """A snapshot with the half-grown forest, for `from_bytes`. O(tokens)."""
+    @staticmethod
+    def from_bytes(bytes: bytes) -> Scheduler:
+        """The scheduler of a snapshot, in any process; it goes on as that one would have.
+
+        Keys and values are not kept: its first plans compute what live paths need. There is no
+        snapshot while a plan is open.
+
+        Raises:
+            InvalidInputError: the bytes are damaged, cut short, or of another kind or version.
+        """
     def forest(self) -> Forest:
         """A copy of the forest as it is."""
     def check(self) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import configs
 import numpy as np
 import pytest
 import toy_model as toy
+from configs import WIDE, Limits
+from driver import Driver, check_reads
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,43 +17,20 @@ from treepo.forest import Forest
 Arrival = list[tuple[int, list[int]]]
 
 
-def make(config: core.SearchConfig, limits: toy.Limits) -> core.Scheduler:
-    """A scheduler of these limits."""
-    return core.Scheduler(
-        config,
-        seed=5,
-        num_blocks=limits.num_blocks,
-        block_size=limits.block_size,
-        max_num_seqs=limits.max_num_seqs,
-        max_num_batched_tokens=limits.max_num_batched_tokens,
-    )
-
-
 def run(
-    config: core.SearchConfig, limits: toy.Limits, arrival: Arrival, late: int = 0
+    config: core.SearchConfig, limits: Limits, arrival: Arrival, late: int = 0, delay: int = 0
 ) -> tuple[Forest, dict[str, int]]:
     """Runs the trees to their end; the last `late` of them arrive one a step."""
-    scheduler = make(config, limits)
-    model = toy.SlotModel(limits)
-    buffers = core.PlanBuffers(scheduler)
-    queue = list(arrival)
-    for _ in range(100_000):
-        while queue and (len(queue) > late or scheduler.is_done()):
-            key, prompt = queue.pop(0)
-            scheduler.add_tree(key, np.array(prompt, np.uint32))
-        late -= 1
-        sizes = buffers.plan(scheduler)
-        if sizes.num_rows == 0:
-            break
-        scheduler.check()
-        assert sizes.num_tokens <= limits.max_num_batched_tokens
-        assert max(sizes.num_rows, sizes.num_samples) <= limits.max_num_seqs
-        scheduler.commit_step(*toy.arrays(model.run(buffers, sizes)))
-        scheduler.check()
-    assert scheduler.is_done()
-    assert not queue
-    assert sorted(scheduler.take_finished()) == list(range(len(arrival)))
-    return Forest(scheduler.forest()), scheduler.stats()
+    driver = Driver(config, limits)
+    for place, (key, prompt) in enumerate(arrival):
+        if place >= len(arrival) - late and driver.plan():
+            driver.commit()
+            driver.judge(delay, place)
+        driver.add_tree(key, prompt)
+    forest = driver.finish(delay)
+    assert sorted(driver.scheduler.take_finished()) == list(range(len(arrival)))
+    check_reads(forest)
+    return forest, driver.scheduler.stats()
 
 
 def by_key(forest: Forest) -> list[dict[str, np.ndarray]]:
@@ -59,41 +39,70 @@ def by_key(forest: Forest) -> list[dict[str, np.ndarray]]:
     return [forest.select([int(tree)]).columns() for tree in order]
 
 
-WIDE = toy.Limits(num_blocks=2000, block_size=4, max_num_seqs=64, max_num_batched_tokens=512)
-
-
 @settings(max_examples=max(250, settings().max_examples))
-@given(toy.search_configs(), toy.prompts(), toy.limits(), st.randoms(), st.integers(0, 3))
-def test_s4_the_forest_is_the_same_for_every_schedule(config, prompts, limits, random, late):
+@given(
+    *(configs.search_configs(), configs.prompts(), configs.limits()),
+    *(st.randoms(), st.integers(0, 3), st.integers(0, 3)),
+)
+def test_s4_the_forest_is_the_same_for_every_schedule(config, prompts, limits, random, late, delay):
     arrival = list(enumerate(prompts))
     expected, _ = run(config, WIDE, arrival)
     random.shuffle(arrival)
-    actual, _ = run(config, limits, arrival, late)
+    actual, _ = run(config, limits, arrival, late, delay)
     for one, other in zip(by_key(actual), by_key(expected), strict=True):
         for name, column in one.items():
             np.testing.assert_array_equal(column, other[name], err_msg=name)
 
 
-@given(toy.search_configs(), toy.prompts(), toy.limits())
+@given(configs.search_configs(), configs.prompts(), configs.limits(), st.integers(0, 12))
+def test_a_forest_that_goes_on_from_a_snapshot_is_the_same(config, prompts, limits, steps):
+    drivers = [Driver(config, limits), Driver(config, limits)]
+    for driver in drivers:
+        for key, prompt in enumerate(prompts):
+            driver.add_tree(key, prompt)
+        for _ in range(steps):
+            if driver.plan():
+                driver.commit()
+    drivers[1].restore()
+    expected, actual = (driver.finish().columns() for driver in drivers)
+    for name, column in expected.items():
+        np.testing.assert_array_equal(actual[name], column, err_msg=name)
+
+
+@given(configs.search_configs(), configs.prompts(), configs.limits())
 def test_s5_every_token_is_decoded_once_and_repeated_work_is_counted(config, prompts, limits):
     forest, stats = run(config, limits, list(enumerate(prompts)))
     assert stats["decoded_tokens"] == forest.num_unique_completion_tokens
     if stats["recomputed_tokens"]:
-        assert stats["evictions"] + stats["preemptions"] > 0
+        assert stats["evictions"] + stats["preemptions"] + stats["prunes"] > 0
 
 
-@given(toy.search_configs(), toy.prompts(), toy.limits())
+@given(configs.plain_configs(), configs.prompts(), configs.limits())
 def test_t2_every_tree_has_its_width(config, prompts, limits):
     forest, _ = run(config, limits, list(enumerate(prompts)))
     assert np.all(np.diff(forest.trees.path_start) == config.width)
 
 
+@given(configs.search_configs(), configs.prompts(), configs.limits(), st.integers(6, 60))
+def test_trees_that_share_the_tokens_of_a_segment_end_and_are_not_replayable(
+    config, prompts, limits, step_tokens
+):
+    fields = config.to_dict() | {"opportunistic": "step_tokens", "step_tokens": step_tokens}
+    forest, _ = run(core.SearchConfig(**fields), limits, list(enumerate(prompts)))
+    assert not forest.trees.replayable.any()
+
+
 def test_a_tight_pool_preempts_evicts_and_copies():
     config = core.SearchConfig(width=8, segment_len=3, max_depth=4, eos_token_ids=[9, 10])
-    limits = toy.Limits(num_blocks=12, block_size=2, max_num_seqs=6, max_num_batched_tokens=5)
+    limits = Limits(num_blocks=12, block_size=2, max_num_seqs=6, max_num_batched_tokens=5)
     _, stats = run(config, limits, [(key, [1, 2, 3, key]) for key in range(6)])
     names = ("preemptions", "evictions", "block_copies", "chunked_prefills", "recomputed_tokens")
     assert all(stats[name] > 0 for name in names), stats
+
+
+def make_scheduler(config: core.SearchConfig, limits: Limits) -> core.Scheduler:
+    """A scheduler of these limits."""
+    return Driver(config, limits).scheduler
 
 
 def tree_of(scheduler: core.Scheduler) -> int:
@@ -102,21 +111,21 @@ def tree_of(scheduler: core.Scheduler) -> int:
 
 
 def test_a_pool_too_small_for_one_path_says_what_is_needed():
-    limits = toy.Limits(num_blocks=3, block_size=2, max_num_seqs=4, max_num_batched_tokens=8)
-    scheduler = make(core.SearchConfig(segment_len=4, max_depth=1), limits)
+    limits = Limits(num_blocks=3, block_size=2, max_num_seqs=4, max_num_batched_tokens=8)
+    scheduler = make_scheduler(core.SearchConfig(segment_len=4, max_depth=1), limits)
     with pytest.raises(core.PoolTooSmallError, match="needs 3 KV blocks but the pool has 2"):
         tree_of(scheduler)
     assert scheduler.is_done()
 
 
 def test_a_prompt_without_room_is_refused():
-    scheduler = make(core.SearchConfig(max_model_len=2), WIDE)
+    scheduler = make_scheduler(core.SearchConfig(max_model_len=2), WIDE)
     with pytest.raises(core.PromptTooLongError, match="prompt of 2 tokens"):
         tree_of(scheduler)
 
 
 def test_a_short_or_wrong_array_is_named():
-    scheduler = make(core.SearchConfig(segment_len=4), WIDE)
+    scheduler = make_scheduler(core.SearchConfig(segment_len=4), WIDE)
     tree_of(scheduler)
     buffers = core.PlanBuffers(scheduler)
     kept, buffers.uniforms = buffers.uniforms, buffers.uniforms[:3].copy()
@@ -130,14 +139,14 @@ def test_a_short_or_wrong_array_is_named():
 
 
 def test_a_commit_with_a_nan_leaves_the_plan_open():
-    scheduler = make(core.SearchConfig(segment_len=4), WIDE)
+    scheduler = make_scheduler(core.SearchConfig(segment_len=4), WIDE)
     tree_of(scheduler)
     buffers = core.PlanBuffers(scheduler)
     ids, good = np.array([1, 2], np.uint32), np.array([-1.0, -1.0], np.float32)
     with pytest.raises(core.InvalidInputError, match="no plan"):
         scheduler.commit_step(ids, good, good)
     buffers.plan(scheduler)
-    with pytest.raises(core.InvalidInputError, match="has not been committed"):
+    with pytest.raises(core.InvalidInputError, match="commit the open plan before"):
         buffers.plan(scheduler)
     with pytest.raises(core.NotFiniteError, match="entropy is inf for tree 0, path 1"):
         scheduler.commit_step(ids, good, np.array([1.0, np.inf], np.float32))
@@ -148,7 +157,7 @@ def test_a_commit_with_a_nan_leaves_the_plan_open():
 
 
 def test_an_aborted_tree_gives_its_memory_back():
-    scheduler = make(core.SearchConfig(segment_len=4), WIDE)
+    scheduler = make_scheduler(core.SearchConfig(segment_len=4), WIDE)
     tree = tree_of(scheduler)
     buffers = core.PlanBuffers(scheduler)
     sizes = buffers.plan(scheduler)

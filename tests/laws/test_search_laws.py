@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configs
 import numpy as np
 import pytest
 import toy_model as toy
@@ -38,7 +39,7 @@ def grow(config: core.SearchConfig, prompts: list[list[int]], order: int) -> For
     return Forest(search.forest())
 
 
-@given(toy.search_configs(), toy.prompts())
+@given(configs.plain_configs(), configs.prompts())
 def test_a_tree_has_exactly_width_leaves_within_its_limits(config, prompts):
     forest = grow(config, prompts, 0)
     assert np.all(np.diff(forest.trees.path_start) == config.width)
@@ -49,7 +50,7 @@ def test_a_tree_has_exactly_width_leaves_within_its_limits(config, prompts):
     assert np.all(nodes.depth[nodes.leaf] <= config.max_depth)
 
 
-@given(toy.search_configs(), toy.prompts())
+@given(configs.plain_configs(), configs.prompts())
 def test_a_leaf_stops_at_the_first_end_of_sequence_and_only_there(config, prompts):
     forest = grow(config, prompts, 0)
     for path in range(forest.num_paths):
@@ -58,14 +59,14 @@ def test_a_leaf_stops_at_the_first_end_of_sequence_and_only_there(config, prompt
         assert (forest.paths.finish[path] == FinishReason.STOP) == ends[-1]
 
 
-@given(toy.search_configs(), toy.prompts(), st.integers(1, 50))
+@given(configs.plain_configs(), configs.prompts(), st.integers(1, 50))
 def test_the_order_in_which_segments_are_run_changes_nothing(config, prompts, order):
     first, second = (grow(config, prompts, i).columns() for i in (0, order))
     for name, column in first.items():
         np.testing.assert_array_equal(column, second[name], err_msg=name)
 
 
-@given(toy.search_configs(), toy.prompts())
+@given(configs.plain_configs(), configs.prompts())
 def test_branches_leave_at_marks_and_restarts_before_the_end_of_an_answer(config, prompts):
     forest = grow(config, prompts, 0)
     marks = set(zip(forest.marks.path.tolist(), forest.marks.pos.tolist(), strict=True))
@@ -84,11 +85,6 @@ def test_branches_leave_at_marks_and_restarts_before_the_end_of_an_answer(config
 def test_a_zero_in_the_config_is_named(field):
     with pytest.raises(core.InvalidConfigError, match=f"{field}: must be at least 1, got 0"):
         core.SearchConfig(**{field: 0})
-
-
-def test_an_unknown_fallback_is_named():
-    with pytest.raises(core.InvalidConfigError, match=r'fallback.*"sometimes"'):
-        core.SearchConfig(fallback="sometimes")
 
 
 def test_a_segment_with_a_nan_is_refused_whole():

@@ -1,18 +1,21 @@
-"""A toy rule for the next token, a naive model over slots, and random configurations."""
+"""A toy rule for the next token, toy verdicts, and a naive model that reads slots."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from hypothesis import strategies as st
 
-from treepo import core
+if TYPE_CHECKING:
+    from configs import Limits
+
+    from treepo import core
 
 EOS = (9, 10)
 VOCAB = 9
+TEXTS = [b"", b"a", b"b", b"stop", b"\\boxed{", b"}", b"ab", b"aa", b"", b"", b""]
+"""The bytes of every token, for the rules about text."""
 POISON = -1
 MASK = (1 << 64) - 1
 
@@ -43,48 +46,17 @@ def hash_tokens(tokens: list[tuple[int, int]]) -> int:
     return state
 
 
-def search_configs() -> st.SearchStrategy[core.SearchConfig]:
-    """Small searches; a completion has at most 12 tokens."""
-    return st.builds(
-        core.SearchConfig,
-        width=st.integers(1, 8),
-        segment_len=st.integers(1, 4),
-        max_depth=st.integers(1, 3),
-        branch_factor=st.integers(1, 3),
-        initial_divergence=st.integers(1, 3),
-        max_completion_len=st.none() | st.integers(1, 12),
-        fallback=st.just("answered"),
-        eos_token_ids=st.just(list(EOS)),
-    )
+def next_draw(tokens: list[int], uniform: float) -> Draw:
+    """The token behind `tokens`, as the slot model draws it."""
+    state = hash_tokens([(token, position) for position, token in enumerate(tokens)])
+    return draw(mix(state, mix(tokens[-1], len(tokens) - 1)), uniform)
 
 
-def prompts() -> st.SearchStrategy[list[list[int]]]:
-    """A few short prompts."""
-    prompt = st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=10)
-    return st.lists(prompt, min_size=1, max_size=3)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """Arguments of a scheduler."""
-
-    num_blocks: int
-    block_size: int
-    max_num_seqs: int
-    max_num_batched_tokens: int
-
-
-@st.composite
-def limits(draw_value: st.DrawFn) -> Limits:
-    """From a pool of one path (22 tokens) up."""
-    block_size = draw_value(st.sampled_from([1, 2, 4, 16]))
-    one_path = -(-22 // block_size)
-    return Limits(
-        num_blocks=1 + one_path + draw_value(st.sampled_from([0, 1, 5, 200])),
-        block_size=block_size,
-        max_num_seqs=draw_value(st.sampled_from([1, 2, 5, 32])),
-        max_num_batched_tokens=draw_value(st.sampled_from([1, 3, 8, 64])),
-    )
+def verdict(key: int, path: int, length: int) -> tuple[str, float]:
+    """A verdict and a score, as a function of the path and its length alone."""
+    bits = mix(mix(key, path), length)
+    name = {0: "stop", 1: "prune"}.get((bits >> 8) % 12, "continue")
+    return name, float((bits >> 16) % 64)
 
 
 class SlotModel:
@@ -106,6 +78,17 @@ class SlotModel:
         self.slots[written] = np.stack([buffers.token_ids[:n], buffers.positions[:n]], axis=1)
         self.slots[: self.block_size] = POISON
         return [self._sample(buffers, i, sizes) for i in range(sizes.num_samples)]
+
+    def forget(self) -> None:
+        """Loses all that is stored."""
+        self.slots[:] = POISON
+        self.tables[:] = 0
+
+    def row_tables(self, buffers: core.PlanBuffers, sizes: core.PlanSizes) -> list[list[int]]:
+        """The blocks of each row of the plan."""
+        num_blocks = -(-buffers.kv_lens[: sizes.num_rows] // self.block_size)
+        rows = zip(buffers.row_ids[: sizes.num_rows], num_blocks, strict=True)
+        return [self.tables[row, :count].tolist() for row, count in rows]
 
     def _copy(self, copies: npt.NDArray[np.int32]) -> None:
         blocks = self.slots.reshape(-1, self.block_size, 2)

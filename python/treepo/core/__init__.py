@@ -20,6 +20,7 @@ from treepo._core import (
     SearchConfig,
     TreepoError,
     __version__,
+    forecast,
 )
 from treepo.core.groups import GroupBuffers
 from treepo.core.plan import PlanBuffers, PlanSizes
@@ -42,4 +43,5 @@ __all__ = [
     "SearchConfig",
     "TreepoError",
     "__version__",
+    "forecast",
 ]

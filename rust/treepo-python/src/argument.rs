@@ -43,6 +43,11 @@ pub(crate) fn count(object: &Bound<'_, PyAny>) -> PyResult<u32> {
     Ok(count)
 }
 
+/// Reads how many of something is to be allocated, or nothing.
+pub(crate) fn optional_count(object: &Bound<'_, PyAny>) -> PyResult<Option<u32>> {
+    if object.is_none() { Ok(None) } else { count(object).map(Some) }
+}
+
 /// Reads the version of a policy, which fits the forest's columns.
 pub(crate) fn version(object: &Bound<'_, PyAny>) -> PyResult<u32> {
     let version: u32 = int(object)?;

@@ -191,6 +191,10 @@ with_getters! {
         self.0.policies().into_iter().map(entry).collect()
     }
 
+    fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
+        Ok(format!("SearchConfig(**{})", self.to_dict(py)?.repr()?))
+    }
+
     fn to_dict<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         Self::to_python(py, &self.0)
     }

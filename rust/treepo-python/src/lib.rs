@@ -5,6 +5,7 @@
 mod argument;
 mod config;
 mod error;
+mod forecast;
 mod forest;
 mod pool;
 mod scheduler;
@@ -18,6 +19,7 @@ use pyo3::prelude::*;
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     error::register(module)?;
+    module.add_function(wrap_pyfunction!(forecast::forecast, module)?)?;
     module.add_class::<config::SearchConfig>()?;
     module.add_class::<forest::Forest>()?;
     module.add_class::<pool::BlockPool>()?;

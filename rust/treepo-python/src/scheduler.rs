@@ -3,7 +3,7 @@
 use numpy::{Element, Ix1, Ix2, PyArray1, PyArray2, PyArrayMethods, PyReadwriteArray};
 use numpy::{PyUntypedArrayMethods, dtype};
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{PyBytes, PyDict};
 use treepo::{GroupBuffers, PathId, PlanBuffers, SampledToken, SchedulerConfig, TreeId};
 
 use crate::argument::{self, Vector, describe, int, invalid};
@@ -262,6 +262,15 @@ impl Scheduler {
             stats.set_item(name, value)?;
         }
         Ok(stats)
+    }
+
+    fn to_bytes<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
+        Ok(PyBytes::new(py, &self.inner.to_bytes().into_py()?))
+    }
+
+    #[staticmethod]
+    fn from_bytes(bytes: &[u8]) -> PyResult<Self> {
+        Ok(Self { inner: treepo::Scheduler::from_bytes(bytes).into_py()?, sampled: Vec::new() })
     }
 
     fn forest(&self) -> Forest {

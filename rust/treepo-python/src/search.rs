@@ -2,6 +2,7 @@
 
 use numpy::{IntoPyArray, PyArray1, PyArray2, PyArrayMethods};
 use pyo3::prelude::*;
+use pyo3::types::PyBytes;
 use treepo::{PathId, TreeId};
 
 use crate::argument::{self, Vector, int};
@@ -129,6 +130,15 @@ impl Search {
 
     fn is_done(&self) -> bool {
         self.0.is_done()
+    }
+
+    fn to_bytes<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
+        Ok(PyBytes::new(py, &self.0.to_bytes().into_py()?))
+    }
+
+    #[staticmethod]
+    fn from_bytes(bytes: &[u8]) -> PyResult<Self> {
+        Ok(Self(treepo::Search::from_bytes(bytes).into_py()?))
     }
 
     fn forest(&self) -> Forest {

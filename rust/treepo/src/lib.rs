@@ -28,6 +28,7 @@
 #![forbid(unsafe_code)]
 
 mod error;
+pub mod forecast;
 pub mod forest;
 mod ids;
 mod key;
@@ -36,6 +37,7 @@ pub mod schedule;
 pub mod search;
 #[cfg(feature = "sim")]
 pub mod sim;
+mod snapshot;
 
 pub use error::{Error, Result};
 pub use forest::{

@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use serde::{Deserialize, Serialize};
+
 use super::{Dependence, FinishReason, Forest, ForkOrigin, Path, SampledToken, TokenKind, Tree};
 use crate::error::{Error, Result};
 use crate::ids::PathId;
@@ -9,7 +11,7 @@ use crate::key::Stream;
 
 /// All columns of a forest. Paths are numbered through all trees; tree `t` owns the paths
 /// `path_start[t]..path_start[t + 1]`, path `p` the tokens `token_start[p]..token_start[p + 1]`.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[allow(missing_docs, reason = "the names are those of Tree and Path")]
 pub struct Columns {
     pub tree_key: Vec<u64>,

@@ -115,6 +115,10 @@ impl Memory {
         self.num_evicted
     }
 
+    pub(crate) fn set_num_evicted(&mut self, num_evicted: u64) {
+        self.num_evicted = num_evicted;
+    }
+
     /// Blocks for `len` tokens.
     pub fn blocks_for(&self, len: u32) -> u32 {
         len.div_ceil(self.block_size)

@@ -28,7 +28,7 @@ impl Scheduler {
     }
 
     /// Makes the state of a tree that the search has just got, and queues it.
-    fn enter_tree(&mut self, tree: TreeId) -> Result<()> {
+    pub(super) fn enter_tree(&mut self, tree: TreeId) -> Result<()> {
         let max_paths = self.search.config().max_paths() as usize;
         self.trees.push(TreeState { is_queued: true, ..TreeState::default() });
         self.trees[tree.index()].paths.reserve(max_paths);

@@ -28,6 +28,8 @@ enum Fit {
     NoArrays,
     /// There are no blocks for it.
     NoBlocks,
+    /// Another row computes what it needs first.
+    IsBehind,
 }
 
 /// What a row computes: tokens `start..start + count`, of which those before `computed` are
@@ -110,7 +112,7 @@ impl Scheduler {
         while writer.tokens_left() > 0 && !self.rows.free.is_empty() {
             let Some((tree, path)) = self.next_waiting() else { break };
             let fit = self.plan_next(tree, path, writer)?;
-            if fit == Fit::Planned {
+            if fit == Fit::Planned || fit == Fit::IsBehind {
                 continue;
             }
             self.leave_row(tree, path);
@@ -136,6 +138,9 @@ impl Scheduler {
     ) -> Result<Fit> {
         if self.lacks_memory(tree, path) {
             self.attach(tree, path)?;
+            if self.queue_behind(tree, path) {
+                return Ok(Fit::IsBehind);
+            }
         }
         self.take_row(tree, path);
         let query = self.query(tree, path, writer.tokens_left());
@@ -262,6 +267,10 @@ impl Scheduler {
             self.write_samples(tree, path, query.len, writer);
         } else {
             self.stats.chunked_prefills += 1;
+        }
+        let prefilling = &mut self.trees[tree.index()].prefilling;
+        if query.len - query.start > 1 && prefilling.is_none() {
+            *prefilling = Some(path);
         }
     }
 

@@ -41,6 +41,11 @@ impl Scheduler {
         let (waiting, ended) = (count(Place::Waits), count(Place::EndedSegment));
         law(waiting == self.orders.num_waiting, "S1", || format!("{waiting} paths wait"))?;
         law(ended == self.num_ended_segments as usize, "S1", || format!("{ended} ended"))?;
+        for (t, tree) in self.trees.iter().enumerate() {
+            let waits = tree.paths.iter().any(|path| path.place == Place::Behind);
+            let computes = tree.prefilling.map(|path| tree.paths[path.index()].row.is_some());
+            law(computes.unwrap_or(!waits), "S1", || format!("tree {t}: paths wait for no row"))?;
+        }
         let queued = self.trees.iter().filter(|tree| tree.is_queued).count();
         law(queued == self.orders.num_queued, "S1", || format!("{queued} trees are queued"))?;
         let open = self.trees.iter().filter(|tree| tree.is_open).count();

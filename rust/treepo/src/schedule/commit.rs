@@ -3,6 +3,7 @@
 use super::{Fed, Sampled, Scheduler};
 use crate::error::{Error, Result};
 use crate::forest::SampledToken;
+use crate::ids::{PathId, TreeId};
 
 impl Scheduler {
     /// Takes the sampled tokens of the open plan, one for each sample in the plan's order. Returns
@@ -23,6 +24,9 @@ impl Scheduler {
             self.memory.set_computed(tree, path, computed);
         }
         self.attach_followers(&samples)?;
+        for &Sampled { tree, path, .. } in &samples {
+            self.end_prefill(tree, path);
+        }
         for (&Sampled { tree, path, .. }, &token) in samples.iter().zip(tokens) {
             self.trees[tree.index()].num_sampled += 1;
             self.search.push_token(tree, path, token)?;
@@ -35,6 +39,11 @@ impl Scheduler {
         self.plan.fed = fed;
         self.plan.samples = samples;
         Ok((self.finished.len() - num_finished) as u32)
+    }
+
+    /// The paths that the open plan samples, in the order of its samples.
+    pub fn sampled_paths(&self) -> impl Iterator<Item = (TreeId, PathId)> + '_ {
+        self.plan.samples.iter().map(|sample| (sample.tree, sample.path))
     }
 
     fn check_commit(&self, tokens: &[SampledToken]) -> Result<()> {

@@ -15,6 +15,7 @@
 //! keys and values are computed again only after eviction, which is counted.
 
 mod admit;
+mod arrays;
 mod assemble;
 mod caller;
 mod check;
@@ -25,8 +26,10 @@ mod groups;
 mod order;
 mod plan;
 mod rows;
+mod snapshot;
 mod stats;
 
+pub use arrays::PlanArrays;
 pub use config::SchedulerConfig;
 pub use groups::{GroupBuffers, GroupCapacity};
 pub use plan::{PlanBuffers, PlanCapacity, PlanSizes};
@@ -51,6 +54,8 @@ enum Place {
     Parked,
     /// It waits for a row.
     Waits,
+    /// It waits for what another path of its tree computes of their common tokens.
+    Behind,
     /// Its segment has ended and its round has not.
     EndedSegment,
 }
@@ -65,7 +70,7 @@ struct PathState {
     high_water: u32,
     /// The first path with the same tokens that is sampled from this path's next logits.
     first_follower: Option<PathId>,
-    /// The next one of the same leader.
+    /// The next one of the same leader, or behind the same path.
     next_follower: Option<PathId>,
     place: Place,
     is_listed: bool,
@@ -80,6 +85,10 @@ struct TreeState {
     num_sampled: u64,
     /// Blocks that an open tree may still need at worst.
     reserved: u64,
+    /// A path in a row that computes more than its last token.
+    prefilling: Option<PathId>,
+    /// The first of the paths that wait for it; `next_follower` leads on.
+    first_behind: Option<PathId>,
 }
 
 /// A row of the open plan.

@@ -42,6 +42,40 @@ impl Scheduler {
         if let Some(row) = self.state_mut(tree, path).row.take() {
             self.rows.taken[row as usize] = None;
             self.rows.free.push(row);
+            self.end_prefill(tree, path);
+        }
+    }
+
+    /// Lets a path wait for what another path of its tree computes in this step, if they have
+    /// tokens in common that it lacks: no step computes a token twice.
+    pub(super) fn queue_behind(&mut self, tree: TreeId, path: PathId) -> bool {
+        let own = &self.trees[tree.index()];
+        let Some(other) = own.prefilling else { return false };
+        let own_tree = &self.search.forest().trees()[tree.index()];
+        if own_tree.shared_len(path, other) <= self.memory.computed(tree, path) {
+            return false;
+        }
+        let next_follower = own.first_behind;
+        self.trees[tree.index()].first_behind = Some(path);
+        let state = self.state_mut(tree, path);
+        state.place = Place::Behind;
+        state.next_follower = next_follower;
+        true
+    }
+
+    /// The path computes no more than its last token from here on: those behind it can go on.
+    pub(super) fn end_prefill(&mut self, tree: TreeId, path: PathId) {
+        let own = &mut self.trees[tree.index()];
+        if own.prefilling != Some(path) {
+            return;
+        }
+        own.prefilling = None;
+        while let Some(behind) = self.trees[tree.index()].first_behind {
+            let next = self.state_mut(tree, behind).next_follower.take();
+            self.trees[tree.index()].first_behind = next;
+            if self.state(tree, behind).place == Place::Behind {
+                self.wait(tree, behind);
+            }
         }
     }
 
@@ -51,7 +85,7 @@ impl Scheduler {
         match std::mem::take(&mut self.state_mut(tree, path).place) {
             Place::Waits => self.orders.num_waiting -= 1,
             Place::EndedSegment => self.num_ended_segments -= 1,
-            Place::Nowhere | Place::Parked => {}
+            Place::Nowhere | Place::Parked | Place::Behind => {}
         }
     }
 

@@ -3,7 +3,9 @@
 macro_rules! stats {
     ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
         /// Counters since the scheduler was made.
-        #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+        #[derive(
+            Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize,
+        )]
         pub struct Stats {
             $($(#[$doc])* pub $name: u64,)*
         }

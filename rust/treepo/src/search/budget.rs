@@ -1,11 +1,13 @@
 //! How many paths of a tree may live: the budget of a round and of the whole tree.
 
+use serde::{Deserialize, Serialize};
+
 use super::state::TreeState;
 use super::{BranchBy, Opportunistic, SearchConfig, Total, Transfer};
 use crate::key::{Purpose, Stream};
 
 /// Tokens of a tree, kept up to date token by token.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Tokens {
     /// Sampled tokens, each counted once.
     pub(super) unique: u64,

@@ -23,6 +23,7 @@ mod preset;
 mod prune;
 mod repetition;
 mod rounds;
+mod snapshot;
 mod state;
 mod stop;
 mod text;
@@ -39,6 +40,7 @@ pub use config::{
 };
 pub use policy::Policy;
 pub use preset::Preset;
+pub(crate) use snapshot::SearchSnapshot;
 pub use text::TokenTexts;
 
 use crate::error::{Error, Result};

@@ -1,5 +1,7 @@
 //! What the search knows of a tree and its paths besides the forest.
 
+use serde::{Deserialize, Serialize};
+
 use super::SearchConfig;
 use super::budget::Tokens;
 use super::prune::Threshold;
@@ -9,7 +11,7 @@ use crate::ids::PathId;
 const MAX_RESERVED: u32 = 1 << 16;
 
 /// Where a path is in its round.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Phase {
     /// Its segment runs; it ends before this position at the latest.
     Runs { segment_end: u32 },
@@ -23,7 +25,7 @@ pub(super) enum Phase {
 }
 
 /// State of one path.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct PathState {
     pub(super) phase: Phase,
     /// Where the path's own tokens of its current or last segment begin.
@@ -35,7 +37,7 @@ pub(super) struct PathState {
 }
 
 /// State of one tree.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct TreeState {
     pub(super) prompt_len: u32,
     /// The longest a path may be.

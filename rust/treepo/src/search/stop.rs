@@ -25,6 +25,11 @@ pub(super) struct StopRules {
 }
 
 impl StopRules {
+    /// The texts that the rules were made with.
+    pub(super) fn texts(&self) -> &TokenTexts {
+        &self.texts
+    }
+
     /// # Errors
     /// `InvalidConfig` for a rule about text without texts, an empty stop string, and a repetition
     /// of no items or of fewer than two occurrences.

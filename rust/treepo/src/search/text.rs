@@ -2,8 +2,10 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 /// The bytes of every token id, in one buffer.
-#[derive(Clone, Default, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenTexts {
     bytes: Vec<u8>,
     /// Where each token's bytes begin, and the end of the last ones.

@@ -8,14 +8,13 @@
 //!
 //! An embedder can drive its own engine with the same parts.
 
-mod arrays;
 mod model;
 pub mod oracle;
 pub mod rounds;
 mod scenario;
 mod simulator;
 
-pub use arrays::PlanArrays;
+pub use crate::schedule::PlanArrays;
 pub use model::{FakeModel, TokenRule};
 pub use scenario::Scenario;
 pub use simulator::{Report, Run};

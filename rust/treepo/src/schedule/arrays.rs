@@ -1,6 +1,6 @@
 //! Plan arrays that own their memory.
 
-use crate::schedule::{PlanBuffers, PlanCapacity, PlanSizes};
+use super::{PlanBuffers, PlanCapacity, PlanSizes};
 
 /// The arrays of a plan; see [`PlanBuffers`] for shapes and meanings.
 #[derive(Debug, Clone, PartialEq)]
