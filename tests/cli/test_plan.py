@@ -12,6 +12,11 @@ from treepo.config import Dtype
 from treepo.tasks import embedded
 
 
+@pytest.fixture(autouse=True)
+def wide_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
+
+
 def planned(capsys, *words):
     """Runs `treepo plan --json` and returns its object."""
     assert main(["plan", *map(str, words), "--json"]) == 0
@@ -21,16 +26,24 @@ def planned(capsys, *words):
 def test_plan_names_what_a_tree_decodes_returns_and_shares(capsys):
     assert main(["plan", "--rates", "0,0.1,0.3"]) == 0
     text = capsys.readouterr().out
-    assert re.search(r"^search +width 8, 7 segments of 9 tokens; no preset$", text, re.MULTILINE)
+    assert re.search(r"^search +width 8, 7 segments of 9 tokens; no preset$", text, re.M)
     assert re.search(r"^assumes +16 prompts of 8 tokens at once; .* 0, 0\.1, 0\.3 ", text, re.M)
     decoded, returned, bound = (
-        float(re.search(pattern, text, re.MULTILINE)[1])
+        float(re.search(pattern, text, re.M)[1])
         for pattern in (r"^decodes +(\d+)", r"^returns +(\d+)", r"^speed-up +at most (\d\.\d+)")
     )
     assert bound == pytest.approx(returned / decoded, abs=0.02)
     assert re.search(r"^memory +\d+ KV blocks of 16 tokens at the peak, [\d.e-]+ GiB", text, re.M)
     assert re.search(r"^policy +fallback \(sampled_token\)", text, re.M)
     assert re.search(r"^weights +no mean over leaves is unbiased", text, re.M)
+
+
+def test_lines_fit_the_terminal(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "70")
+    assert main(["plan", "--trees", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 70
+    assert sum(line.startswith(" " * 11) for line in lines) > 2
 
 
 def test_plan_loads_no_torch():

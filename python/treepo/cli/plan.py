@@ -38,7 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"tokens of a prompt ({_PROMPT_LEN}; the embedded task's without a model)",
     )
     parser.add_argument(
-        "--trees", type=int, metavar="N", help="prompts sampled at once (prompts_per_step)"
+        "--trees",
+        type=int,
+        metavar="N",
+        help="prompts sampled at once (prompts_per_step); means are over these trees",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--presets", action="store_true", help="list the presets and stop")

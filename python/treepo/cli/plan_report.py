@@ -1,5 +1,7 @@
 """What a plan says: text for a terminal, and one object for programs."""
 
+import shutil
+import textwrap
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,10 +101,10 @@ def report(plan: Plan) -> str:
     rows = [
         ("search", _search(plan)),
         ("assumes", _assumptions(plan)),
-        ("decodes", f"{_tokens(values['decoded_tokens'])} a tree{_error(values)}"),
+        ("decodes", f"{values['decoded_tokens']:.0f}{_error(values)} tokens a tree"),
         (
             "returns",
-            f"{_tokens(values['returned_tokens'])} a tree, in {values['leaves']:.1f} leaves",
+            f"{values['returned_tokens']:.0f} tokens a tree, in {values['leaves']:.1f} leaves",
         ),
         (
             "speed-up",
@@ -119,7 +121,19 @@ def report(plan: Plan) -> str:
         ),
         ("weights", plan.weights),
     ]
-    return "\n".join(f"{name:{_NAME_COLUMNS}}{text}" for name, text in rows)
+    width = shutil.get_terminal_size((100, 24)).columns
+    return "\n".join(_wrapped(name, text, width) for name, text in rows)
+
+
+def _wrapped(name: str, text: str, width: int) -> str:
+    return textwrap.fill(
+        text,
+        max(width, 3 * _NAME_COLUMNS),
+        initial_indent=f"{name:{_NAME_COLUMNS}}",
+        subsequent_indent=" " * _NAME_COLUMNS,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 _FORKS = {
@@ -150,20 +164,17 @@ def _search(plan: Plan) -> str:
 
 def _assumptions(plan: Plan) -> str:
     rates = ", ".join(f"{rate:g}" for rate in plan.rates)
-    which = "each segment" if len(plan.rates) == 1 else "the segments of depth 1, 2, .."
+    depths = "" if len(plan.rates) == 1 else " at depth 1, 2, .."
     return (
-        f"{counted(plan.num_trees, 'prompt')} of {counted(plan.prompt_len, 'token')} at once; "
-        f"{which} ends its path with probability {rates} (--rates)"
+        f"{counted(plan.num_trees, 'prompt')} of {counted(plan.prompt_len, 'token')} at once; a "
+        f"segment{depths} ends its path with probability {rates} (--rates)"
     )
 
 
-def _tokens(number: float) -> str:
-    return f"{number:.0f} tokens"
-
-
 def _error(values: dict[str, float]) -> str:
+    """Return two standard errors; more trees make them smaller."""
     error = values["decoded_tokens_error"]
-    return f" (+-{2 * error:.0f} in a simulation of this size)" if error > 0 else ""
+    return f" +- {2 * error:.0f}" if error > 0 else ""
 
 
 def _kinds(values: dict[str, float], names: dict[str, str]) -> str:
@@ -176,7 +187,7 @@ def _memory(plan: Plan) -> str:
     gib = plan.peak_kv_gib
     size = "; name a local --model for its GiB" if gib is None else f", {gib:.3g} GiB"
     again = plan.forecast["recomputed_tokens"]
-    recomputed = f"; {_tokens(again)} a tree computed again" if again > 0 else ""
+    recomputed = f"; {again:.0f} tokens a tree computed again" if again > 0 else ""
     return f"{blocks} of {plan.engine.block_size} tokens at the peak{size}{recomputed}"
 
 
