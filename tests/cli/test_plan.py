@@ -71,6 +71,13 @@ def test_paths_that_end_early_share_more_where_later_ones_replace_them(capsys):
     assert often["forecast"]["fallbacks"] > never["forecast"]["fallbacks"] == 0
 
 
+def test_stop_rules_are_in_the_rates(capsys):
+    stop = ["search.stop.repetition=tokens", "search.stop.repetition_len=1"]
+    plain, stopping = planned(capsys), planned(capsys, *stop, "search.stop.strings=x")
+    assert stopping["forecast"] == plain["forecast"]
+    assert stopping["search"]["stop"]["strings"] == ["x"]
+
+
 def test_flat_rollout_shares_nothing_and_has_no_policy(capsys):
     plan = planned(capsys, "search.preset=flat", "search.segment_len=20")
     assert plan["forecast"]["speedup_bound"] == 1

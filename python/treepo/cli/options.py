@@ -132,7 +132,9 @@ def model_path(config: TrainConfig, saved: Path | None = None) -> str:
     from treepo.tasks import embedded
 
     path = str(saved or config.model.path or embedded.MODEL_PATH)
-    if not Path(path).is_dir() and "/" in path and Path(path).parent.is_dir():
+    is_no_hub_name = path.startswith(("/", ".", "~")) or path.count("/") > 1
+    has_parent = "/" in path and Path(path).parent.is_dir()
+    if not Path(path).is_dir() and (is_no_hub_name or has_parent):
         # Asking the hub for what is plainly a local folder takes half a minute of retries.
         raise CheckpointError(f"there is no folder {path}; give one with a Hugging Face model")
     if Path(path).is_dir():

@@ -9,7 +9,7 @@ from treepo import core
 from treepo.cli import EXIT_OK, options
 from treepo.cli.plan_report import Plan, Preset, report
 from treepo.cli.shapes import ModelShape, model_shape
-from treepo.config import SearchConfig, TrainConfig
+from treepo.config import SearchConfig, StopConfig, TrainConfig
 from treepo.config.schema import MAX_COUNT
 from treepo.errors import InvalidConfigError
 
@@ -17,7 +17,7 @@ _RATES = "0.1"
 _PROMPT_LEN = 64
 _GIB = 1 << 30
 _RATES_HELP = f"""\
-probabilities that a segment ends its path (an end of sequence, a stop string), by
+probabilities that a segment ends its path (end of sequence, text, repetition), by
 depth: first segments, second ones, and so on; the last one repeats ({_RATES}). Take
 them from a forest of yours: of the paths that reach a depth, the part that ends there"""
 
@@ -77,9 +77,12 @@ def _plan(arguments: argparse.Namespace, config: TrainConfig) -> Plan:
         if not 1 <= value <= MAX_COUNT:
             raise InvalidConfigError(f"{name} must be from 1 to {MAX_COUNT}, got {value}")
     rates = _rates(arguments.rates)
-    search = config.search.to_core((), _max_model_len(config, shape))
+    max_model_len = _max_model_len(config, shape)
+    search = config.search.to_core((), max_model_len)
+    # The forecast's tokens are no text: what stops paths is in the rates.
+    without_texts = config.search.replace(stop=StopConfig()).to_core((), max_model_len)
     forecast = core.forecast(
-        search,
+        without_texts,
         rates=rates,
         prompt_len=prompt_len,
         num_trees=num_trees,

@@ -145,7 +145,6 @@ _LEAVES = {
     "leaves_stop": "stop",
     "leaves_length": "length",
     "leaves_depth": "depth",
-    "leaves_repetition": "repetition",
     "leaves_pruned": "pruned",
 }
 
