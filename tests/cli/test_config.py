@@ -83,6 +83,16 @@ def test_yaml_number_without_a_dot_is_a_number(tmp_path):
     assert TrainConfig.from_yaml(file).optimizer.learning_rate == 1e-6
 
 
+def test_yaml_on_and_off_are_names(tmp_path):
+    file = tmp_path / "config.yaml"
+    for name in ("on", "off"):
+        file.write_text(f"search: {{budget: {{transfer: {name}}}}}\n")
+        assert TrainConfig.from_yaml(file).search.budget.transfer == name
+    config = TrainConfig.load(overrides=["search.budget.transfer=off"])
+    file.write_text(config.to_yaml())
+    assert TrainConfig.from_yaml(file) == config
+
+
 @pytest.mark.parametrize(
     ("word", "message"),
     [

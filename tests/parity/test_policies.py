@@ -171,6 +171,18 @@ def test_greedy_continuations_of_equal_prompts_are_equal(engine):
     assert engine.stats.shared_prefix_tokens > 0
 
 
+def test_admission_bounds_memory_and_changes_no_token(make_model, prompts):
+    model, limits = make_model("llama"), {"block_size": BLOCK_SIZE, "num_blocks": 60}
+    careful, eager, old_first = (
+        Engine(model, None, EngineConfig(**limits, **more))
+        for more in ({"admission_percent": 1}, {"admission_percent": 900}, {"age_bias": 10**9})
+    )
+    expected = tokens(careful.rollout(prompts, SEARCH))
+    assert tokens(eager.rollout(prompts, SEARCH)) == expected
+    assert tokens(old_first.rollout(prompts, SEARCH)) == expected
+    assert careful.stats.peak_blocks < eager.stats.peak_blocks
+
+
 def test_rows_are_counted(engine, prompts):
     engine.rollout(prompts, SEARCH)
     stats = engine.stats

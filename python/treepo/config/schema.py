@@ -181,6 +181,9 @@ def _float(value: Any, path: str) -> float:
 
 
 def _enum(value: Any, annotation: type[enum.Enum], path: str) -> enum.Enum:
+    if isinstance(value, bool):
+        # YAML 1.1 reads on and off as truth values, which nobody means.
+        value = "on" if value else "off"
     try:
         return annotation(value)
     except ValueError:
