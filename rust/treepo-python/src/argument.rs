@@ -66,18 +66,18 @@ pub(crate) fn priority(object: &Bound<'_, PyAny>) -> PyResult<i32> {
 
 /// Reads the bytes of every token id.
 pub(crate) fn texts(object: &Bound<'_, PyAny>) -> PyResult<TokenTexts> {
-    let pieces: Vec<Bound<'_, PyAny>> = object.try_iter()?.collect::<PyResult<_>>()?;
-    let bytes = |(id, piece): (usize, &'_ Bound<'_, PyAny>)| match piece.cast::<PyBytes>() {
-        Ok(_) => Ok(()),
-        Err(_) => Err(invalid(format!(
-            "the text of token {id} is {}; give a bytes object for each token id",
-            describe(piece)
-        ))),
+    let read = |(id, piece): (usize, PyResult<Bound<'_, PyAny>>)| {
+        let piece = piece?;
+        let bytes = piece.cast::<PyBytes>().map_err(|_| {
+            let given = describe(&piece);
+            invalid(format!(
+                "the text of token {id} is {given}; give a bytes object for each token id"
+            ))
+        })?;
+        Ok(bytes.clone())
     };
-    pieces.iter().enumerate().try_for_each(bytes)?;
-    Ok(TokenTexts::new(
-        pieces.iter().filter_map(|piece| piece.cast::<PyBytes>().ok()?.as_bytes().into()),
-    ))
+    let pieces: Vec<_> = object.try_iter()?.enumerate().map(read).collect::<PyResult<_>>()?;
+    Ok(TokenTexts::new(pieces.iter().map(|piece| piece.as_bytes())))
 }
 
 /// Reads a verdict: its name, and the score of one that goes on.
