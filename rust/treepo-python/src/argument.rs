@@ -66,18 +66,17 @@ pub(crate) fn priority(object: &Bound<'_, PyAny>) -> PyResult<i32> {
 
 /// Reads the bytes of every token id.
 pub(crate) fn texts(object: &Bound<'_, PyAny>) -> PyResult<TokenTexts> {
-    let read = |(id, piece): (usize, PyResult<Bound<'_, PyAny>>)| {
-        let piece = piece?;
-        let bytes = piece.cast::<PyBytes>().map_err(|_| {
-            let given = describe(&piece);
-            invalid(format!(
-                "the text of token {id} is {given}; give a bytes object for each token id"
-            ))
-        })?;
-        Ok(bytes.clone())
-    };
-    let pieces: Vec<_> = object.try_iter()?.enumerate().map(read).collect::<PyResult<_>>()?;
+    let pieces = object.try_iter()?.enumerate().map(|(id, piece)| text_of(id, &piece?));
+    let pieces: Vec<_> = pieces.collect::<PyResult<_>>()?;
     Ok(TokenTexts::new(pieces.iter().map(|piece| piece.as_bytes())))
+}
+
+fn text_of<'py>(id: usize, piece: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
+    let wrong = |_| {
+        let given = describe(piece);
+        invalid(format!("the text of token {id} is {given}; give a bytes object for each token id"))
+    };
+    piece.cast::<PyBytes>().map(Clone::clone).map_err(wrong)
 }
 
 /// Reads a verdict: its name, and the score of one that goes on.
