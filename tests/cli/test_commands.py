@@ -126,7 +126,7 @@ def test_help_of_a_command_lists_every_config_key_and_loads_no_torch():
 
 def test_help_names_choices_and_the_defaults_that_differ_with_a_model():
     text = describe(TrainConfig(), TrainConfig.for_model("PATH"))
-    assert re.search(r"search.fallback=answered .*; one of answered, none", text)
+    assert re.search(r"search.fallback.from=answered .*; one of nothing, answered, all", text)
     assert re.search(r"search.segment_len=9 .*; with --model: 64", text)
     assert re.search(r"optimizer.betas=0.9,0.95 ", text)
     assert not re.search(r"search.width=.*with --model", text)
@@ -137,7 +137,7 @@ def test_rollout_with_a_reward_shows_and_saves_it(capsys, tmp_path, write_rows):
     prompts = write_rows([{"prompt": "37539*9=", "answer": "337851"}])
     words = ["--prompts", prompts, "--out", out, "--reward", "last_number"]
     assert main(["rollout", *map(str, words)]) == 0
-    assert re.search(r"tokens, stop, reward [01]\]", capsys.readouterr().out)
+    assert re.search(r"tokens, stop, reward [01][,\]]", capsys.readouterr().out)
     assert np.isfinite(Forest.load(out).paths.reward).all()
 
 
@@ -287,6 +287,18 @@ def test_picture_escapes_line_ends_and_leaves_quotes_and_backslashes():
     grown.add_tree(0, prompt)
     text = picture(Forest(grown), 0, Codepoints(), columns=80)
     assert text.startswith(r"""it's "\boxed"\n\t  [""")
+
+
+def test_picture_shows_the_weights_of_an_unbalanced_tree():
+    search = core.Search(core.SearchConfig(width=3, segment_len=1, max_depth=2))
+    search.add_tree(0, np.array([65], dtype=np.uint32))
+    zeros = np.zeros(1, dtype=np.float32)
+    while not search.is_done():
+        for tree, path, _ in search.segments().tolist():
+            search.complete_segment(tree, path, np.array([66], dtype=np.uint32), zeros, zeros)
+    lines = picture(Forest(search.forest()), 0, Codepoints(), columns=80).split("\n")
+    weights = sorted(re.findall(r"length, weight (.*)\]", "\n".join(lines)))
+    assert weights == ["0.75", "0.75", "1.5"]
 
 
 def test_picture_shows_every_token_once_and_how_leaves_ended(tiny_model_dir):

@@ -3,19 +3,28 @@ import sys
 
 import pytest
 
+from treepo import core
 from treepo.config import (
+    BranchBy,
+    BranchConfig,
     Dtype,
-    Fallback,
+    FallbackAt,
+    FallbackConfig,
+    FallbackFrom,
     OptimizerConfig,
+    PruneBy,
+    PruneConfig,
     SearchConfig,
+    StopConfig,
     TrainConfig,
+    Verdicts,
 )
 from treepo.errors import InvalidConfigError
 
 
 def test_dictionary_round_trip_gives_an_equal_config():
     config = TrainConfig(
-        search=SearchConfig(width=3, fallback=Fallback.NONE),
+        search=SearchConfig(width=3, fallback=FallbackConfig(from_=FallbackFrom.NOTHING)),
         optimizer=OptimizerConfig(betas=(0.5, 0.75)),
     )
     assert TrainConfig.from_dict(config.to_dict()) == config
@@ -50,7 +59,15 @@ def test_later_override_wins_over_earlier_one_and_over_the_file(tmp_path):
         ("optimizer.learning_rate=1e-6", lambda c: c.optimizer.learning_rate == 1e-6),
         ("optimizer.learning_rate=0", lambda c: c.optimizer.learning_rate == 0.0),
         ("reward.shuffle=true", lambda c: c.reward.shuffle is True),
-        ("search.fallback=none", lambda c: c.search.fallback is Fallback.NONE),
+        ("search.fallback=none", lambda c: c.search.fallback.from_ is FallbackFrom.NOTHING),
+        ("search.fallback=all", lambda c: c.search.fallback.from_ is FallbackFrom.ALL),
+        ("search.fallback.from=all", lambda c: c.search.fallback.from_ is FallbackFrom.ALL),
+        ("search.fallback.at=window", lambda c: c.search.fallback.at is FallbackAt.WINDOW),
+        ("search.branch.by=segment_entropy", lambda c: c.search.branch.by == "segment_entropy"),
+        ("search.prune.threshold=-0.5", lambda c: c.search.prune.threshold == -0.5),
+        ("search.stop.strings=Answer: ", lambda c: c.search.stop.strings == ("Answer: ",)),
+        (r'search.stop.strings=["a,b", "\n"]', lambda c: c.search.stop.strings == ("a,b", "\n")),
+        ("search.stop.strings=none", lambda c: c.search.stop.strings == ()),
         ("engine.dtype=bfloat16", lambda c: c.engine.dtype is Dtype.BFLOAT16),
         ("num_threads=none", lambda c: c.num_threads is None),
         ("--max-sampling-batches=3", lambda c: c.max_sampling_batches == 3),
@@ -66,6 +83,16 @@ def test_yaml_number_without_a_dot_is_a_number(tmp_path):
     assert TrainConfig.from_yaml(file).optimizer.learning_rate == 1e-6
 
 
+def test_yaml_on_and_off_are_names(tmp_path):
+    file = tmp_path / "config.yaml"
+    for name in ("on", "off"):
+        file.write_text(f"search: {{budget: {{transfer: {name}}}}}\n")
+        assert TrainConfig.from_yaml(file).search.budget.transfer == name
+    config = TrainConfig.load(overrides=["search.budget.transfer=off"])
+    file.write_text(config.to_yaml())
+    assert TrainConfig.from_yaml(file) == config
+
+
 @pytest.mark.parametrize(
     ("word", "message"),
     [
@@ -78,7 +105,18 @@ def test_yaml_number_without_a_dot_is_a_number(tmp_path):
         ("optimizer.betas=0.9", "optimizer.betas must be 2 values"),
         ("optimizer.betas=0.9,1.5", r"optimizer.betas must lie in \[0, 1\)"),
         ("optimizer.learning_rate=nan", "optimizer.learning_rate must be a finite number"),
-        ("search.fallback=some", "search.fallback must be one of answered, none"),
+        ("search.fallback=some", "search.fallback.from must be one of nothing, answered"),
+        ("search.fallback.form=all", "did you mean 'search.fallback.from'"),
+        ("search.branch=even", "'search.branch' is a section; set its keys, like search.branch.by"),
+        ("search.branch.temperature=0", "search.branch.temperature must be above 0"),
+        ("search.branch.by=score", "search.branch.by is score, .* set verdicts to segments"),
+        ("search.max_branch_factor=1", "search.max_branch_factor must be at least branch_factor"),
+        ("search.stop.strings=[1]", r"search.stop.strings\[0\] must be a text, got 1"),
+        ("search.stop.strings=[1", "search.stop.strings is no JSON list"),
+        ('search.stop.strings=[""]', "search.stop.strings holds an empty text"),
+        ("search.stop.repetition_count=1", "search.stop.repetition_count must be at least 2"),
+        ("search.prune.warmup_quantile=2", "search.prune.warmup_quantile must be at most 1"),
+        ("search.preset=grpo", 'search.preset must be one of treepo, .*, got "grpo"'),
         ("search=3", "'search' is a section"),
         ("seed.first=3", "'seed' is a value, not a section"),
         ("nonsense", "expected key=value, got 'nonsense'"),
@@ -116,7 +154,8 @@ def test_bad_yaml_file_is_refused_by_name(tmp_path, text, message):
 
 
 def test_enum_values_and_lists_are_normalised_on_construction():
-    assert SearchConfig(fallback="none").fallback is Fallback.NONE
+    assert SearchConfig(fallback="none").fallback.from_ is FallbackFrom.NOTHING
+    assert SearchConfig(fallback={"from": "all"}).fallback.from_ is FallbackFrom.ALL
     assert OptimizerConfig(betas=[0, 0.5]).betas == (0.0, 0.5)
 
 
@@ -149,15 +188,89 @@ def test_core_accepts_the_search_config_and_gives_it_back():
     assert list(core_config.eos_token_ids) == [1, 2]
 
 
+def test_defaults_are_the_cores():
+    defaults = core.SearchConfig(max_model_len=50).to_dict()
+    assert SearchConfig().to_core((), 50).to_dict() == defaults
+
+
+def test_every_key_of_the_core_has_a_key_of_the_same_name():
+    def names(values):
+        return {k: names(v) if isinstance(v, dict) else None for k, v in values.items()}
+
+    ours, theirs = names(SearchConfig().to_dict()), names(core.SearchConfig().to_dict())
+    of_the_model_and_the_run = {"max_model_len", "eos_token_ids", "progress"}
+    assert {**ours, **dict.fromkeys(of_the_model_and_the_run)} == {**theirs, "preset": None}
+
+
+@pytest.mark.parametrize("preset", [name for name, _ in core.SearchConfig.presets()])
+def test_preset_has_the_values_of_the_core(preset):
+    values = core.SearchConfig.preset(preset).to_dict()
+    assert SearchConfig(preset=preset).to_core((), values["max_model_len"]).to_dict() == values
+
+
+def test_values_beside_a_preset_win_also_where_they_equal_the_defaults():
+    config = SearchConfig(preset="treepo", width=8)
+    assert (config.width, config.segment_len, config.max_initial_divergence) == (8, 512, 8)
+    assert SearchConfig().replace(preset="treepo", width=8) == config
+    assert TrainConfig.load(overrides=["search.width=8", "search.preset=treepo"]).search == config
+
+
+def test_keys_of_a_section_beside_a_preset_leave_its_others():
+    search = {"preset": "treepo_released", "fallback": {"window": 64}, "stop": {"boxed": "stops"}}
+    config = TrainConfig.load(data={"search": search}).search
+    assert (config.fallback.at, config.fallback.window) == (FallbackAt.WINDOW, 64)
+    assert (config.stop.boxed, config.stop.repetition) == ("stops", "bytes")
+
+
+def test_preset_on_the_command_line_replaces_the_search_of_the_file():
+    data = {"search": {"width": 5, "max_depth": 3}}
+    config = TrainConfig.load(data=data, overrides=["search.preset=flat"])
+    assert config.search == SearchConfig(preset="flat")
+
+
+def test_preset_is_written_out_and_read_back(tmp_path):
+    config = TrainConfig.load(overrides=["search.preset=treepo", "search.width=8"])
+    file = tmp_path / "config.yaml"
+    file.write_text(config.to_yaml())
+    assert "segment_len: 512" in file.read_text()
+    assert TrainConfig.from_yaml(file) == config
+
+
+def test_short_form_in_a_file_and_a_key_of_its_section_on_the_command_line_add_up():
+    data = {"search": {"fallback": "none"}}
+    config = TrainConfig.load(data=data, overrides=["search.fallback.window=3"])
+    assert config.search.fallback == FallbackConfig(from_=FallbackFrom.NOTHING, window=3)
+
+
+def test_policies_reach_the_core_under_their_names():
+    config = SearchConfig(
+        branch=BranchConfig(by=BranchBy.SCORE),
+        prune=PruneConfig(by=PruneBy.SCORE, threshold=0.25),
+        stop=StopConfig(strings=("x",)),
+        verdicts=Verdicts.SEGMENTS,
+    )
+    values = config.to_core((3,), 50, progress=0.5).to_dict()
+    assert (values["branch"]["by"], values["prune"]["threshold"]) == ("score", 0.25)
+    assert (values["stop"]["strings"], values["verdicts"]) == (["x"], "segments")
+    assert (values["progress"], values["eos_token_ids"]) == (0.5, [3])
+
+
+def test_only_rules_about_text_need_texts():
+    assert not SearchConfig(stop=StopConfig(repetition="tokens")).needs_texts
+    for stop in ({"strings": ["x"]}, {"boxed": "stops"}, {"repetition": "bytes"}):
+        assert SearchConfig(stop=stop).needs_texts
+
+
 @pytest.mark.parametrize(
     ("word", "message"),
     [
+        ("search.verdicts=segments", "search.verdicts must be nothing to train"),
         ("sampling.temperature=0", "sampling.temperature must be above 0 to train"),
         ("sampling.top_p=0.9", "sampling.top_k and sampling.top_p must be off"),
         ("sampling.top_k=5", "sampling.top_k and sampling.top_p must be off"),
     ],
 )
-def test_greedy_and_truncated_sampling_are_refused_only_to_train(word, message):
+def test_what_cannot_be_trained_with_is_refused_only_to_train(word, message):
     config = TrainConfig.load(overrides=[word])
     with pytest.raises(InvalidConfigError, match=message):
         config.require_trainable()

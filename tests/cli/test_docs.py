@@ -1,13 +1,15 @@
 """What the documentation shows runs as it stands there."""
 
 import re
+from enum import EnumMeta
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from treepo import config, core
 from treepo.cli.options import describe
-from treepo.config import TrainConfig
+from treepo.config import Dtype, Schedule, TrainConfig
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
@@ -42,18 +44,46 @@ def test_example_of_the_scheduler_runs_with_an_engine_in_its_gap(search_names):
 def test_example_of_a_config_file_is_read(tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text(blocks("configuration.md", "yaml")[0])
-    config = TrainConfig.from_yaml(file, ["search.width=4"])
-    assert config.search.width == 4
-    assert config.search.segment_len == 128
-    assert config.optimizer.learning_rate == 1e-6
+    read = TrainConfig.from_yaml(file, ["search.width=4"])
+    assert read.search.width == 4
+    assert read.search.segment_len == 128
+    assert read.optimizer.learning_rate == 1e-6
 
 
 def test_config_keys_of_the_documentation_exist():
     keys = describe(TrainConfig(), TrainConfig())
     text = "".join(file.read_text() for file in DOCS.glob("*.md"))
     named = re.findall(
-        r"`((?:search|engine|optimizer|reward|advantage|loss|eval|sampling)\.\w+)", text
+        r"`((?:search|engine|optimizer|reward|advantage|loss|eval|sampling)\.[\w.]+)`", text
     )
     assert len(named) > 10
     for key in named:
         assert f"  {key}=" in keys, key
+
+
+def test_every_key_of_the_search_is_documented():
+    keys = re.findall(r"^  (search\.[\w.]+)=", describe(TrainConfig(), TrainConfig()), re.MULTILINE)
+    text = (DOCS / "configuration.md").read_text()
+    for key in keys:
+        *_, name = key.split(".")
+        assert f"`{key}`" in text or f"`{name}`" in text, key
+
+
+def test_every_value_of_a_rule_and_every_preset_is_documented():
+    text = (DOCS / "configuration.md").read_text()
+    rules = vars(config).values()
+    enums = [x for x in rules if isinstance(x, EnumMeta) and x not in (Dtype, Schedule)]
+    values = [member.value for enum in enums for member in enum]
+    assert len(values) > 40
+    presets = [name for name, _ in core.SearchConfig.presets()]
+    left_out = {"ignored", "nothing", "off", "on"}
+    for value in {*values, *presets} - left_out:
+        assert f"`{value}`" in text, value
+
+
+def test_example_of_a_judge_gives_verdicts():
+    names = {}
+    exec(blocks("configuration.md", "python")[0], names)
+    judge = names["judge"]
+    assert judge(0, np.arange(9, dtype=np.uint32)) == names["Continue"](score=0.0)
+    assert judge(0, np.zeros(9, dtype=np.uint32)) == names["Prune"]()

@@ -1,4 +1,4 @@
-"""The command line: `treepo train`, `treepo rollout`, `treepo eval`."""
+"""The command line: `treepo train`, `treepo rollout`, `treepo plan`, `treepo eval`."""
 
 EXIT_OK = 0
 EXIT_USER_ERROR = 2

@@ -11,6 +11,7 @@ from treepo.errors import InvalidConfigError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options to its parser."""
     options.add_config_arguments(parser)
+    options.add_reward_argument(parser)
     parser.add_argument("--data", metavar="FILE", dest="eval_data", help="JSON lines (data.eval)")
     parser.add_argument("--out", metavar="FILE", help="where the numbers go (JSON)")
 

@@ -15,6 +15,7 @@ from treepo.errors import TreepoError
 _COMMANDS = {
     "train": "train a model on trees of its own answers",
     "rollout": "sample one tree a prompt, show the first and save all",
+    "plan": "say what a search will decode and share, before anything runs",
     "eval": "measure accuracy, greedy accuracy and pass@k on prompts",
 }
 

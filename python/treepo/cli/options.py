@@ -4,6 +4,7 @@ import argparse
 import ast
 import importlib.util
 import inspect
+import json
 import os
 from collections.abc import Sequence
 from enum import Enum
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from treepo.config import EngineConfig, TrainConfig
-from treepo.config.schema import field_types, is_section
+from treepo.config.schema import attribute, field_types, is_section
 from treepo.errors import CheckpointError, InvalidConfigError
 from treepo.prompts import load_jsonl
 from treepo.rewards import check_columns, resolve
@@ -28,12 +29,16 @@ _SHORT = {
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add `--config`, `--model`, `--reward` and the list of all config keys to a parser."""
+    """Add `--config`, `--model` and the list of all config keys to a parser."""
     parser.add_argument("--config", metavar="FILE", help="YAML file of config keys")
     parser.add_argument("--model", metavar="PATH", help="Hugging Face folder (model.path)")
-    parser.add_argument("--reward", metavar="NAME", help="reward function (reward.name)")
     keys = describe(TrainConfig(), TrainConfig.for_model("PATH"))
     parser.epilog = f"config keys, set with key=value or --key value:\n{keys}"
+
+
+def add_reward_argument(parser: argparse.ArgumentParser) -> None:
+    """Add `--reward` to a parser."""
+    parser.add_argument("--reward", metavar="NAME", help="reward function (reward.name)")
 
 
 def load_config(arguments: argparse.Namespace, overrides: Sequence[str]) -> TrainConfig:
@@ -63,11 +68,11 @@ def describe(config: Any, for_model: Any, prefix: str = "") -> str:
     about = documentation(type(config))
     lines: list[str] = []
     for name, annotation in field_types(type(config)).items():
-        value, other = getattr(config, name), getattr(for_model, name)
+        value, other = (getattr(x, attribute(name)) for x in (config, for_model))
         if is_section(annotation):
             lines.append(describe(value, other, f"{prefix}{name}."))
             continue
-        notes = [about.get(name, "")]
+        notes = [about.get(attribute(name), "")]
         if isinstance(value, Enum):
             notes.append(f"one of {', '.join(str(x.value) for x in type(value))}")
         if other != value and name != "path":
@@ -80,6 +85,8 @@ def _shown(value: Any) -> str:
     """Return a value as a command line takes it."""
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, tuple) and all(isinstance(item, str) for item in value):
+        return json.dumps(value)
     if isinstance(value, tuple):
         return ",".join(map(str, value))
     return "none" if value is None else str(getattr(value, "value", value))
@@ -125,7 +132,9 @@ def model_path(config: TrainConfig, saved: Path | None = None) -> str:
     from treepo.tasks import embedded
 
     path = str(saved or config.model.path or embedded.MODEL_PATH)
-    if not Path(path).is_dir() and "/" in path and Path(path).parent.is_dir():
+    is_no_hub_name = path.startswith(("/", ".", "~")) or path.count("/") > 1
+    has_parent = "/" in path and Path(path).parent.is_dir()
+    if not Path(path).is_dir() and (is_no_hub_name or has_parent):
         # Asking the hub for what is plainly a local folder takes half a minute of retries.
         raise CheckpointError(f"there is no folder {path}; give one with a Hugging Face model")
     if Path(path).is_dir():

@@ -24,7 +24,8 @@ def picture(forest: Forest, tree: int, tokenizer: Any, *, columns: int | None = 
 
     Returns:
         One line a node, indented by where it forks: its text, cut in the middle where it is too
-        long, and at a leaf how it ended. A node with one child goes on in the same line.
+        long, and at a leaf how it ended, its reward, and its inclusion weight if it is not 1. A
+        node with one child goes on in the same line.
     """
     width = shutil.get_terminal_size((100, 24)).columns if columns is None else columns
     nodes = forest.nodes()
@@ -69,9 +70,11 @@ def _line(
 def _ending(forest: Forest, path: int | None) -> str:
     if path is None:
         return ""
-    reward = float(forest.paths.reward[path])
+    reward, weight = float(forest.paths.reward[path]), float(forest.paths.weight[path])
     ending = f", {FinishReason(int(forest.paths.finish[path])).name.lower()}"
-    return ending if np.isnan(reward) else f"{ending}, reward {reward:g}"
+    if not np.isnan(reward):
+        ending += f", reward {reward:g}"
+    return ending if weight == 1 else f"{ending}, weight {weight:.3g}"
 
 
 def _printable(text: str) -> str:

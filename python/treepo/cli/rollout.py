@@ -18,6 +18,7 @@ from treepo.prompts import load_jsonl
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options to its parser."""
     options.add_config_arguments(parser)
+    options.add_reward_argument(parser)
     parser.add_argument(
         "--prompts", metavar="FILE", help="JSON lines with 'prompt'; - is standard input"
     )

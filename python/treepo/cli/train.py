@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options to its parser."""
     options.add_config_arguments(parser)
+    options.add_reward_argument(parser)
     parser.add_argument("--data", metavar="FILE", help="JSON lines with 'prompt' (data.train)")
     parser.add_argument(
         "--run", metavar="DIR", dest="run_dir", help="folder of the run (output_dir)"

@@ -1,9 +1,10 @@
 """Dotted overrides from a command line: `search.width=16`, `--search.width 16`."""
 
 import enum
+import json
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Union
 
 from treepo.config.schema import convert, field_types, is_section, join, unknown_key
@@ -28,24 +29,13 @@ def nested(cls: type, overrides: Sequence[str]) -> dict[str, Any]:
     """
     out: dict[str, Any] = {}
     for key, text in _pairs(cls, overrides):
-        value = parse(text, _annotation(cls, key), key)
+        key, annotation = _full_key(cls, key)
+        value = parse(text, annotation, key)
         *sections, name = key.split(".")
         level = out
         for section in sections:
             level = level.setdefault(section, {})
         level[name] = value
-    return out
-
-
-def merge(low: dict[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `low` with the nested values of `high` put over it."""
-    out = dict(low)
-    for key, value in high.items():
-        below = out.get(key)
-        if isinstance(value, Mapping) and isinstance(below, Mapping):
-            out[key] = merge(dict(below), value)
-        else:
-            out[key] = value
     return out
 
 
@@ -60,8 +50,10 @@ def parse(text: str, annotation: Any, path: str) -> Any:
         optional = len(options) < len(typing.get_args(annotation))
         return None if optional and text.lower() in _NOTHING else parse(text, options[0], path)
     if typing.get_origin(annotation) is tuple:
-        items = [item for item in text.strip("[]() ").replace(",", " ").split() if item]
         kinds = typing.get_args(annotation)
+        if kinds[-1] is Ellipsis:
+            return convert(_list(text, path), annotation, path)
+        items = [item for item in text.strip("[]() ").replace(",", " ").split() if item]
         if len(items) != len(kinds):
             raise InvalidConfigError(f"{path} must be {len(kinds)} values, got '{text}'")
         return [parse(item, kind, path) for item, kind in zip(items, kinds, strict=True)]
@@ -71,6 +63,18 @@ def parse(text: str, annotation: Any, path: str) -> Any:
         return convert(_integer(text), int, path)
     is_enum = isinstance(annotation, type) and issubclass(annotation, enum.Enum)
     return convert(text.lower() if is_enum else text, annotation, path)
+
+
+def _list(text: str, path: str) -> Any:
+    """Read a JSON list, or a text as the only item."""
+    if text.lower() in _NOTHING:
+        return []
+    if not text.startswith("["):
+        return [text]
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InvalidConfigError(f"{path} is no JSON list ({error.msg}), got '{text}'") from None
 
 
 def _integer(text: str) -> int | str:
@@ -89,7 +93,7 @@ def _pairs(cls: type, overrides: Sequence[str]) -> list[tuple[str, str]]:
         if not equals:
             if not word.startswith("--"):
                 raise InvalidConfigError(f"expected key=value, got '{word}'")
-            _annotation(cls, key)
+            _full_key(cls, key)
             following = next(rest, None)
             if following is None:
                 raise InvalidConfigError(f"option '{word}' needs a value")
@@ -98,7 +102,8 @@ def _pairs(cls: type, overrides: Sequence[str]) -> list[tuple[str, str]]:
     return pairs
 
 
-def _annotation(cls: type, key: str) -> Any:
+def _full_key(cls: type, key: str) -> tuple[str, Any]:
+    """Return a key, that of a section's short form written out, and the type of its value."""
     path, current = "", cls
     names = key.split(".")
     for index, name in enumerate(names):
@@ -108,10 +113,12 @@ def _annotation(cls: type, key: str) -> Any:
         annotation = known[name]
         path = join(path, name)
         last = index == len(names) - 1
+        if last and is_section(annotation) and annotation.SHORT is not None:
+            return _full_key(cls, join(key, annotation.SHORT))
         if last and is_section(annotation):
             first = next(iter(field_types(annotation)))
             raise InvalidConfigError(f"'{path}' is a section; set its keys, like {path}.{first}")
         if not last and not is_section(annotation):
             raise InvalidConfigError(f"'{path}' is a value, not a section; '{key}' does not exist")
         current = annotation
-    return current
+    return key, current

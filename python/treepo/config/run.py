@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from treepo.config.overrides import merge, nested
+from treepo.config.overrides import nested
 from treepo.config.schema import MAX_SEED, Section, at_least, at_most
+from treepo.config.search import SearchConfig, Verdicts
 from treepo.config.sections import (
     AdvantageConfig,
     DataConfig,
@@ -17,7 +18,6 @@ from treepo.config.sections import (
     OptimizerConfig,
     RewardConfig,
     SamplingParams,
-    SearchConfig,
 )
 from treepo.config.text import dump_yaml, load_yaml
 from treepo.errors import InvalidConfigError
@@ -45,7 +45,7 @@ class TrainConfig(Section):
     engine: EngineConfig = field(default_factory=EngineConfig)
     """Device, memory and batch limits of the sampling engine."""
     search: SearchConfig = field(default_factory=_embedded_search)
-    """The shape of a tree."""
+    """How a tree grows and where it ends."""
     sampling: SamplingParams = field(default_factory=SamplingParams)
     """How tokens are drawn in rollouts; the loss divides logits by the same temperature."""
     reward: RewardConfig = field(default_factory=RewardConfig)
@@ -100,8 +100,8 @@ class TrainConfig(Section):
         """Check what only training needs: answers to compare, from the whole distribution.
 
         Raises:
-            InvalidConfigError: A tree has one answer, or sampling is greedy or truncated by
-                top-k or top-p.
+            InvalidConfigError: A tree has one answer, sampling is greedy or truncated by top-k or
+                top-p, or the search waits for verdicts.
         """
         if self.search.width < 2:
             raise InvalidConfigError(
@@ -115,6 +115,10 @@ class TrainConfig(Section):
             raise InvalidConfigError(
                 "sampling.top_k and sampling.top_p must be off (0 and 1) to train: the loss needs "
                 f"the whole distribution, got {self.sampling.top_k} and {self.sampling.top_p}"
+            )
+        if self.search.verdicts is not Verdicts.NOTHING:
+            raise InvalidConfigError(
+                "search.verdicts must be nothing to train: only Engine.rollout takes a judge"
             )
 
     @classmethod
@@ -158,11 +162,9 @@ class TrainConfig(Section):
         Raises:
             InvalidConfigError: Unknown key or bad value.
         """
-        merged = merge(dict(data or {}), nested(cls, overrides))
-        model = merged.get("model")
-        path = model.get("path") if isinstance(model, Mapping) else None
-        base = cls.for_model(path if isinstance(path, str) else None)
-        return cls.from_dict(merged, base=base)
+        low, high = dict(data or {}), nested(cls, overrides)
+        base = cls.for_model(_model_path(high, low))
+        return cls.from_dict(high, base=cls.from_dict(low, base=base))
 
     @classmethod
     def from_yaml(cls, file: str | Path, overrides: Sequence[str] = ()) -> Self:
@@ -181,3 +183,12 @@ class TrainConfig(Section):
     def to_yaml(self) -> str:
         """Return the whole config as YAML; `from_yaml` of it gives back an equal config."""
         return dump_yaml(self.to_dict())
+
+
+def _model_path(*layers: Mapping[str, Any]) -> str | None:
+    """Return the model's path of the first layer that names one."""
+    for layer in layers:
+        model = layer.get("model")
+        if isinstance(model, Mapping) and "path" in model:
+            return model["path"] if isinstance(model["path"], str) else None
+    return None

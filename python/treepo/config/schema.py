@@ -3,15 +3,17 @@
 import dataclasses
 import difflib
 import enum
+import keyword
 import math
 import types
 import typing
-from collections.abc import Mapping, Sequence
-from typing import Any, Self, TypeVar, Union
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar, Self, TypeVar, Union
 
 from treepo.errors import InvalidConfigError
 
-T = TypeVar("T")
+S = TypeVar("S", bound="Section")
 
 MAX_COUNT = 2**31 - 1
 """Largest number of things: positions and lengths are 32-bit."""
@@ -25,9 +27,14 @@ class Section:
     Construction checks the type of every field (an enum also by its value, a list where a tuple
     is meant, an integer where a float is meant) and then calls `_check`. Every message begins
     with the name of the field, so that a parent section can put its own name in front.
+
+    A key that is a word of Python's (`from`) belongs to the field with an underscore behind it.
     """
 
     __slots__ = ()
+
+    SHORT: ClassVar[str | None] = None
+    """The key that a text in place of the section sets; None: a text is refused."""
 
     def __post_init__(self) -> None:
         """Check and normalise every field.
@@ -35,19 +42,25 @@ class Section:
         Raises:
             InvalidConfigError: A field has the wrong type or a value out of range.
         """
-        for name, annotation in field_types(type(self)).items():
-            object.__setattr__(self, name, convert(getattr(self, name), annotation, name))
+        for key, annotation in field_types(type(self)).items():
+            value = convert(getattr(self, attribute(key)), annotation, key)
+            object.__setattr__(self, attribute(key), value)
         self._check()
 
     def _check(self) -> None:
         """Check values, field against field; types are already right."""
 
     @classmethod
+    def _base(cls, data: Mapping[str, Any], base: Self | None) -> Self | None:  # noqa: ARG003
+        """Return what keys that are missing in `data` keep: `base`, unless `data` names another."""
+        return base
+
+    @classmethod
     def from_dict(cls, data: Mapping[str, Any], *, base: Self | None = None) -> Self:
         """Build the section from nested dictionaries, the way a YAML file gives them.
 
         Args:
-            data: Field name to value, sections as nested mappings. Missing keys keep the base.
+            data: Key to value, sections as nested mappings. Missing keys keep the base.
             base: Where missing keys come from; the defaults when absent.
 
         Returns:
@@ -60,41 +73,65 @@ class Section:
 
     def to_dict(self) -> dict[str, Any]:
         """Return nested plain dictionaries; `from_dict` gives back an equal section."""
-        return {name: plain(getattr(self, name)) for name in field_types(type(self))}
+        return {key: plain(getattr(self, attribute(key))) for key in field_types(type(self))}
+
+    def fields(self) -> dict[str, Any]:
+        """Return the values by field name, sections as they are."""
+        names = map(attribute, field_types(type(self)))
+        return {name: getattr(self, name) for name in names}
 
     def replace(self, **changes: Any) -> Self:
         """Return a checked copy with some fields changed."""
         known = field_types(type(self))
+        names = set(map(attribute, known))
         for name in changes:
-            if name not in known:
+            if name not in names:
                 raise unknown_key(name, known, "")
-        values = {name: getattr(self, name) for name in known}
-        return type(self)(**{**values, **changes})
+        base = self._base(changes, self) or self
+        return type(self)(**{**base.fields(), **changes})
 
 
 def field_types(cls: type) -> dict[str, Any]:
-    """Return field name to type of a config dataclass, in order."""
+    """Return key to type of a config dataclass, in order."""
     hints = typing.get_type_hints(cls)
-    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+    names = [field.name for field in dataclasses.fields(cls)]
+    return {name.removesuffix("_"): hints[name] for name in names}
 
 
-def build(cls: type[T], data: Any, base: T | None, path: str) -> T:
+def attribute(key: str) -> str:
+    """Return the name of the field that holds a key."""
+    return f"{key}_" if keyword.iskeyword(key) else key
+
+
+def build(cls: type[S], data: Any, base: S | None, path: str) -> S:
     """Build one config dataclass from a mapping; `path` is its dotted name, "" at the top."""
+    if isinstance(data, str) and cls.SHORT is not None:
+        data = {cls.SHORT: data}
     if not isinstance(data, Mapping):
         where = path or "the config"
         raise InvalidConfigError(f"{where}: expected a mapping of keys, got {data!r}")
     known = field_types(cls)
-    values = {} if base is None else {name: getattr(base, name) for name in known}
-    for key, value in data.items():
+    for key in data:
         if key not in known:
             raise unknown_key(str(key), known, path)
-        annotation = known[key]
-        if is_section(annotation) and isinstance(value, Mapping):
-            values[key] = build(annotation, value, values.get(key), join(path, key))
+    with _below(path):
+        base = cls._base(data, base)
+    values = {} if base is None else base.fields()
+    for key, value in data.items():
+        annotation, name = known[key], attribute(key)
+        if is_section(annotation) and not isinstance(value, Section):
+            values[name] = build(annotation, value, values.get(name), join(path, key))
         else:
-            values[key] = convert(value, annotation, join(path, key))
-    try:
+            values[name] = convert(value, annotation, join(path, key))
+    with _below(path):
         return cls(**values)
+
+
+@contextmanager
+def _below(path: str) -> Iterator[None]:
+    """Put the name of a section in front of the messages of its errors."""
+    try:
+        yield
     except InvalidConfigError as error:
         raise InvalidConfigError(join(path, str(error))) from None
 
@@ -144,6 +181,9 @@ def _float(value: Any, path: str) -> float:
 
 
 def _enum(value: Any, annotation: type[enum.Enum], path: str) -> enum.Enum:
+    if isinstance(value, bool):
+        # YAML 1.1 reads on and off as truth values, which nobody means.
+        value = "on" if value else "off"
     try:
         return annotation(value)
     except ValueError:
@@ -152,6 +192,10 @@ def _enum(value: Any, annotation: type[enum.Enum], path: str) -> enum.Enum:
 
 
 def _tuple(value: Any, items: tuple[Any, ...], path: str) -> tuple[Any, ...]:
+    if len(items) == 2 and items[1] is Ellipsis:
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            raise InvalidConfigError(f"{path} must be a list, got {value!r}")
+        items = (items[0],) * len(value)
     if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != len(items):
         raise InvalidConfigError(f"{path} must be {len(items)} values, got {value!r}")
     pairs = enumerate(zip(value, items, strict=True))
@@ -205,3 +249,16 @@ def at_most(name: str, value: float | None, maximum: float) -> None:
     """Raise InvalidConfigError when a value that is set lies above its maximum."""
     if value is not None and value > maximum:
         raise InvalidConfigError(f"{name} must be at most {maximum}, got {value}")
+
+
+def check_counts(section: Section, minimum: Mapping[str, int] = types.MappingProxyType({})) -> None:
+    """Raise InvalidConfigError when a whole number of a section is out of range.
+
+    Args:
+        section: Every field that holds a whole number is checked.
+        minimum: The least value by field name; 1 for a field that is not named.
+    """
+    for name, value in section.fields().items():
+        if isinstance(value, int) and not isinstance(value, bool):
+            at_least(name, value, minimum.get(name, 1))
+            at_most(name, value, MAX_COUNT)

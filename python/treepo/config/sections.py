@@ -1,24 +1,20 @@
-"""The sections of the config tree: model, data, engine, search, sampling, reward, and so on."""
+"""The sections of the config tree but the search: model, data, engine, sampling, and so on."""
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Self
 
-from treepo import core
-from treepo.config.schema import MAX_COUNT, MAX_SEED, Section, above, at_least, at_most, field_types
+from treepo.config.schema import (
+    MAX_COUNT,
+    MAX_SEED,
+    Section,
+    above,
+    at_least,
+    at_most,
+    check_counts,
+)
 from treepo.errors import InvalidConfigError
 
-_MAX_WIDTH = 1_000_000
 _MIN_TEMPERATURE = 0.001
-
-
-class Fallback(StrEnum):
-    """What a tree does when no path runs and leaves are missing."""
-
-    ANSWERED = "answered"
-    """Restart from a random segment boundary of an answered (stopped) leaf."""
-    NONE = "none"
-    """Never restart: a tree may have fewer leaves than its width."""
 
 
 class Dtype(StrEnum):
@@ -36,76 +32,6 @@ class Schedule(StrEnum):
     """Falls in a straight line over the planned steps, to `final_fraction`."""
     CONSTANT = "constant"
     """Stays."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SearchConfig(Section):
-    """The shape of one tree of answers; TreePO's search."""
-
-    width: int = 8
-    """Leaves a tree ends with. At least 1."""
-    segment_len: int = 64
-    """Tokens a segment holds at most; trees branch at segment ends."""
-    max_depth: int = 8
-    """Segments from the prompt to a leaf at most."""
-    branch_factor: int = 2
-    """Children a node gets at most where a tree branches."""
-    initial_divergence: int = 2
-    """Paths that leave the prompt at first; more than `width` counts as `width`."""
-    fallback: Fallback = Fallback.ANSWERED
-    """Where missing leaves come from."""
-    max_completion_len: int | None = None
-    """Tokens a completion holds at most; absent: segment_len * max_depth."""
-
-    def _check(self) -> None:
-        for name in field_types(type(self)):
-            value = getattr(self, name)
-            if isinstance(value, int):
-                at_least(name, value, 1)
-                at_most(name, value, _MAX_WIDTH if name == "width" else MAX_COUNT)
-
-    @property
-    def completion_len(self) -> int:
-        """Tokens a completion holds at most, from depth, segments and the explicit limit."""
-        longest = self.segment_len * self.max_depth
-        return longest if self.max_completion_len is None else min(longest, self.max_completion_len)
-
-    @classmethod
-    def flat(cls, n: int, max_tokens: int) -> Self:
-        """Return the search of `n` independent completions: all forks are at the prompt."""
-        return cls(
-            width=n,
-            segment_len=max_tokens,
-            max_depth=1,
-            branch_factor=1,
-            initial_divergence=n,
-            fallback=Fallback.NONE,
-        )
-
-    def to_core(self, eos_token_ids: tuple[int, ...], max_model_len: int) -> core.SearchConfig:
-        """Return the core's form of this config.
-
-        Args:
-            eos_token_ids: Tokens that end a completion.
-            max_model_len: Tokens a path holds at most, prompt included.
-
-        Returns:
-            The core's checked config.
-
-        Raises:
-            InvalidConfigError: The core refuses a value.
-        """
-        return core.SearchConfig(
-            width=self.width,
-            segment_len=self.segment_len,
-            max_depth=self.max_depth,
-            branch_factor=self.branch_factor,
-            initial_divergence=min(self.initial_divergence, self.width),
-            fallback=self.fallback.value,
-            max_completion_len=self.max_completion_len,
-            max_model_len=max_model_len,
-            eos_token_ids=list(eos_token_ids),
-        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -150,17 +76,18 @@ class EngineConfig(Section):
     """Rows of one step at most."""
     max_num_batched_tokens: int = 2048
     """Tokens of one step at most."""
+    admission_percent: int = 200
+    """Trees are admitted until the worst growth of all open ones fills this much of the pool; 100
+    never preempts and leaves memory idle."""
+    age_bias: int = 32
+    """Sampled tokens that being one place older is worth to a tree whose paths wait for a row; 0
+    is fair to all, a large number finishes old trees first."""
     max_model_len: int | None = None
     """Tokens a path holds at most, prompt included; absent: the model's own limit."""
 
     def _check(self) -> None:
         above("kv_cache_gib", self.kv_cache_gib, 0)
-        minimum = {"num_blocks": 2, "max_model_len": 2}
-        for name in field_types(type(self)):
-            value = getattr(self, name)
-            if isinstance(value, int):
-                at_least(name, value, minimum.get(name, 1))
-                at_most(name, value, MAX_COUNT)
+        check_counts(self, {"num_blocks": 2, "max_model_len": 2, "age_bias": 0})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from treepo import core
-from treepo.config import EngineConfig, SamplingParams, SearchConfig
+from treepo.config import EngineConfig, SamplingParams, SearchConfig, Verdicts
 from treepo.engine.attention import AttentionBackend, PagedContext, TorchBackend
 from treepo.engine.hook import evaluating, install, probe
 from treepo.engine.inputs import InputBuilder, StepInputs
@@ -20,6 +20,8 @@ from treepo.engine.kv import KVPool, choose_gathered_slots, choose_num_blocks
 from treepo.engine.load import load_model
 from treepo.engine.sampler import Draws, sample
 from treepo.engine.stats import EngineStats
+from treepo.engine.texts import token_texts
+from treepo.engine.verdicts import Judge, report_all
 from treepo.errors import (
     InvalidConfigError,
     InvalidInputError,
@@ -70,6 +72,7 @@ class Engine:
         self.stats = EngineStats()
         self._backend: AttentionBackend = TorchBackend()
         self._pool: KVPool | None = None
+        self._texts: list[bytes] | None = None
         self._is_running = False
 
     @classmethod
@@ -99,6 +102,9 @@ class Engine:
         seed: int = 0,
         keys: Sequence[int] | None = None,
         on_step: OnStep | None = None,
+        *,
+        judge: Judge | None = None,
+        progress: float = 0.0,
     ) -> Forest:
         """Grow one tree of answers for each prompt.
 
@@ -109,13 +115,19 @@ class Engine:
             seed: With a tree's key, decides every random draw of that tree.
             keys: One key a tree; the prompt's index if absent. A tree is the same in any batch.
             on_step: Called with the statistics after every step.
+            judge: Called between steps with (tree index, token ids of the whole path) for each
+                segment that has ended, if `search.verdicts` is segments; says whether the path
+                goes on.
+            progress: How far the training is, from 0 to 1, for `search.branch.schedule`.
 
         Returns:
             The forest; tree i belongs to prompt i.
 
         Raises:
-            InvalidInputError: If a prompt or key cannot be used, or `on_step` starts a rollout of
-                this engine within its own.
+            InvalidInputError: If a prompt or key cannot be used, `on_step` starts a rollout of
+                this engine within its own, or the judge returns no verdict.
+            InvalidConfigError: If the search asks for verdicts and there is no judge, or for the
+                texts of tokens and there is no tokenizer.
             PromptTooLongError: If a prompt leaves no room for a token in the context.
             PoolTooSmallError: If the KV pool cannot hold one path.
             NotFiniteError: If the model returns NaN or infinite logits.
@@ -128,24 +140,18 @@ class Engine:
             )
         if isinstance(prompts, str):
             raise InvalidInputError(f"prompts is the text {prompts!r:.60}; put it in a list")
+        _check_judge(search, judge)
         encoded = [self._encode(index, prompt) for index, prompt in enumerate(prompts)]
         keys = range(len(encoded)) if keys is None else keys
         if len(keys) != len(encoded):
             raise InvalidInputError(f"{len(encoded)} prompts have {len(keys)} keys; give one each")
         pool = self.acquire()
-        scheduler = core.Scheduler(
-            search.to_core(self.eos_token_ids, self.max_model_len),
-            seed=seed,
-            num_blocks=pool.num_blocks,
-            block_size=pool.block_size,
-            max_num_seqs=self.config.max_num_seqs,
-            max_num_batched_tokens=self.config.max_num_batched_tokens,
-            policy_version=self.policy_version,
-        )
+        scheduler = self._scheduler(search, pool, seed=seed, progress=progress)
         for key, prompt in zip(keys, encoded, strict=True):
             scheduler.add_tree(key, prompt)
         self.stats = EngineStats(num_trees=len(encoded))
-        self._finish(_Run(self, scheduler, pool, sampling or SamplingParams(), began), on_step)
+        run = _Run(self, scheduler, pool, sampling or SamplingParams(), judge, began)
+        self._finish(run, on_step)
         return Forest(scheduler.forest())
 
     def generate(
@@ -199,6 +205,41 @@ class Engine:
         self._pool = None
         self._backend = TorchBackend()
 
+    def token_texts(self) -> list[bytes]:
+        """Return the bytes of every token id, worked out once; see `treepo.engine.texts`.
+
+        Raises:
+            InvalidConfigError: If the engine has no tokenizer.
+        """
+        if self.tokenizer is None:
+            raise InvalidConfigError(
+                "search.stop has a rule about text and the engine has no tokenizer; give it one, "
+                "or leave stop.strings, stop.boxed and stop.repetition=bytes alone"
+            )
+        if self._texts is None:
+            self._texts = token_texts(self.tokenizer)
+        return self._texts
+
+    def _scheduler(
+        self, search: SearchConfig, pool: KVPool, *, seed: int, progress: float
+    ) -> core.Scheduler:
+        """Return a scheduler without trees for this pool."""
+        config = self.config
+        scheduler = core.Scheduler(
+            search.to_core(self.eos_token_ids, self.max_model_len, progress=progress),
+            seed=seed,
+            num_blocks=pool.num_blocks,
+            block_size=pool.block_size,
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+            admission_percent=config.admission_percent,
+            age_bias=config.age_bias,
+            policy_version=self.policy_version,
+        )
+        if search.needs_texts:
+            scheduler.set_texts(self.token_texts())
+        return scheduler
+
     def _finish(self, run: "_Run", on_step: OnStep | None) -> None:
         """Run all steps of a rollout."""
         install(self.model)
@@ -230,7 +271,7 @@ class Engine:
 
 
 class _Run:
-    """The loop of one rollout: plan, copy, forward, sample, commit."""
+    """The loop of one rollout: plan, copy, forward, sample, commit, judge."""
 
     def __init__(
         self,
@@ -238,12 +279,14 @@ class _Run:
         scheduler: core.Scheduler,
         pool: KVPool,
         sampling: SamplingParams,
+        judge: Judge | None,
         began: float,
     ) -> None:
         self._engine = engine
         self._scheduler = scheduler
         self.pool = pool
         self._sampling = sampling
+        self._judge = judge
         self._began = began
         self._buffers = core.PlanBuffers(scheduler)
         self._inputs = InputBuilder(
@@ -264,6 +307,9 @@ class _Run:
             self.pool.copy_blocks(inputs.copies[0], inputs.copies[1])
         logits = self._forward(inputs)
         self._commit(sample(logits, inputs.uniforms, self._sampling))
+        if self._judge is not None:
+            # Before the next plan: while verdicts are pending, a plan may be empty too early.
+            report_all(self._scheduler, self._judge)
         self._count(inputs)
         return True
 
@@ -281,26 +327,51 @@ class _Run:
         return logits if inputs.sample_rows is None else logits[inputs.sample_rows]
 
     def _commit(self, draws: Draws) -> None:
-        finished = self._scheduler.commit_step(
+        self._scheduler.commit_step(
             draws.token_ids.to(torch.uint32).cpu().numpy(),
             draws.logprobs.cpu().numpy(),
             draws.entropies.cpu().numpy(),
         )
-        self._engine.stats.finished_trees += finished
 
     def _count(self, inputs: StepInputs) -> None:
         counts = self._scheduler.stats()
         stats = self._engine.stats
-        stats.steps = counts["steps"]
-        stats.fed_tokens = counts["fed_tokens"]
-        stats.decoded_tokens = counts["decoded_tokens"]
-        stats.prefill_tokens += inputs.num_prefill_tokens
-        stats.recomputed_tokens = counts["recomputed_tokens"]
-        stats.preemptions = counts["preemptions"]
-        stats.evictions = counts["evictions"]
+        for name in _SCHEDULER_COUNTS:
+            setattr(stats, name, counts[name])
         stats.copies = counts["block_copies"]
-        stats.peak_blocks = counts["peak_blocks"]
+        stats.prefill_tokens += inputs.num_prefill_tokens
+        stats.finished_trees += len(self._scheduler.take_finished())
         stats.seconds = time.perf_counter() - self._began
+
+
+_SCHEDULER_COUNTS = (
+    "steps",
+    "decoded_tokens",
+    "fed_tokens",
+    "recomputed_tokens",
+    "shared_prefix_tokens",
+    "preemptions",
+    "evictions",
+    "prunes",
+    "row_steps",
+    "idle_row_steps",
+    "round_wait_row_steps",
+    "peak_blocks",
+)
+
+
+def _check_judge(search: SearchConfig, judge: Judge | None) -> None:
+    """Refuse a search that waits for verdicts without a judge, and a judge that nobody asks."""
+    is_asked = search.verdicts is Verdicts.SEGMENTS
+    if is_asked and judge is None:
+        raise InvalidConfigError(
+            "search.verdicts is segments and there is no judge; give rollout a judge, or set "
+            "search.verdicts to nothing"
+        )
+    if judge is not None and not is_asked:
+        raise InvalidConfigError(
+            "there is a judge and search.verdicts is nothing; set search.verdicts to segments"
+        )
 
 
 def _max_model_len(model: PreTrainedModel, config: EngineConfig) -> int:

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::error::{Error, Result};
 use crate::forest::{FinishReason, Forest, ForkOrigin, Path, SampledToken, Tree};
+use crate::ids::PathId;
 use crate::key::{Purpose, Stream};
 use crate::schedule::{PlanArrays, Scheduler, SchedulerConfig};
 use crate::search::{SearchConfig, TokenTexts, Verdict};
@@ -19,7 +20,7 @@ const MEAN_NATS: f64 = 0.5;
 #[derive(Debug, Clone, PartialEq)]
 pub struct Assumptions {
     /// Probability that a path ends within its next segment, by the number of segments that it has;
-    /// the last one holds for all deeper ones. Within a segment every token is as likely to end.
+    /// the last one holds for all deeper ones. Within a segment every place of the end is as likely.
     pub rates: Vec<f64>,
     /// Tokens of a prompt.
     pub prompt_len: u32,
@@ -63,6 +64,8 @@ forecast! {
     leaves_length,
     /// Leaves at the depth limit.
     leaves_depth,
+    /// Leaves whose text repeats itself.
+    leaves_repetition,
     /// Leaves that were given up.
     leaves_pruned,
     /// Paths that start at the prompt from the first.
@@ -105,7 +108,8 @@ pub fn forecast(
         search.eos_token_ids.push(0);
     }
     let eos = search.eos_token_ids[0];
-    let model = Model::new(assumptions, search.segment_len, eos);
+    let segment_len = f64::from(search.segment_len);
+    let model = Model { rates: assumptions.rates.clone(), segment_len, eos };
     let mut scheduler = Scheduler::new(search, limits, seed)?;
     scheduler.set_texts(TokenTexts::new([""]))?;
     for t in 0..assumptions.num_trees {
@@ -134,26 +138,28 @@ fn check(assumptions: &Assumptions) -> Result<()> {
 
 /// A model that knows how often paths end.
 struct Model {
-    /// Probability that a token ends its path, by depth.
-    hazards: Vec<f64>,
+    /// Probability that a segment ends its path, by depth.
+    rates: Vec<f64>,
+    segment_len: f64,
     eos: u32,
 }
 
 impl Model {
-    fn new(assumptions: &Assumptions, segment_len: u32, eos: u32) -> Self {
-        let hazard = |rate: &f64| 1.0 - (1.0 - rate).powf(1.0 / f64::from(segment_len));
-        Self { hazards: assumptions.rates.iter().map(hazard).collect(), eos }
-    }
-
-    fn token(&self, path: &Path, uniform: f64) -> SampledToken {
-        let depth = (path.depth() as usize).min(self.hazards.len() - 1);
+    /// The next token of a path. The place of an end within its segment is drawn evenly, so the
+    /// hazard of token j of L at rate r is `(r / L) / (1 - r j / L)`.
+    fn token(&self, tree: &Tree, id: PathId, uniform: f64) -> Result<SampledToken> {
+        let path = tree.path(id)?;
+        let depth = (path.depth() as usize).min(self.rates.len() - 1);
+        let start = tree.last_mark(id).unwrap_or(path.at).max(tree.prompt_len);
+        let per_token = self.rates[depth] / self.segment_len;
+        let hazard = per_token / (1.0 - per_token * f64::from(path.len() - start));
         let numbers = Stream(uniform.to_bits());
         let nats = |counter| {
             let uniform = numbers.uniform(Purpose::Token, counter);
             -MEAN_NATS * (1.0 - uniform).ln()
         };
-        let id = if uniform < self.hazards[depth] { self.eos } else { self.eos ^ 1 };
-        SampledToken { id, logprob: -nats(0) as f32, entropy: nats(1) as f32 }
+        let id = if uniform < hazard { self.eos } else { self.eos ^ 1 };
+        Ok(SampledToken { id, logprob: -nats(0) as f32, entropy: nats(1) as f32 })
     }
 }
 
@@ -164,7 +170,7 @@ fn run(scheduler: &mut Scheduler, model: &Model) -> Result<()> {
         let sizes = scheduler.plan_step(&mut arrays.buffers())?;
         tokens.clear();
         for ((tree, path), &uniform) in scheduler.sampled_paths().zip(&arrays.uniforms) {
-            tokens.push(model.token(scheduler.forest().path(tree, path)?, uniform));
+            tokens.push(model.token(scheduler.forest().tree(tree)?, path, uniform)?);
         }
         if sizes.num_rows > 0 {
             scheduler.commit_step(&tokens)?;
@@ -202,6 +208,7 @@ fn summarise(scheduler: &Scheduler) -> Forecast {
         leaves_stop: ends(FinishReason::Stop),
         leaves_length: ends(FinishReason::Length),
         leaves_depth: ends(FinishReason::Depth),
+        leaves_repetition: ends(FinishReason::Repetition),
         leaves_pruned: ends(FinishReason::Pruned),
         initial_paths: starts(ForkOrigin::Root) + starts(ForkOrigin::Initial),
         branches: starts(ForkOrigin::Branch),

@@ -30,6 +30,9 @@ class PagedContext:
     ) -> Tensor:
         """Write the step's keys and values of one layer and attend to the pool.
 
+        Every row's are written before any row reads: a row may share blocks with another one that
+        is computed in the same step.
+
         Shapes as in `treepo.engine.hook.AttentionContext.attend`.
         """
         layer = int(module.layer_idx)  # type: ignore[arg-type]

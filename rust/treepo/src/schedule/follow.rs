@@ -12,9 +12,22 @@ impl Scheduler {
     pub(super) fn follow_events(&mut self) -> Result<()> {
         let mut events = std::mem::take(&mut self.events);
         self.search.swap_events(&mut events);
-        let result = events.iter().try_for_each(|&event| self.follow(event));
+        let mut result = events.iter().try_for_each(|&event| self.follow(event));
+        if result.is_ok() {
+            // not before: what follows may begin with tokens of a path that is given up
+            result = events.iter().try_for_each(|&event| self.free_pruned(event));
+        }
         self.events = events;
         result
+    }
+
+    fn free_pruned(&mut self, event: Event) -> Result<()> {
+        match event {
+            Event::Pruned(tree, path) if !self.trees[tree.index()].paths.is_empty() => {
+                self.memory.free_path(tree, path)
+            }
+            _ => Ok(()),
+        }
     }
 
     fn follow(&mut self, event: Event) -> Result<()> {
@@ -64,8 +77,8 @@ impl Scheduler {
         Ok(())
     }
 
-    /// Gives up what only this path holds, at once. Paths that were to be sampled from its row
-    /// keep what they share with it.
+    /// Takes a pruned path out. Paths that were to be sampled from its row keep what they share
+    /// with it.
     fn give_up(&mut self, tree: TreeId, path: PathId) -> Result<()> {
         while let Some(follower) = self.pop_follower(tree, path) {
             let at = self.search.forest().path(tree, follower)?.at;
@@ -75,6 +88,6 @@ impl Scheduler {
         }
         self.leave_place(tree, path);
         self.memory.set_use(tree, path, Use::Finished);
-        self.memory.free_path(tree, path)
+        Ok(())
     }
 }

@@ -8,16 +8,22 @@
 //!
 //! An embedder can drive its own engine with the same parts.
 
+mod caller;
+mod draw;
 mod model;
 pub mod oracle;
+mod report;
 pub mod rounds;
 mod scenario;
 mod simulator;
+mod view;
 
 pub use crate::schedule::PlanArrays;
+pub use caller::{Caller, Judge, Ruling};
 pub use model::{FakeModel, TokenRule};
+pub use report::Report;
 pub use scenario::Scenario;
-pub use simulator::{Report, Run};
+pub use simulator::Run;
 
 /// Combines two words, independently of the crate's own keyed numbers.
 fn mix(a: u64, b: u64) -> u64 {

@@ -1,11 +1,14 @@
 //! The naive oracle: the same forest, computed without scheduler and memory.
 
 use super::TokenRule;
+use super::caller::Caller;
+use super::rounds::Births;
+use super::view::{Token, TreeView};
 use crate::error::{Result, law};
-use crate::forest::{Columns, Forest, TokenKind};
-use crate::ids::{PathId, TreeId};
+use crate::forest::{Columns, Forest, SampledToken, TokenKind};
+use crate::ids::TreeId;
 use crate::key::{Purpose, Stream};
-use crate::search::{Search, SearchConfig, Segment};
+use crate::search::{Search, SearchConfig, Segment, TokenTexts};
 
 /// Grows the trees of these keys and prompts, segment by segment, the youngest segment first.
 ///
@@ -17,26 +20,58 @@ pub fn grow(
     seed: u64,
     prompts: &[(u64, Vec<u32>)],
 ) -> Result<Forest> {
+    Ok(grow_with(config, rule, &Caller::default(), seed, prompts)?.0)
+}
+
+/// As [`grow`], with a caller that knows texts and judges segments at once. Also returns when
+/// paths were made.
+///
+/// # Errors
+/// Those of [`Search`].
+pub fn grow_with(
+    config: &SearchConfig,
+    rule: &TokenRule,
+    caller: &Caller,
+    seed: u64,
+    prompts: &[(u64, Vec<u32>)],
+) -> Result<(Forest, Births)> {
+    let mut births = Births::default();
     let mut search = Search::new(config.clone(), seed)?;
+    search.set_texts(TokenTexts::new(&caller.pieces))?;
     for (key, prompt) in prompts {
         search.add_tree(*key, prompt)?;
     }
-    while let Some(&segment) = search.segments().last() {
-        run_segment(&mut search, rule, segment)?;
+    births.note(search.forest());
+    loop {
+        if let Some(&segment) = search.segments().last() {
+            run_segment(&mut search, rule, segment, &mut births)?;
+        } else if let Some((tree, path)) = search.ended_segments().last() {
+            let tokens = search.forest().tree(tree)?.tokens(path)?;
+            search.report(tree, path, caller.rule(&tokens).into())?;
+            births.note(search.forest());
+        } else {
+            break;
+        }
     }
     search.check()?;
-    Ok(search.into_forest())
+    Ok((search.into_forest(), births))
 }
 
-fn run_segment(search: &mut Search, rule: &TokenRule, segment: Segment) -> Result<()> {
+fn run_segment(
+    search: &mut Search,
+    rule: &TokenRule,
+    segment: Segment,
+    births: &mut Births,
+) -> Result<()> {
     let Segment { tree, path, max_new_tokens } = segment;
     let mut tokens = search.forest().tree(tree)?.tokens(path)?;
     let stream = search.forest().path(tree, path)?.stream;
     for _ in 0..max_new_tokens {
         let token = rule.next(&tokens, stream.uniform(Purpose::Token, tokens.len() as u64));
         search.push_token(tree, path, token)?;
+        births.note(search.forest());
         tokens.push(token.id);
-        if rule.eos_token_ids.contains(&token.id) {
+        if search.forest().path(tree, path)?.finish.is_some() {
             break;
         }
     }
@@ -49,32 +84,32 @@ fn run_segment(search: &mut Search, rule: &TokenRule, segment: Segment) -> Resul
 /// # Errors
 /// `LawBroken`.
 pub fn check_tokens(forest: &Forest, rule: &TokenRule, seed: u64) -> Result<()> {
-    for (t, tree) in forest.trees().iter().enumerate() {
-        for (p, path) in tree.paths().iter().enumerate() {
+    for (t, tree) in TreeView::all(forest)?.iter().enumerate() {
+        for (p, path) in tree.paths.iter().enumerate() {
             let place = |what: &str| format!("tree {t}, path {p}: {what}");
             let stream = Stream::of_tree(seed, tree.key).of_path(p as u32);
-            law(path.stream == stream, "S4", || place("stream"))?;
-            let id = PathId(p as u32);
-            let tokens = tree.tokens(id)?;
-            law(tokens.len() == path.len() as usize, "T3", || place("length"))?;
-            let numbers = tree.own_logprobs(id).zip(tree.own_entropies(id));
-            let own = tree.own_ids(id).zip(numbers).zip(path.at as usize..);
-            for (kind, ((token_id, (logprob, entropy)), position)) in tree.own_kinds(id).zip(own) {
+            law(path.stream == stream.0, "S4", || place("stream"))?;
+            let tokens = path.ids(path.len());
+            let own = tokens.len() - path.tokens.iter().filter(|token| token.owner == p).count();
+            law(own == path.at as usize, "T3", || place("length"))?;
+            for position in own..tokens.len() {
+                let token = path.tokens[position];
                 let is_prompt = position < tree.prompt_len as usize;
-                law((kind == TokenKind::Prompt) == is_prompt, "T3", || place("kind"))?;
-                if is_prompt {
-                    continue;
-                }
+                let is_marked = token.kind == Some(TokenKind::Prompt);
+                law(is_marked == is_prompt, "T3", || place("kind"))?;
                 let uniform = stream.uniform(Purpose::Token, position as u64);
-                let token = rule.next(&tokens[..position], uniform);
-                let same = token.id == token_id
-                    && token.logprob.to_bits() == logprob.to_bits()
-                    && token.entropy.to_bits() == entropy.to_bits();
-                law(same, "T6", || place(&format!("token at {position}")))?;
+                let is_right = is_prompt || is_same(token, rule.next(&tokens[..position], uniform));
+                law(is_right, "T6", || place(&format!("token at {position}")))?;
             }
         }
     }
     Ok(())
+}
+
+fn is_same(token: Token, expected: SampledToken) -> bool {
+    token.id == expected.id
+        && token.logprob.to_bits() == expected.logprob.to_bits()
+        && token.entropy.to_bits() == expected.entropy.to_bits()
 }
 
 /// Law S4: both forests have the same trees by key, in every column.

@@ -1,5 +1,7 @@
 //! A run, drawn from one seed.
 
+use super::caller::Caller;
+use super::draw::{self, Choices};
 use super::{TokenRule, mix};
 use crate::schedule::SchedulerConfig;
 use crate::search::{FallbackConfig, FallbackFrom, SearchConfig};
@@ -13,36 +15,23 @@ pub struct Scenario {
     pub limits: SchedulerConfig,
     /// The fake model's rule.
     pub rule: TokenRule,
+    /// Token texts and verdicts.
+    pub caller: Caller,
     /// Seed of the search's random numbers.
     pub seed: u64,
     /// Keys and prompts in order of arrival.
     pub prompts: Vec<(u64, Vec<u32>)>,
     /// The step at which each tree arrives, ascending.
     pub arrivals: Vec<u32>,
-}
-
-/// A stream of small choices.
-struct Choices(u64);
-
-impl Choices {
-    fn below(&mut self, n: u32) -> u32 {
-        self.0 = mix(self.0, 0x5eed);
-        ((self.0 >> 33) % u64::from(n)) as u32
-    }
-
-    fn between(&mut self, low: u32, high: u32) -> u32 {
-        low + self.below(high - low + 1)
-    }
-
-    fn one_of(&mut self, options: &[u32]) -> u32 {
-        options[self.below(options.len() as u32) as usize]
-    }
+    /// Steps between two moves to another process, in a run of their own.
+    pub snapshot_every: Option<u32>,
 }
 
 impl Scenario {
-    /// Draws a scenario: tight and wide pools, rows and steps, short and long trees.
+    /// Draws a scenario: tight and wide pools, rows and steps, short and long trees; half of them
+    /// with the default policies.
     pub fn draw(seed: u64) -> Self {
-        let mut choices = Choices(mix(seed, 0xd1ce));
+        let mut choices = Choices::new(seed, 0xd1ce);
         let rule = TokenRule {
             vocab_size: choices.one_of(&[2, 50]),
             eos_token_ids: vec![50, 51],
@@ -54,7 +43,34 @@ impl Scenario {
         let spread = choices.one_of(&[0, 3, 40]);
         let mut arrivals: Vec<u32> = prompts.iter().map(|_| choices.below(spread + 1)).collect();
         arrivals.sort_unstable();
-        Self { search, limits, rule, seed: mix(seed, 1), prompts, arrivals }
+        let (caller, seed_of_run) = (Caller::default(), mix(seed, 1));
+        let mut scenario = Self {
+            search,
+            limits,
+            rule,
+            caller,
+            seed: seed_of_run,
+            prompts,
+            arrivals,
+            snapshot_every: None,
+        };
+        scenario.draw_more(&mut Choices::new(seed, 0x9011));
+        scenario
+    }
+
+    /// Draws policies for half of the scenarios, and snapshots for some of all.
+    fn draw_more(&mut self, choices: &mut Choices) {
+        self.snapshot_every = choices.once_in(4).then(|| choices.one_of(&[1, 3, 10]));
+        self.caller.pieces = draw::draw_pieces(choices, 52);
+        if choices.once_in(2) {
+            return;
+        }
+        draw::draw_policies(choices, &mut self.search, &mut self.caller);
+        if choices.once_in(4) {
+            let size = self.limits.block_size;
+            let one_path = Self::blocks_of_one_path(&self.search, &self.prompts, size);
+            draw::draw_storm(choices, one_path, &mut self.limits);
+        }
     }
 
     /// Blocks that the longest path of these trees needs.

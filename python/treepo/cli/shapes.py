@@ -1,0 +1,62 @@
+"""What a model's configuration file alone says about its memory."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from treepo.config import Dtype
+
+_BYTES = {Dtype.FLOAT32: 4, Dtype.BFLOAT16: 2, Dtype.FLOAT16: 2}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelShape:
+    """Sizes of a causal LM, read without loading it.
+
+    Attributes:
+        numbers_per_token: Numbers that the keys and values of one token have over all layers.
+        max_model_len: Tokens that the model has positions for; None if it does not say.
+    """
+
+    numbers_per_token: int
+    max_model_len: int | None
+
+    def bytes_per_token(self, dtype: Dtype) -> int:
+        """Return the bytes that one token takes in the KV pool."""
+        return self.numbers_per_token * _BYTES[dtype]
+
+
+def model_shape(folder: str | Path) -> ModelShape | None:
+    """Return the sizes of the model in a folder.
+
+    Args:
+        folder: A Hugging Face folder.
+
+    Returns:
+        None if there is no readable `config.json`, or it describes attention with other keys and
+        values than one of each for every key head.
+    """
+    try:
+        data = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(data, dict):
+        return None
+    config = data.get("text_config", data)
+    if "kv_lora_rank" in config:
+        return None
+    try:
+        return _shape(config)
+    except (KeyError, TypeError, ZeroDivisionError):
+        return None
+
+
+def _shape(config: dict[str, Any]) -> ModelShape:
+    num_heads = config["num_attention_heads"]
+    num_kv_heads = config.get("num_key_value_heads") or num_heads
+    head_dim = config.get("head_dim") or config["hidden_size"] // num_heads
+    return ModelShape(
+        numbers_per_token=2 * config["num_hidden_layers"] * num_kv_heads * head_dim,
+        max_model_len=config.get("max_position_embeddings"),
+    )
