@@ -68,7 +68,7 @@ pub(crate) fn priority(object: &Bound<'_, PyAny>) -> PyResult<i32> {
 pub(crate) fn texts(object: &Bound<'_, PyAny>) -> PyResult<TokenTexts> {
     let pieces = object.try_iter()?.enumerate().map(|(id, piece)| text_of(id, &piece?));
     let pieces: Vec<_> = pieces.collect::<PyResult<_>>()?;
-    Ok(TokenTexts::new(pieces.iter().map(|piece| piece.as_bytes())))
+    Ok(TokenTexts::new(pieces.iter().map(PyBytesMethods::as_bytes)))
 }
 
 fn text_of<'py>(id: usize, piece: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
@@ -76,7 +76,7 @@ fn text_of<'py>(id: usize, piece: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyB
         let given = describe(piece);
         invalid(format!("the text of token {id} is {given}; give a bytes object for each token id"))
     };
-    piece.cast::<PyBytes>().map(Clone::clone).map_err(wrong)
+    piece.cast::<PyBytes>().cloned().map_err(wrong)
 }
 
 /// Reads a verdict: its name, and the score of one that goes on.
