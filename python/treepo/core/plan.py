@@ -16,7 +16,10 @@ F64 = npt.NDArray[np.float64]
 
 
 class PlanSizes(NamedTuple):
-    """Elements that a plan uses of each array; all 0 when no work is left."""
+    """Elements that a plan uses of each array.
+
+    All are 0 when no work is left, or every path that lives waits for a verdict.
+    """
 
     num_rows: int
     """Rows: paths that are computed in this step."""
@@ -41,7 +44,8 @@ class PlanBuffers:
     """Plan arrays. Only the first elements are valid, as many as `PlanSizes` says.
 
     A plan is valid until its commit. Order of execution: apply `table_updates`, do `copies` (read
-    every source before any destination is written), run the forward pass, sample.
+    every source before any destination is written), run the forward pass, sample. In each layer
+    the keys and values of all rows are written before any row reads.
 
     Args:
         scheduler: the arrays are large enough for each of its plans.

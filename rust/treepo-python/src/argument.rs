@@ -66,18 +66,17 @@ pub(crate) fn priority(object: &Bound<'_, PyAny>) -> PyResult<i32> {
 
 /// Reads the bytes of every token id.
 pub(crate) fn texts(object: &Bound<'_, PyAny>) -> PyResult<TokenTexts> {
-    let pieces: Vec<Bound<'_, PyAny>> = object.try_iter()?.collect::<PyResult<_>>()?;
-    let bytes = |(id, piece): (usize, &'_ Bound<'_, PyAny>)| match piece.cast::<PyBytes>() {
-        Ok(_) => Ok(()),
-        Err(_) => Err(invalid(format!(
-            "the text of token {id} is {}; give a bytes object for each token id",
-            describe(piece)
-        ))),
+    let pieces = object.try_iter()?.enumerate().map(|(id, piece)| text_of(id, &piece?));
+    let pieces: Vec<_> = pieces.collect::<PyResult<_>>()?;
+    Ok(TokenTexts::new(pieces.iter().map(PyBytesMethods::as_bytes)))
+}
+
+fn text_of<'py>(id: usize, piece: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
+    let wrong = |_| {
+        let given = describe(piece);
+        invalid(format!("the text of token {id} is {given}; give a bytes object for each token id"))
     };
-    pieces.iter().enumerate().try_for_each(bytes)?;
-    Ok(TokenTexts::new(
-        pieces.iter().filter_map(|piece| piece.cast::<PyBytes>().ok()?.as_bytes().into()),
-    ))
+    piece.cast::<PyBytes>().cloned().map_err(wrong)
 }
 
 /// Reads a verdict: its name, and the score of one that goes on.
