@@ -24,7 +24,7 @@ from torch.nn.utils.rnn import pad_sequence
 import environment
 from rollout import multiplications, word_problems
 from treepo import Engine, EngineConfig, Forest, SamplingParams, SearchConfig
-from treepo.config import Fallback, LossConfig
+from treepo.config import LossConfig
 from treepo.engine.hook import plain_attention
 from treepo.tasks import embedded
 from treepo.train.head import output_head, token_logprobs
@@ -67,7 +67,6 @@ def sample_forest(engine: Engine, options: argparse.Namespace) -> Forest:
         width=options.width,
         segment_len=options.segment_len,
         max_depth=options.max_depth,
-        fallback=Fallback.ANSWERED,
     )
     return engine.rollout(prompts, search, SamplingParams(), seed=0)
 

@@ -5,7 +5,6 @@ from enum import EnumMeta
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from treepo import config, core
 from treepo.cli.options import describe
@@ -16,29 +15,6 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 def blocks(file, language):
     return re.findall(rf"```{language}\n(.*?)```", (DOCS / file).read_text(), re.DOTALL)
-
-
-@pytest.fixture(scope="module")
-def search_names():
-    """The names that the first example of embedding defines."""
-    names = {}
-    exec(blocks("embedding.md", "python")[0], names)
-    return names
-
-
-def test_example_of_the_search_grows_a_tree(search_names):
-    assert search_names["forest"].num_paths == 8
-
-
-def test_example_of_the_scheduler_runs_with_an_engine_in_its_gap(search_names):
-    engine = """\
-    token_ids = np.full(sizes.num_samples, 2, np.uint32)
-    logprobs = entropies = np.zeros(sizes.num_samples, np.float32)
-"""
-    code = re.sub(r" +\.\.\. .*\n", engine, blocks("embedding.md", "python")[1])
-    names = dict(search_names)
-    exec(code, names)
-    assert np.diff(names["forest"].trees.path_start).tolist() == [8]
 
 
 def test_example_of_a_config_file_is_read(tmp_path):

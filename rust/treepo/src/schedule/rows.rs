@@ -104,11 +104,16 @@ impl Scheduler {
         }
     }
 
-    /// Takes the leader's first follower away.
+    /// Takes the leader's first follower away, one that lives: the caller may have pruned others.
     pub(super) fn pop_follower(&mut self, tree: TreeId, leader: PathId) -> Option<PathId> {
-        let follower = self.state_mut(tree, leader).first_follower?;
-        let next = self.state_mut(tree, follower).next_follower.take();
-        self.state_mut(tree, leader).first_follower = next;
-        Some(follower)
+        loop {
+            let follower = self.state(tree, leader).first_follower?;
+            let next = self.state_mut(tree, follower).next_follower.take();
+            self.state_mut(tree, leader).first_follower = next;
+            let own = self.search.forest().trees()[tree.index()].own(follower);
+            if own.finish.is_none() {
+                return Some(follower);
+            }
+        }
     }
 }
