@@ -1,10 +1,12 @@
-//! Snapshots that were altered and sealed again: what fuzzing found, each in its smallest form.
+//! What fuzzing and review found, each in its smallest form: snapshots that were altered and sealed
+//! again, numbers as large as they get.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use treepo::schedule::PlanArrays;
 use treepo::search::{Boxed, StopConfig};
 use treepo::{
-    Error, PathId, SampledToken, Scheduler, SchedulerConfig, Search, SearchConfig, TokenTexts,
+    Error, Memory, PathId, SampledToken, Scheduler, SchedulerConfig, Search, SearchConfig,
+    TokenTexts, TreeId,
 };
 
 fn seal(mut bytes: Vec<u8>) -> Vec<u8> {
@@ -99,5 +101,27 @@ fn no_number_of_a_snapshot_makes_a_scheduler_panic() {
     for bytes in altered(&scheduler.to_bytes().unwrap(), start) {
         let Ok(mut scheduler) = Scheduler::from_bytes(&bytes) else { continue };
         while step(&mut scheduler) {}
+    }
+}
+
+#[test]
+fn blocks_of_more_tokens_than_half_of_all_numbers_keep_the_laws() {
+    let mut memory = Memory::new(4, 3_000_000_000).unwrap();
+    memory.add_path(TreeId(0), PathId(0)).unwrap();
+    if memory.extend(TreeId(0), PathId(0), u32::MAX).is_ok() {
+        memory.check().unwrap();
+    }
+}
+
+#[test]
+fn limits_that_the_plan_arrays_cannot_count_are_refused() {
+    let large = 1 << 31; // the arrays are of i32
+    let default = SchedulerConfig::default();
+    for limits in [
+        SchedulerConfig { max_num_batched_tokens: large, ..default },
+        SchedulerConfig { block_size: large, ..default },
+    ] {
+        let result = Scheduler::new(small(), limits, 0);
+        assert!(matches!(result, Err(Error::InvalidConfig { .. })), "{limits:?}");
     }
 }
