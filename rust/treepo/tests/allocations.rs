@@ -104,7 +104,9 @@ fn changing_priorities_for_ever_takes_no_memory() {
     scheduler.plan_step(&mut arrays.buffers()).unwrap();
     scheduler.commit_step(&[SampledToken { id: 1, logprob: -1.0, entropy: 1.0 }]).unwrap();
     let mut turn = |priority: i32| {
-        trees.iter().for_each(|&tree| scheduler.set_priority(tree, priority % 3).unwrap());
+        for tree in trees {
+            scheduler.set_priority(tree, priority % 3).unwrap();
+        }
     };
     (0..200).for_each(&mut turn);
     let (num_allocations, ()) = count(|| (0..10_000).for_each(&mut turn));
