@@ -46,6 +46,22 @@ impl Machine {
         })
     }
 
+    /// A machine around the scheduler that these bytes are of, with an empty cache.
+    pub fn resume(&self, bytes: &[u8]) -> Option<Self> {
+        let scheduler = Scheduler::from_bytes(bytes).ok()?;
+        scheduler.check().expect("the laws hold");
+        let limits = *scheduler.config();
+        let (blocks, size, rows) = (limits.num_blocks, limits.block_size, limits.max_num_seqs);
+        Some(Self {
+            model: FakeModel::new(rule(), blocks, size, rows),
+            arrays: PlanArrays::new(&scheduler.capacity()),
+            scheduler,
+            prompts: Vec::new(),
+            is_undisturbed: false,
+            open: None,
+        })
+    }
+
     fn paths(&self) -> Vec<Key> {
         let trees = (0..).map(TreeId).zip(self.scheduler.forest().trees());
         let ids = |(tree, own): (TreeId, &treepo::Tree)| {
@@ -130,18 +146,21 @@ impl Machine {
         }
     }
 
-    /// Runs to the end and checks that nothing is left.
-    pub fn finish(&mut self) {
+    /// Commits the open plan, if there is one.
+    pub fn close_plan(&mut self) {
         if self.open.is_some() {
             self.commit();
         }
+    }
+
+    /// Runs to the end and checks that nothing is left.
+    pub fn finish(&mut self) {
+        self.close_plan();
         let mut num_steps = 0;
         while !self.scheduler.is_done() {
             self.plan();
             self.check();
-            if self.open.is_some() {
-                self.commit();
-            }
+            self.close_plan();
             let pending: Vec<Key> = self.scheduler.ended_segments().collect();
             for (tree, path) in pending {
                 let verdict = Verdict::Continue { score: 0.5 };
@@ -154,6 +173,19 @@ impl Machine {
         }
         let pool = self.scheduler.memory().pool();
         assert_eq!(pool.num_free(), pool.capacity(), "B4");
+    }
+
+    /// Runs some steps of a scheduler that no search may have led to: errors are right, panics are
+    /// not.
+    pub fn try_finish(&mut self) {
+        for _ in 0..100 {
+            let Ok(sizes) = self.scheduler.plan_step(&mut self.arrays.buffers()) else { return };
+            let token = SampledToken { id: 1, logprob: -1.0, entropy: 1.0 };
+            let tokens = vec![token; sizes.num_samples];
+            if sizes.num_rows > 0 && self.scheduler.commit_step(&tokens).is_err() {
+                return;
+            }
+        }
     }
 }
 

@@ -53,8 +53,8 @@ use stop::StopRules;
 
 /// Paths and tokens that room is made for when a tree is added. A larger tree makes room as it
 /// grows.
-const MAX_RESERVED_PATHS: u32 = 1 << 16;
-const MAX_RESERVED_TOKENS: usize = 1 << 18;
+pub(crate) const MAX_RESERVED_PATHS: u32 = 1 << 16;
+const MAX_RESERVED_TOKENS: usize = 1 << 17;
 
 /// A segment that waits to be run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,6 +84,8 @@ pub enum Event {
         tree: TreeId,
         /// The new path.
         path: PathId,
+        /// The path that it left; it may have ended.
+        source: PathId,
         /// A path with the same tokens that runs at the same time, or the new path itself.
         leader: PathId,
     },
