@@ -222,6 +222,11 @@ def select(arguments: list[str]) -> list[Mutant]:
     return [mutant for mutant in mutants if options.all or mutant.is_core]
 
 
+def line(name: str, verdict: Verdict, seconds: float) -> str:
+    """One line of the report."""
+    return f"{name:42}  {verdict.outcome:9}  {seconds:5.1f} s  {verdict.killer}".rstrip()
+
+
 def main(arguments: list[str]) -> int:
     """Prints one line a mutant."""
     chosen = select(arguments)
@@ -232,14 +237,12 @@ def main(arguments: list[str]) -> int:
     begin = start = time.monotonic()
     verdict = bench.outcome(tests)
     is_right = verdict.outcome is Outcome.SURVIVED
-    print(f"{'(no fault)':36}  {verdict.outcome:9}  {time.monotonic() - start:6.1f} s", flush=True)
+    print(line("(no fault)", verdict, time.monotonic() - start), flush=True)
     for mutant in chosen if is_right else []:
         start = time.monotonic()
         verdict = bench.judge(mutant)
         is_right &= verdict.outcome is Outcome.KILLED
-        seconds = time.monotonic() - start
-        line = f"{mutant.name:36}  {verdict.outcome:9}  {seconds:6.1f} s  {verdict.killer}"
-        print(line.rstrip(), flush=True)
+        print(line(mutant.name, verdict, time.monotonic() - start), flush=True)
     print(f"{len(chosen)} mutants in {time.monotonic() - begin:.0f} s")
     return 0 if is_right else 1
 

@@ -110,40 +110,34 @@ fn tight(num_blocks: u32) -> SchedulerConfig {
 }
 
 #[test]
-fn a_waiting_path_keeps_its_memory_while_a_less_important_one_can_run_without_it() {
-    let search = SearchConfig { verdicts: Verdicts::Segments, ..chains(1, 20) };
-    let mut machine = Machine::new(search, tight(60), 0);
-    let trees = [machine.add(1, 20), machine.add(2, 10), machine.add(3, 10)];
-    let resident = loop {
+fn a_waiting_path_keeps_its_memory_while_others_can_run_without_it() {
+    let search = SearchConfig { segment_len: 20, verdicts: Verdicts::Segments, ..chains(1, 2) };
+    let mut machine = Machine::new(search, tight(55), 0);
+    let waiting = machine.add(1, 2);
+    while machine.scheduler.ended_segments().next().is_none() {
         machine.step();
-        let ended: Vec<_> = machine.scheduler.ended_segments().collect();
-        for (tree, path) in ended.into_iter().filter(|&(tree, _)| tree != trees[0]) {
-            machine.scheduler.report(tree, path, Verdict::Continue { score: 0.0 }).unwrap();
-        }
-        if machine.scheduler.stats().preemptions > 0 {
-            break machine.computed(trees[0]);
-        }
-    };
-    assert_eq!(resident, 21, "a prompt and a segment, whose last token has not been fed");
-    while !machine.is_done(trees[1]) {
-        assert_eq!(machine.computed(trees[0]), resident);
-        machine.step();
-        let ended: Vec<_> = machine.scheduler.ended_segments().collect();
-        for (tree, path) in ended.into_iter().filter(|&(tree, _)| tree != trees[0]) {
-            machine.scheduler.report(tree, path, Verdict::Continue { score: 0.0 }).unwrap();
-        }
     }
+    let important = machine.add(2, 10);
+    machine.add(3, 10);
+    let resident = machine.computed(waiting);
+    assert_eq!(resident, 21, "a prompt and a segment, whose last token has not been fed");
+    while machine.scheduler.ended_segments().all(|(tree, _)| tree != important) {
+        machine.step();
+        assert_eq!(machine.computed(waiting), resident);
+    }
+    assert!(machine.scheduler.stats().preemptions > 0, "memory was never short");
 }
 
 #[test]
-fn a_prompt_that_is_being_computed_loses_nothing_to_a_less_important_path() {
-    let limits = SchedulerConfig { max_num_batched_tokens: 4, ..tight(60) };
+fn a_row_is_not_taken_from_a_more_important_path() {
+    // 30 + 7 tokens of the old tree and 7 chunks of 3 tokens of the new one fill the pool
+    let limits = SchedulerConfig { max_num_batched_tokens: 4, ..tight(58) };
     let mut machine = Machine::new(SearchConfig::flat(1, 20), limits, 0);
     let old = machine.add(1, 30);
     while machine.computed(old) < 30 {
         machine.step();
     }
-    let important = machine.add(2, 40);
+    let important = machine.add(2, 38);
     machine.scheduler.set_priority(important, 1).unwrap();
     let mut resident = 0;
     while !machine.is_done(important) {
@@ -153,6 +147,23 @@ fn a_prompt_that_is_being_computed_loses_nothing_to_a_less_important_path() {
     }
     assert!(machine.scheduler.stats().preemptions > 0, "memory was never short");
     assert!(!machine.is_done(old));
+}
+
+#[test]
+fn a_priority_moves_trees_in_the_queue_and_paths_that_wait() {
+    let limits = SchedulerConfig { max_num_seqs: 2, age_bias: 999, ..SchedulerConfig::default() };
+    let mut machine = Machine::new(chains(2, 4), limits, 0);
+    let [first, second, third, last] = [1, 2, 3, 4].map(|key| machine.add(key, 3));
+    // the first two trees are admitted, one of which waits
+    assert_eq!(machine.step(), [first; 2]);
+    machine.scheduler.set_priority(second, 1).unwrap();
+    machine.scheduler.set_priority(last, 1).unwrap();
+    assert_eq!(machine.step(), [first; 2]);
+    for (tree, num_steps) in [(second, 8), (first, 6), (last, 8), (third, 8)] {
+        for _ in 0..num_steps {
+            assert_eq!(machine.step(), [tree; 2]);
+        }
+    }
 }
 
 /// Blocks that a tree needs at worst, by the documented rule.
