@@ -5,8 +5,8 @@
 use treepo::search::{BranchBy, BranchConfig, Verdicts};
 use treepo::sim::{FakeModel, PlanArrays, TokenRule};
 use treepo::{
-    PathId, SampledToken, Scheduler, SchedulerConfig, Search, SearchConfig, TokenKind, TreeId,
-    Verdict,
+    Path, PathId, SampledToken, Scheduler, SchedulerConfig, Search, SearchConfig, TokenKind,
+    TreeId, Verdict,
 };
 
 /// Trees of two chains of segments of 2 tokens.
@@ -96,6 +96,6 @@ fn a_score_that_was_told_before_a_snapshot_counts_behind_it() {
     let mut search = Search::from_bytes(&search.to_bytes().unwrap()).unwrap();
     search.report(tree, PathId(1), Verdict::Continue { score: 0.0 }).unwrap();
     let parents: Vec<_> =
-        search.forest().trees()[0].paths()[2..].iter().map(|path| path.parent()).collect();
+        search.forest().trees()[0].paths()[2..].iter().map(Path::parent).collect();
     assert_eq!(parents, [Some(PathId(0)); 2], "lower scores get the budget");
 }
