@@ -66,6 +66,22 @@ bench-rollout *args:
 bench-train *args:
     {{python}} benches/train_step.py {{args}}
 
+# Times of the core crate; a filter names cases.
+bench-core *args:
+    cargo bench --package treepo --bench core {{args}}
+
+# Forks and frees beside vLLM's, whose Python is named with --peer-python.
+bench-allocator *args:
+    {{python}} benches/allocator.py {{args}}
+
+# plan_step and commit_step through the binding.
+bench-plan *args:
+    {{python}} benches/plan_commit.py {{args}}
+
+# Instructions of the core's operations, which no load disturbs; needs valgrind.
+bench-instructions *args:
+    {{python}} benches/instruction_counts.py {{args}}
+
 # Learning curves of the embedded default with its controls.
 bench-learning *args:
     {{python}} benches/learning.py {{args}}

@@ -3,7 +3,6 @@
 The model is one layer of attention with random weights, in numpy alone. The engine does what each
 plan says; at the end every path is computed again without a cache.
 """
-# ruff: noqa: T201
 
 import numpy as np
 

@@ -3,7 +3,6 @@
 The function here is an n-gram sampler over a few sentences; a server or another engine takes its
 place. The search says which segments to run, and gets their tokens. It needs numpy alone.
 """
-# ruff: noqa: T201
 
 import numpy as np
 

@@ -6,10 +6,6 @@ use libfuzzer_sys::fuzz_target;
 use treepo::Forest;
 use treepo::forest::Columns;
 
-/// Elements of the columns of trees, paths, tokens and marks.
-#[derive(Clone, Copy)]
-struct Sizes([usize; 4]);
-
 /// A column of about `len` elements: rarely one more or less.
 fn column<T>(
     bytes: &mut Unstructured<'_>,
@@ -57,8 +53,8 @@ fn any<T: for<'a> Arbitrary<'a>>(bytes: &mut Unstructured<'_>, _: usize) -> Resu
 
 fn columns(bytes: &mut Unstructured<'_>) -> Result<Columns> {
     let sizes: [u8; 4] = Arbitrary::arbitrary(bytes)?;
-    let Sizes([trees, paths, tokens, marks]) =
-        Sizes([sizes[0] % 4, sizes[1] % 8, sizes[2] % 32, sizes[3] % 8].map(usize::from));
+    let sizes = [sizes[0] % 4, sizes[1] % 8, sizes[2] % 32, sizes[3] % 8];
+    let [trees, paths, tokens, marks] = sizes.map(usize::from);
     let mut mark_path = column(bytes, marks, number)?;
     if bytes.ratio(7, 8)? {
         mark_path.sort_unstable();

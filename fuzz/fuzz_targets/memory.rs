@@ -51,16 +51,16 @@ impl Machine {
                 let source = self.paths[usize::from(path) % num_paths].clone();
                 let at = usize::from(at) % (source.tokens.len() + 1);
                 let child = self.add_path(source.tree, source.tokens[..at].to_vec());
-                let forked = self.memory.fork(source.tree, source.path, child, at as u32);
-                forked.expect("resident tokens");
+                self.memory.fork(source.tree, source.path, child, at as u32).expect("resident");
             }
             Op::Extend(path, by) if num_paths > 0 => {
                 self.extend(usize::from(path) % num_paths, usize::from(by % 10));
             }
             Op::FreePath(path) if num_paths > 0 => {
-                let own = &mut self.paths[usize::from(path) % num_paths];
-                own.tokens.clear();
-                self.memory.free_path(own.tree, own.path).expect("a path");
+                let ModelPath { tree, path, tokens } =
+                    &mut self.paths[usize::from(path) % num_paths];
+                tokens.clear();
+                self.memory.free_path(*tree, *path).expect("a path");
             }
             Op::FreeTree(tree) if num_trees > 0 => {
                 let tree = TreeId(u32::from(tree) % num_trees as u32);
@@ -97,8 +97,7 @@ impl Machine {
         for ModelPath { tree, path, tokens } in &self.paths {
             let table = self.memory.block_table(*tree, *path).expect("a path");
             assert_eq!(self.memory.num_computed(*tree, *path), Ok(tokens.len() as u32));
-            let resident = tokens.iter().enumerate().take(table.len() * self.size);
-            for (position, token) in resident {
+            for (position, token) in tokens.iter().enumerate().take(table.len() * self.size) {
                 assert_eq!(self.slots[slot(&table, position, self.size)], *token);
             }
         }
@@ -112,10 +111,14 @@ fn slot(table: &[BlockId], position: usize, size: usize) -> usize {
 fuzz_target!(|input: (u8, u8, Vec<Op>)| {
     let (num_blocks, size) = (2 + u32::from(input.0 % 60), 1 + u32::from(input.1 % 6));
     let memory = Memory::new(num_blocks, size).expect("valid sizes");
-    let slots = vec![0; (num_blocks * size) as usize];
-    let (paths, num_paths_of) = (Vec::new(), Vec::new());
-    let size = size as usize;
-    let mut machine = Machine { memory, size, slots, paths, num_paths_of, next_token: 1 };
+    let mut machine = Machine {
+        memory,
+        size: size as usize,
+        slots: vec![0; (num_blocks * size) as usize],
+        paths: Vec::new(),
+        num_paths_of: Vec::new(),
+        next_token: 1,
+    };
     input.2.iter().for_each(|op| machine.apply(op));
     for tree in 0..machine.num_paths_of.len() as u32 {
         machine.memory.free_tree(TreeId(tree)).expect("a tree");

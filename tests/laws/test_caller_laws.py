@@ -195,6 +195,16 @@ def test_a_pruned_path_gives_its_blocks_back_at_once_and_the_others_go_on():
     check_reads(forest)
 
 
+def test_a_path_that_is_pruned_before_its_first_token_is_not_sampled():
+    config = core.SearchConfig(width=3, segment_len=4, max_depth=1, initial_divergence=3)
+    driver = Driver(config, WIDE)
+    driver.add_tree(7, [1, 2, 3])
+    driver.scheduler.prune(0, 1)
+    forest = driver.finish()
+    assert forest.paths.finish[1] == FinishReason.PRUNED
+    assert forest.paths.length.tolist() == [7, 3, 7]
+
+
 def test_a_rewind_replaces_the_path_and_keeps_the_width():
     config = core.SearchConfig(width=2, segment_len=12, max_depth=1)
     driver = started(config, [1, 2, 3], 4)

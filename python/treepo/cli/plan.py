@@ -70,8 +70,8 @@ def _without_file(arguments: argparse.Namespace, overrides: Sequence[str]) -> li
 
 
 def _plan(arguments: argparse.Namespace, config: TrainConfig) -> Plan:
-    shape = model_shape(options.model_path(config))
     prompt_len = _prompt_len(arguments.prompt_len, config)
+    shape = _shape(config, prompt_len)
     num_trees = config.prompts_per_step if arguments.trees is None else arguments.trees
     for name, value in (("--prompt-len", prompt_len), ("--trees", num_trees)):
         if not 1 <= value <= MAX_COUNT:
@@ -104,7 +104,16 @@ def _plan(arguments: argparse.Namespace, config: TrainConfig) -> Plan:
         dependence=search.dependence,
         preset=_preset(config.search),
         bytes_per_token=bytes_per_token,
+        max_model_len=max_model_len,
     )
+
+
+def _shape(config: TrainConfig, prompt_len: int) -> ModelShape | None:
+    """Return the model's sizes; None if no model is named and the embedded one is too short."""
+    shape = model_shape(options.model_path(config))
+    needed = prompt_len + config.search.completion_len
+    is_short = shape is not None and needed > (shape.max_model_len or needed)
+    return None if is_short and config.model.path is None else shape
 
 
 def _prompt_len(given: int | None, config: TrainConfig) -> int:

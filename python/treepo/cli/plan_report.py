@@ -48,6 +48,7 @@ class Plan:
         dependence: The worst of their dependences.
         preset: Where the search starts from; None for the defaults.
         bytes_per_token: Bytes of one token's keys and values; None where the model is not known.
+        max_model_len: Tokens that prompt and completion may have together.
     """
 
     search: SearchConfig
@@ -60,6 +61,7 @@ class Plan:
     dependence: str
     preset: Preset | None
     bytes_per_token: int | None
+    max_model_len: int
 
     @property
     def peak_kv_gib(self) -> float | None:
@@ -101,6 +103,7 @@ def report(plan: Plan) -> str:
     rows = [
         ("search", _search(plan)),
         ("assumes", _assumptions(plan)),
+        *_context(plan),
         ("decodes", f"{values['decoded_tokens']:.0f}{_error(values)} tokens a tree"),
         (
             "returns",
@@ -123,6 +126,15 @@ def report(plan: Plan) -> str:
     ]
     width = shutil.get_terminal_size((100, 24)).columns
     return "\n".join(_wrapped(name, text, width) for name, text in rows)
+
+
+def _context(plan: Plan) -> list[tuple[str, str]]:
+    """Return what the model's context does to completions, if it does something."""
+    wanted, room = plan.search.completion_len, plan.max_model_len - plan.prompt_len
+    if wanted <= room:
+        return []
+    text = f"holds {plan.max_model_len} tokens and cuts completions of {wanted} tokens to {room}"
+    return [("context", text)]
 
 
 def _wrapped(name: str, text: str, width: int) -> str:

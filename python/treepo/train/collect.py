@@ -67,7 +67,7 @@ class Collector:
         self._config = config
         self._check = check
 
-    def collect(self, cursor: int) -> Batch:
+    def collect(self, cursor: int, progress: float) -> Batch:
         """Sample trees for one step.
 
         Samples as many prompts as trees are missing, `max_sampling_batches` times at most.
@@ -75,6 +75,7 @@ class Collector:
 
         Args:
             cursor: Prompts drawn so far.
+            progress: How far the run is, from 0 to 1, for the search's schedules.
 
         Returns:
             The trees; a function of the weights, the config and the cursor.
@@ -88,7 +89,7 @@ class Collector:
             missing = wanted - sum(forest.num_trees for forest in kept)
             if missing == 0:
                 break
-            forest, score, training_rewards = self._sample(cursor, missing)
+            forest, score, training_rewards = self._sample(cursor, missing, progress)
             cursor += missing
             forests.append(forest)
             scores.append(score)
@@ -115,7 +116,7 @@ class Collector:
             },
         )
 
-    def _sample(self, cursor: int, count: int) -> tuple[Forest, Scores, F32]:
+    def _sample(self, cursor: int, count: int, progress: float) -> tuple[Forest, Scores, F32]:
         rows = self._source.take(cursor, count)
         forest = self._engine.rollout(
             [row["prompt"] for row in rows],
@@ -124,6 +125,7 @@ class Collector:
             seed=self._config.seed,
             keys=range(cursor, cursor + count),
             on_step=self._check,
+            progress=progress,
         )
         score = self._scorer.score(forest, rows)
         self._check()

@@ -154,7 +154,8 @@ class Trainer:
             while self._state.step < config.num_steps:
                 self._stop.check()
                 began = time.perf_counter()
-                batch = collector.collect(self._state.cursor)
+                progress_made = self._state.step / config.num_steps
+                batch = collector.collect(self._state.cursor, progress_made)
                 if batch.kept is not None and not is_checked:
                     first_step_check(self._model, batch.kept, config.sampling.temperature)
                     is_checked = True

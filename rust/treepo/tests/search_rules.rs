@@ -280,7 +280,8 @@ fn the_caller_forks_within_the_width_and_goes_back_at_any_width() {
     search.drain_events();
     assert!(search.forest().tree(TREE).unwrap().is_replayable);
     assert_eq!(search.fork(TREE, PathId(0), 3), Ok(PathId(2)));
-    let expected = Event::Forked { tree: TREE, path: PathId(2), leader: PathId(2) };
+    let expected =
+        Event::Forked { tree: TREE, path: PathId(2), source: PathId(0), leader: PathId(2) };
     assert_eq!(search.drain_events().collect::<Vec<_>>(), [expected]);
     assert_eq!(tree(&search).path(PathId(2)).unwrap().origin, ForkOrigin::Caller);
     assert!(!tree(&search).is_replayable);

@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::forest::{Forest, Tree};
 use crate::ids::{BlockId, PathId, TreeId};
 
-/// Relatives that are asked for a common chain: the youngest, and the ancestors.
+/// Relatives that are asked for a common chain, besides the ancestors: the youngest.
 const MAX_RELATIVES: u32 = 64;
 
 impl Memory {
@@ -77,9 +77,15 @@ impl Memory {
 
     /// Gives a path that has lost memory, or never had any, what its relatives or other trees with
     /// the same prompt have resident of its tokens, if that is more than it has.
-    pub(crate) fn attach(&mut self, forest: &Forest, tree: TreeId, path: PathId) -> Result<u32> {
+    pub(crate) fn attach(
+        &mut self,
+        forest: &Forest,
+        tree: TreeId,
+        path: PathId,
+        source: Option<PathId>,
+    ) -> Result<u32> {
         let own_tree = forest.tree(tree)?;
-        let (donor, shared) = self.best_relative(own_tree, tree, path);
+        let (donor, shared) = self.best_relative(own_tree, tree, path, source);
         let computed = self.at(tree, path).computed;
         if let Some(donor) = donor.filter(|_| shared > computed) {
             self.share(tree, path, donor, shared)?;
@@ -98,7 +104,13 @@ impl Memory {
     }
 
     /// The relative that has the most of the path's tokens resident; the oldest of equals.
-    fn best_relative(&self, own_tree: &Tree, tree: TreeId, path: PathId) -> (Option<PathId>, u32) {
+    fn best_relative(
+        &self,
+        own_tree: &Tree,
+        tree: TreeId,
+        path: PathId,
+        source: Option<PathId>,
+    ) -> (Option<PathId>, u32) {
         let mut best = (None, 0);
         let mut consider = |relative: PathId| {
             let resident = self.at(tree, relative).computed;
@@ -113,6 +125,7 @@ impl Memory {
         for p in num_paths.saturating_sub(MAX_RELATIVES)..num_paths {
             consider(PathId(p));
         }
+        source.into_iter().for_each(&mut consider);
         let mut ancestor = own_tree.own(path).parent();
         while let Some(relative) = ancestor {
             consider(relative);

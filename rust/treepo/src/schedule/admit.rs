@@ -1,6 +1,6 @@
 //! Trees come in, are admitted, and leave.
 
-use super::{Place, Scheduler, TreeState};
+use super::{PathState, Place, Scheduler, TreeState};
 use crate::error::Result;
 use crate::ids::{PathId, TreeId};
 
@@ -42,8 +42,7 @@ impl Scheduler {
 
     pub(super) fn add_path(&mut self, tree: TreeId, path: PathId, high_water: u32) -> Result<()> {
         self.memory.add_path(tree, path)?;
-        let state = super::PathState { high_water, ..super::PathState::default() };
-        self.trees[tree.index()].paths.push(state);
+        self.trees[tree.index()].paths.push(PathState::new(high_water));
         Ok(())
     }
 

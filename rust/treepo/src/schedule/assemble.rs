@@ -137,7 +137,7 @@ impl Scheduler {
         writer: &mut PlanWriter<'_, '_>,
     ) -> Result<Fit> {
         if self.lacks_memory(tree, path) {
-            self.attach(tree, path)?;
+            self.attach(tree, path, None)?;
             if self.queue_behind(tree, path) {
                 return Ok(Fit::IsBehind);
             }
@@ -147,9 +147,14 @@ impl Scheduler {
         self.plan_row(tree, path, query, writer)
     }
 
-    /// Gives the path what relatives, or other trees with the same prompt, have resident.
-    pub(super) fn attach(&mut self, tree: TreeId, path: PathId) -> Result<()> {
-        let shared = self.memory.attach(self.search.forest(), tree, path)?;
+    /// Gives the path what the one that it has just left, other relatives, or other trees with the same prompt, have resident.
+    pub(super) fn attach(
+        &mut self,
+        tree: TreeId,
+        path: PathId,
+        source: Option<PathId>,
+    ) -> Result<()> {
+        let shared = self.memory.attach(self.search.forest(), tree, path, source)?;
         self.stats.shared_prefix_tokens += u64::from(shared);
         Ok(())
     }

@@ -52,12 +52,12 @@ impl Scheduler {
                 self.leave_place(tree, path);
                 self.wait(tree, path);
             }
-            Event::Forked { tree, path, leader } => {
+            Event::Forked { tree, path, source, leader } => {
                 let at = self.search.forest().path(tree, path)?.at;
                 self.add_path(tree, path, at)?;
                 self.count_fork(tree, path)?;
                 if leader == path {
-                    self.attach(tree, path)?; // what it begins with must not be evicted first
+                    self.attach(tree, path, Some(source))?; // what it begins with must not be evicted first
                     self.wait(tree, path);
                 } else {
                     self.add_follower(tree, leader, path);

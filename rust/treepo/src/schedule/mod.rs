@@ -61,7 +61,7 @@ enum Place {
 }
 
 /// What the scheduler knows of a path.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 struct PathState {
     row: Option<u32>,
     /// The plan that last computed the path.
@@ -70,10 +70,27 @@ struct PathState {
     high_water: u32,
     /// The first path with the same tokens that is sampled from this path's next logits.
     first_follower: Option<PathId>,
+    /// The last one; of meaning while there is a first.
+    last_follower: PathId,
     /// The next one of the same leader, or behind the same path.
     next_follower: Option<PathId>,
     place: Place,
     is_listed: bool,
+}
+
+impl PathState {
+    fn new(high_water: u32) -> Self {
+        Self {
+            row: None,
+            planned: 0,
+            high_water,
+            first_follower: None,
+            last_follower: PathId(0),
+            next_follower: None,
+            place: Place::Nowhere,
+            is_listed: false,
+        }
+    }
 }
 
 /// What the scheduler knows of a tree.

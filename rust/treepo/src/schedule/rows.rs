@@ -89,18 +89,13 @@ impl Scheduler {
         }
     }
 
-    /// Puts a path behind the leader's last follower.
+    /// Puts a path behind the leader's last follower. O(1).
     pub(super) fn add_follower(&mut self, tree: TreeId, leader: PathId, path: PathId) {
-        let mut last = leader;
-        let mut next = self.state(tree, leader).first_follower;
-        while let Some(follower) = next {
-            last = follower;
-            next = self.state(tree, follower).next_follower;
-        }
-        if last == leader {
-            self.state_mut(tree, leader).first_follower = Some(path);
-        } else {
-            self.state_mut(tree, last).next_follower = Some(path);
+        let state = self.state_mut(tree, leader);
+        let last = std::mem::replace(&mut state.last_follower, path);
+        match state.first_follower {
+            None => state.first_follower = Some(path),
+            Some(_) => self.state_mut(tree, last).next_follower = Some(path),
         }
     }
 

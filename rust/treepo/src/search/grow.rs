@@ -152,7 +152,7 @@ impl Search {
             let path = self.forest.fork(tree, source, at, origin)?;
             self.start(tree, path);
             let leader = *leader.get_or_insert(path);
-            self.events.push(Event::Forked { tree, path, leader });
+            self.events.push(Event::Forked { tree, path, source, leader });
         }
         Ok(())
     }

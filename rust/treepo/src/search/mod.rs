@@ -84,6 +84,8 @@ pub enum Event {
         tree: TreeId,
         /// The new path.
         path: PathId,
+        /// The path that it left; it may have ended.
+        source: PathId,
         /// A path with the same tokens that runs at the same time, or the new path itself.
         leader: PathId,
     },

@@ -123,7 +123,7 @@ impl Search {
                 }
             }
         }
-        state.round += 1;
+        state.round = state.round.wrapping_add(1); // snapshots may hold any number
         Round {
             number: state.round,
             missing: budget::width(config, state).saturating_sub(state.num_leaves),

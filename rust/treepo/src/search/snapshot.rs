@@ -55,6 +55,9 @@ impl Search {
         search.policy_version = snapshot.policy_version;
         search.forest = Forest::from_columns(&snapshot.forest)?;
         let texts = snapshot.texts.filter(|texts| !texts.is_empty());
+        if texts.as_ref().is_some_and(|texts| !texts.is_valid()) {
+            return Err(Error::InvalidInput("snapshot: the texts of the tokens".into()));
+        }
         if texts.is_some() || !snapshot.trees.is_empty() {
             search.stop = Some(StopRules::new(&search.config, texts)?);
         }

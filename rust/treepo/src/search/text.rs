@@ -24,6 +24,14 @@ impl TokenTexts {
         Self { bytes, offsets }
     }
 
+    /// Whether the texts are what [`TokenTexts::new`] makes; others come from altered snapshots.
+    pub(super) fn is_valid(&self) -> bool {
+        let is_ascending = self.offsets.is_sorted();
+        let ends = (self.offsets.first().copied(), self.offsets.last().copied());
+        let fits = ends == (Some(0), Some(self.bytes.len()));
+        is_ascending && (fits || (self.offsets.is_empty() && self.bytes.is_empty()))
+    }
+
     /// The bytes of a token; none for an id without a text. O(1).
     #[inline]
     pub fn get(&self, id: u32) -> &[u8] {
