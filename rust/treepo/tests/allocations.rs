@@ -94,3 +94,21 @@ fn the_other_rules_allocate_nothing() {
     pruned.prune.leaves = PrunedLeaves::AreReplaced;
     assert_eq!(allocations_after_warm_up(pruned, 300), 0);
 }
+
+#[test]
+fn changing_priorities_for_ever_takes_no_memory() {
+    let limits = SchedulerConfig { max_num_seqs: 1, ..SchedulerConfig::default() };
+    let mut scheduler = Scheduler::new(search(), limits, 0).unwrap();
+    let trees = [1, 2, 3].map(|key| scheduler.add_tree(key, &[1]).unwrap());
+    let mut arrays = PlanArrays::new(&scheduler.capacity());
+    scheduler.plan_step(&mut arrays.buffers()).unwrap();
+    scheduler.commit_step(&[SampledToken { id: 1, logprob: -1.0, entropy: 1.0 }]).unwrap();
+    let mut turn = |priority: i32| {
+        for tree in trees {
+            scheduler.set_priority(tree, priority % 3).unwrap();
+        }
+    };
+    (0..200).for_each(&mut turn);
+    let (num_allocations, ()) = count(|| (0..10_000).for_each(&mut turn));
+    assert_eq!(num_allocations, 0);
+}

@@ -45,6 +45,7 @@ impl Memory {
             return;
         }
         own.urgency = urgency;
+        own.epoch = own.epoch.wrapping_add(1);
         own.paths.iter_mut().for_each(|path| path.offers = 0);
         let num_paths = own.paths.len();
         for p in 0..num_paths {
@@ -66,7 +67,8 @@ impl Memory {
         let own = self.at(tree, path);
         let holds = own.num_blocks > 0 || own.pending.is_some();
         if own.usage != Use::Running && holds {
-            let idle = Idle { usage: own.usage, rank: self.rank(tree, path) };
+            let epoch = self.trees[tree.index()].epoch;
+            let idle = Idle { usage: own.usage, rank: self.rank(tree, path), epoch };
             self.put(Give::Own, idle);
         }
     }
@@ -83,9 +85,9 @@ impl Memory {
     /// Takes an entry out; whether it still says something.
     fn withdraw(&mut self, give: Give, idle: Idle) -> bool {
         self.idle.pop(give);
-        let Rank { urgency, tree, path } = idle.rank;
+        let Rank { tree, path, .. } = idle.rank;
         let own_tree = &mut self.trees[tree.index()];
-        if own_tree.urgency != urgency {
+        if own_tree.epoch != idle.epoch {
             return false;
         }
         let Some(own) = own_tree.paths.get_mut(path.index()) else { return false };
@@ -99,7 +101,7 @@ impl Memory {
         self.idle.note_stale(num_stale, |idle| {
             let tree = &trees[idle.rank.tree.index()];
             let own = tree.paths.get(idle.rank.path.index());
-            own.is_some() && tree.urgency == idle.rank.urgency
+            own.is_some() && tree.epoch == idle.epoch
         });
     }
 

@@ -9,6 +9,8 @@ use super::path::{Rank, Use};
 pub(super) struct Idle {
     pub(super) usage: Use,
     pub(super) rank: Rank,
+    /// That of the tree when the path was offered.
+    pub(super) epoch: u32,
 }
 
 /// What an idle path is asked for.

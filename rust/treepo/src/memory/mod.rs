@@ -34,6 +34,11 @@ use path::{PathMemory, Pending};
 pub(crate) use path::{Rank, Use};
 use prefix::PrefixTable;
 
+/// Slots of a block at most. With it and [`MAX_LEN`] no product of lengths leaves 32 bits.
+const MAX_BLOCK_SIZE: u32 = 1 << 20;
+/// Tokens of a path at most.
+const MAX_LEN: u32 = i32::MAX as u32;
+
 /// A copy that has to be done before the step writes: `num_slots` slots from the front of `from`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BlockCopy {
@@ -60,6 +65,8 @@ pub(crate) enum Growth {
 #[derive(Debug, Clone, Default)]
 struct TreeMemory {
     urgency: i32,
+    /// Counts the changes of urgency: entries of an earlier one say nothing.
+    epoch: u32,
     paths: Vec<PathMemory>,
 }
 
@@ -85,8 +92,8 @@ impl Memory {
     /// # Errors
     /// `InvalidConfig` if the pool has no block to give, or for blocks without slots.
     pub fn new(num_blocks: u32, block_size: u32) -> Result<Self> {
-        if block_size == 0 {
-            let message = "must be at least 1, got 0".into();
+        if !(1..=MAX_BLOCK_SIZE).contains(&block_size) {
+            let message = format!("must be 1 to {MAX_BLOCK_SIZE}, got {block_size}");
             return Err(Error::InvalidConfig { field: "block_size", message });
         }
         Ok(Self {
@@ -193,6 +200,9 @@ impl Memory {
     /// `PoolTooSmall` if the pool has not got the blocks; nothing has changed then.
     pub fn extend(&mut self, tree: TreeId, path: PathId, len: u32) -> Result<Option<BlockCopy>> {
         self.checked(tree, path)?;
+        if len > MAX_LEN {
+            return Err(Error::InvalidInput(format!("a path of {len} tokens, at most {MAX_LEN}")));
+        }
         let needed = self.blocks_for(len);
         if self.missing_blocks(tree, path, needed) > self.pool().num_free() {
             let available = self.pool().num_free() + self.num_blocks(tree, path);

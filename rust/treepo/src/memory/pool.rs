@@ -3,6 +3,9 @@
 use crate::error::{Error, Result, law};
 use crate::ids::BlockId;
 
+/// Blocks of a pool at most; with 16 tokens a block these are a billion tokens.
+const MAX_BLOCKS: u32 = 1 << 26;
+
 /// Owner of all blocks. Every operation is O(1). Block 0 is reserved: it is never handed out and
 /// serves as the place where padding and repeated queries write.
 ///
@@ -19,8 +22,9 @@ impl BlockPool {
     /// # Errors
     /// `InvalidConfig` for fewer than two blocks.
     pub fn new(num_blocks: u32) -> Result<Self> {
-        if num_blocks < 2 {
-            let message = format!("must be at least 2 (block 0 is reserved), got {num_blocks}");
+        if !(2..=MAX_BLOCKS).contains(&num_blocks) {
+            let message =
+                format!("must be 2 (block 0 is reserved) to {MAX_BLOCKS}, got {num_blocks}");
             return Err(Error::InvalidConfig { field: "num_blocks", message });
         }
         let free = (1..num_blocks).rev().map(BlockId).collect();

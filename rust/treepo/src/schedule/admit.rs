@@ -3,6 +3,7 @@
 use super::{PathState, Place, Scheduler, TreeState};
 use crate::error::Result;
 use crate::ids::{PathId, TreeId};
+use crate::search::MAX_RESERVED_PATHS;
 
 /// Blocks that a tree needs at worst.
 #[derive(Debug, Clone, Copy)]
@@ -29,13 +30,13 @@ impl Scheduler {
 
     /// Makes the state of a tree that the search has just got, and queues it.
     pub(super) fn enter_tree(&mut self, tree: TreeId) -> Result<()> {
-        let max_paths = self.search.config().max_paths() as usize;
+        let max_paths = self.search.config().max_paths().min(MAX_RESERVED_PATHS) as usize;
         self.trees.push(TreeState { is_queued: true, ..TreeState::default() });
         self.trees[tree.index()].paths.reserve(max_paths);
         self.add_path(tree, PathId(0), 0)?;
         self.memory.reserve_paths(tree, max_paths);
-        self.orders.enqueue(0, tree);
         self.orders.num_queued += 1;
+        self.enqueue(0, tree);
         self.finished.reserve(self.orders.num_queued + self.num_open_trees as usize);
         Ok(())
     }

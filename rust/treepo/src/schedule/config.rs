@@ -4,6 +4,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
+/// Rows or tokens of a step at most: plan arrays count in 32 bits.
+const MAX_COUNT: u32 = 1 << 26;
+
 /// Limits of the scheduler, and how it orders trees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -47,8 +50,8 @@ impl SchedulerConfig {
             ("max_num_batched_tokens", self.max_num_batched_tokens),
         ];
         for (field, value) in values {
-            if value < 1 {
-                let message = format!("must be at least 1, got {value}");
+            if !(1..=MAX_COUNT).contains(&value) {
+                let message = format!("must be 1 to {MAX_COUNT}, got {value}");
                 return Err(Error::InvalidConfig { field, message });
             }
         }

@@ -75,6 +75,8 @@ struct PathState {
     /// The next one of the same leader, or behind the same path.
     next_follower: Option<PathId>,
     place: Place,
+    /// Counts the turns that the path has been given.
+    stamp: u32,
     is_listed: bool,
 }
 
@@ -88,6 +90,7 @@ impl PathState {
             last_follower: PathId(0),
             next_follower: None,
             place: Place::Nowhere,
+            stamp: 0,
             is_listed: false,
         }
     }
@@ -100,6 +103,8 @@ struct TreeState {
     is_queued: bool,
     is_open: bool,
     num_sampled: u64,
+    /// Counts how often the tree has been queued.
+    stamp: u32,
     /// Blocks that an open tree may still need at worst.
     reserved: u64,
     /// A path in a row that computes more than its last token.

@@ -6,9 +6,12 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use super::{Place, Scheduler};
+use super::{Place, Scheduler, TreeState};
 use crate::ids::{PathId, TreeId};
 use crate::memory::Rank;
+
+/// Entries that are out of date and may stay however few others there are.
+const MIN_SWEEP: usize = 64;
 
 /// The turn of a path that waits for a row; the smallest is next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -18,6 +21,8 @@ pub(super) struct Turn {
     service: u64,
     pub(super) tree: TreeId,
     pub(super) path: PathId,
+    /// That of the path when it got this turn.
+    stamp: u32,
 }
 
 /// The orders in which paths and trees come up.
@@ -28,15 +33,15 @@ pub(super) struct Orders {
     waiting: BinaryHeap<Reverse<Turn>>,
     /// Paths that wait for a row.
     pub(super) num_waiting: usize,
-    queue: BinaryHeap<Reverse<(i32, TreeId)>>,
+    queue: BinaryHeap<Reverse<(i32, TreeId, u32)>>,
     /// Trees that have not been admitted.
     pub(super) num_queued: usize,
 }
 
-impl Orders {
-    pub(super) fn enqueue(&mut self, urgency: i32, tree: TreeId) {
-        self.queue.push(Reverse((urgency, tree)));
-    }
+/// Whether a path still waits for the turn that this entry says.
+fn is_current(trees: &[TreeState], turn: Turn) -> bool {
+    let own = trees[turn.tree.index()].paths.get(turn.path.index());
+    own.is_some_and(|own| own.place == Place::Waits && own.stamp == turn.stamp)
 }
 
 impl Scheduler {
@@ -52,35 +57,53 @@ impl Scheduler {
         self.push_turn(tree, path);
     }
 
+    /// Gives a waiting path its turn; one that it has had is out of date.
     fn push_turn(&mut self, tree: TreeId, path: PathId) {
-        let rank = self.memory.rank(tree, path);
+        let urgency = self.memory.rank(tree, path).urgency;
         let age = u64::from(self.config.age_bias).saturating_mul(tree.index() as u64);
         let service = self.trees[tree.index()].num_sampled.saturating_add(age);
-        let turn = Turn { urgency: rank.urgency, service, tree, path };
-        self.orders.waiting.push(Reverse(turn));
+        let state = self.state_mut(tree, path);
+        state.stamp = state.stamp.wrapping_add(1);
+        let stamp = state.stamp;
+        self.orders.waiting.push(Reverse(Turn { urgency, service, tree, path, stamp }));
+        if self.orders.waiting.len() > 2 * self.orders.num_waiting + MIN_SWEEP {
+            let trees = &self.trees;
+            self.orders.waiting.retain(|&Reverse(turn)| is_current(trees, turn));
+        }
+    }
+
+    /// Queues a tree, or queues it anew with another urgency.
+    pub(super) fn enqueue(&mut self, urgency: i32, tree: TreeId) {
+        let state = &mut self.trees[tree.index()];
+        state.stamp = state.stamp.wrapping_add(1);
+        self.orders.queue.push(Reverse((urgency, tree, state.stamp)));
+        if self.orders.queue.len() > 2 * self.orders.num_queued + MIN_SWEEP {
+            let trees = &self.trees;
+            self.orders.queue.retain(|&Reverse((_, tree, stamp))| {
+                let state = &trees[tree.index()];
+                state.is_queued && state.stamp == stamp
+            });
+        }
     }
 
     /// The path that has waited for a row and is next; it waits no more.
     pub(super) fn next_waiting(&mut self) -> Option<(TreeId, PathId)> {
         while let Some(Reverse(turn)) = self.orders.waiting.pop() {
-            let Turn { urgency, tree, path, .. } = turn;
-            let own = self.trees[tree.index()].paths.get_mut(path.index());
-            let own = own.filter(|own| own.place == Place::Waits);
-            let Some(own) = own.filter(|_| self.memory.rank(tree, path).urgency == urgency) else {
-                continue;
-            };
-            own.place = Place::Nowhere;
-            self.orders.num_waiting -= 1;
-            return Some((tree, path));
+            if is_current(&self.trees, turn) {
+                let Turn { tree, path, .. } = turn;
+                self.state_mut(tree, path).place = Place::Nowhere;
+                self.orders.num_waiting -= 1;
+                return Some((tree, path));
+            }
         }
         None
     }
 
     /// The queued tree that is next; it stays in the queue.
     pub(super) fn next_queued(&mut self) -> Option<TreeId> {
-        while let Some(&Reverse((urgency, tree))) = self.orders.queue.peek() {
-            let is_queued = self.trees[tree.index()].is_queued;
-            if is_queued && self.memory.rank(tree, PathId(0)).urgency == urgency {
+        while let Some(&Reverse((_, tree, stamp))) = self.orders.queue.peek() {
+            let state = &self.trees[tree.index()];
+            if state.is_queued && state.stamp == stamp {
                 return Some(tree);
             }
             self.orders.queue.pop();
@@ -132,7 +155,7 @@ impl Scheduler {
         }
         self.memory.set_urgency(tree, urgency);
         if self.trees[tree.index()].is_queued {
-            self.orders.enqueue(urgency, tree);
+            self.enqueue(urgency, tree);
         }
         for p in 0..self.trees[tree.index()].paths.len() {
             if self.trees[tree.index()].paths[p].place == Place::Waits {

@@ -12,6 +12,9 @@ use crate::memory::Use;
 use crate::search::{Event, Search, SearchSnapshot};
 use crate::snapshot::{Content, decode, encode};
 
+/// More than anything is ever counted to; beyond it sums would leave 64 bits.
+const MAX_COUNTER: u64 = u64::MAX / 4;
+
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct TreeSnapshot {
     is_queued: bool,
@@ -65,6 +68,11 @@ impl Scheduler {
         scheduler.finished = snapshot.finished;
         scheduler.stats = snapshot.stats;
         scheduler.memory.set_num_evicted(snapshot.stats.evictions);
+        let counters = snapshot.stats.entries().into_iter().map(|(_, count)| count);
+        let served = snapshot.trees.iter().map(|tree| tree.num_sampled);
+        if counters.chain(served).any(|count| count > MAX_COUNTER) {
+            return Err(Error::InvalidInput("snapshot: a counter is out of range".into()));
+        }
         if snapshot.trees.len() != scheduler.search.forest().trees().len() {
             return Err(Error::InvalidInput("snapshot: trees without state".into()));
         }

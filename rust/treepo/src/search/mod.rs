@@ -53,8 +53,8 @@ use stop::StopRules;
 
 /// Paths and tokens that room is made for when a tree is added. A larger tree makes room as it
 /// grows.
-const MAX_RESERVED_PATHS: u32 = 1 << 16;
-const MAX_RESERVED_TOKENS: usize = 1 << 18;
+pub(crate) const MAX_RESERVED_PATHS: u32 = 1 << 16;
+const MAX_RESERVED_TOKENS: usize = 1 << 17;
 
 /// A segment that waits to be run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -2,13 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::SearchConfig;
 use super::budget::Tokens;
 use super::prune::Threshold;
+use super::{MAX_RESERVED_PATHS, SearchConfig};
 use crate::ids::PathId;
-
-/// Paths that room is made for when a tree is added; a wider tree makes room as it grows.
-const MAX_RESERVED: u32 = 1 << 16;
 
 /// Where a path is in its round.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,7 +66,7 @@ pub(super) struct TreeState {
 
 impl TreeState {
     pub(super) fn new(config: &SearchConfig, prompt_len: u32, max_len: u32) -> Self {
-        let room = config.max_paths().min(MAX_RESERVED) as usize;
+        let room = config.max_paths().min(MAX_RESERVED_PATHS) as usize;
         Self {
             prompt_len,
             max_len,

@@ -105,12 +105,22 @@ fn no_number_of_a_snapshot_makes_a_scheduler_panic() {
 }
 
 #[test]
-fn blocks_of_more_tokens_than_half_of_all_numbers_keep_the_laws() {
-    let mut memory = Memory::new(4, 3_000_000_000).unwrap();
+fn sizes_whose_products_leave_32_bits_are_refused() {
+    assert!(matches!(Memory::new(4, 3_000_000_000), Err(Error::InvalidConfig { .. })));
+    assert!(matches!(Memory::new(u32::MAX, 16), Err(Error::InvalidConfig { .. })));
+    let mut memory = Memory::new(4000, 1 << 20).unwrap();
     memory.add_path(TreeId(0), PathId(0)).unwrap();
-    if memory.extend(TreeId(0), PathId(0), u32::MAX).is_ok() {
-        memory.check().unwrap();
-    }
+    assert!(memory.extend(TreeId(0), PathId(0), u32::MAX).is_err());
+    memory.extend(TreeId(0), PathId(0), i32::MAX as u32).unwrap();
+    memory.check().unwrap();
+}
+
+#[test]
+fn a_width_that_no_memory_holds_kills_nothing() {
+    let search = SearchConfig { width: u32::MAX, ..small() };
+    let mut scheduler = Scheduler::new(search, SchedulerConfig::default(), 0).unwrap();
+    scheduler.add_tree(0, &[1]).unwrap();
+    scheduler.check().unwrap();
 }
 
 #[test]
