@@ -20,7 +20,8 @@ const MEAN_NATS: f64 = 0.5;
 #[derive(Debug, Clone, PartialEq)]
 pub struct Assumptions {
     /// Probability that a path ends within its next segment, by the number of segments that it has;
-    /// the last one holds for all deeper ones. Within a segment every place of the end is as likely.
+    /// the last one holds for all deeper ones. Within a segment that begins at a mark every place
+    /// of the end is as likely.
     pub rates: Vec<f64>,
     /// Tokens of a prompt.
     pub prompt_len: u32,

@@ -12,7 +12,7 @@
 //!
 //! Laws: S1 a plan is not empty while work remains; S2 no limit is exceeded; S3 same inputs, same
 //! plan; S4 no decision of the search sees the schedule; S5 no token is sampled twice, and its
-//! keys and values are computed again only after eviction, which is counted.
+//! keys and values are computed again only after they were lost, which is counted.
 
 mod admit;
 mod arrays;
