@@ -73,8 +73,8 @@ def forecast(
     Returns:
         decoded_tokens (with decoded_tokens_error), returned_tokens and speedup_bound, their ratio;
         leaves and leaves_stop, leaves_length, leaves_depth, leaves_repetition, leaves_pruned;
-        initial_paths, branches, fallbacks, leaf_depth; in total recomputed_tokens, steps and peak_blocks; rows
-        a step, and the shares idle_rows and round_wait.
+        initial_paths, branches, fallbacks, leaf_depth, recomputed_tokens; in total steps and
+        peak_blocks; rows a step, and the shares idle_rows and round_wait.
 
     Raises:
         InvalidConfigError: rates outside 0 to 1, or no trees.
