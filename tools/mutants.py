@@ -1,29 +1,40 @@
-"""Applies named faults to copies of the core crate; the simulator has to notice each.
+"""Applies named faults to a copy of the core crate; its tests have to notice each.
 
-    python tools/mutants.py [NAME ...]
+    python tools/mutants.py [--all | NAME ...]
 
-A mutant is killed when tests/sim.rs compiles and fails. Exit code 0 if all are killed.
+The faults are in `mutants.toml`. Without arguments the core ones are applied, one after the other.
+A mutant is killed when it compiles and one of the test targets that it names fails or does not
+end. Exit code 0 if all are killed.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
+import tomllib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-NUM_SEEDS = 400
-TIMEOUT_S = 200
+FAULTS = Path(__file__).with_suffix(".toml")
+TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")).resolve()
+# The fewest with which every event of the simulator's report happens.
+NUM_SEEDS = 1000
+# A test that takes this much longer than without a fault does not end.
+PATIENCE = 8.0
+LEAST_TIMEOUT_S = 20.0
+BUILD_TIMEOUT_S = 900.0
 
 
 class Outcome(StrEnum):
-    """What the simulator said."""
+    """What the tests said."""
 
     KILLED = "killed"
     SURVIVED = "SURVIVED"
@@ -31,179 +42,209 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Mutant:
-    """One fault: `find` occurs exactly once in `file` and becomes `replace`."""
+class Edit:
+    """`find` occurs exactly once in `file`, a path below `src`, and becomes `replace`."""
 
-    name: str
     file: str
     find: str
     replace: str
 
 
-MUTANTS = (
-    Mutant(
-        name="no_release",
-        file="memory/mod.rs",
-        find="""into_iter().chain(held) {
-                self.pool.release(block)?;
-            }""",
-        replace="""into_iter().chain(held) {
-                let _ = block;
-            }""",
-    ),
-    Mutant(
-        name="write_through_shared_block",
-        file="memory/mod.rs",
-        find="let adopts = self.pool.count(from) == 1;",
-        replace="let adopts = self.pool.count(from) >= 1;",
-    ),
-    Mutant(
-        name="dropped_copy",
-        file="schedule/assemble.rs",
-        find="writer.push_copy(copy);",
-        replace="let _ = copy;",
-    ),
-    Mutant(
-        name="off_by_one_tail",
-        file="memory/mod.rs",
-        find="pending = Some(Pending { from, num_slots: partial });",
-        replace="pending = Some(Pending { from, num_slots: partial - 1 });",
-    ),
-    Mutant(
-        name="copy_from_unfilled_block",
-        file="memory/mod.rs",
-        find="self.filled(self.block_at(tree, donor, full_blocks))",
-        replace="self.block_at(tree, donor, full_blocks)",
-    ),
-    Mutant(
-        name="key_without_stream",
-        file="schedule/assemble.rs",
-        find=".path(path).stream;",
-        replace=".stream();",
-    ),
-    Mutant(
-        name="fallback_keeps_old_prompt",
-        file="search/mod.rs",
-        find="self.fork(tree, restart.path, restart.at, restart.copies,",
-        replace="""let at = self.forest.path(tree, restart.path)?.len() - 1;
-            self.fork(tree, restart.path, at, restart.copies,""",
-    ),
-    Mutant(
-        name="eos_first_token_missed",
-        file="search/mod.rs",
-        find="if reason.is_some() || segment_ends {",
-        replace="""let is_first = own.len() + self.config.segment_len == segment_end + 1;
-        if (reason.is_some() && !is_first) || segment_ends {""",
-    ),
-    Mutant(
-        name="prefill_repeats_position",
-        file="schedule/assemble.rs",
-        find="writer.out.positions[i] = i64::from(position);",
-        replace="""writer.out.positions[i] =
-                i64::from(position.max(query.start + 1).min(query.end() - 1));""",
-    ),
-    Mutant(
-        name="eviction_of_needed_blocks",
-        file="memory/mod.rs",
-        find="if own.end_block() <= needed.max(own.first_block) {",
-        replace="if own.end_block() <= needed.min(own.first_block) {",
-    ),
-    Mutant(
-        name="stale_table_of_a_new_row",
-        file="schedule/mod.rs",
-        find="self.rows[row as usize] = Some(Row { tree, path, table_len: 0 });",
-        replace="self.rows[row as usize] = Some(Row { tree, path, table_len: 1 });",
-    ),
-    Mutant(
-        name="budget_without_transfer",
-        file="search/branch.rs",
-        find="saturating_mul(num_finished + num_live)",
-        replace="saturating_mul(num_live + 0 * num_finished)",
-    ),
-)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mutant:
+    """One fault.
 
-
-def copy_of_crate(folder: Path) -> Path:
-    """Copies what the simulator's build needs; returns the crate's folder.
-
-    The copies are new to cargo, which tells by a file's time whether it has to build again.
+    Attributes:
+        name: What the fault is.
+        edits: How it comes into the crate.
+        tests: Test targets that must notice it, tried in this order; one of them is enough.
+        is_core: Whether it is applied unless all are asked for.
     """
-    crate = folder / "rust" / "treepo"
-    for name in ("treepo", "treepo-python"):
-        source = ROOT / "rust" / name
-        shutil.copytree(source, folder / "rust" / name, copy_function=shutil.copy)
-    for name in ("Cargo.toml", "Cargo.lock"):
-        shutil.copy(ROOT / name, folder)
-    return crate
+
+    name: str
+    edits: tuple[Edit, ...]
+    tests: tuple[str, ...] = ("sim",)
+    is_core: bool = False
 
 
-def test_command(*options: str) -> list[str]:
-    """The command that builds or runs the simulator's test."""
-    return ["cargo", "test", "-q", "-p", "treepo", "--features", "sim", "--test", "sim", *options]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What came of a mutant, and which test target killed it."""
+
+    outcome: Outcome
+    killer: str = ""
 
 
-def succeeds(command: list[str], folder: Path) -> bool:
-    """Whether a command succeeds in time; a test that hangs does not."""
-    target = os.environ.get("CARGO_TARGET_DIR", str(ROOT / "target"))
-    environment = dict(
-        os.environ,
-        CARGO_TARGET_DIR=str(Path(target) / "mutants"),
-        CARGO_PROFILE_DEV_DEBUG="false",
-        RUSTFLAGS="--cap-lints=allow",
-        SIM_SEEDS=str(NUM_SEEDS),
-    )
-    try:
-        done = subprocess.run(
-            command, cwd=folder, env=environment, capture_output=True, timeout=TIMEOUT_S
+def load_mutants() -> list[Mutant]:
+    """The faults of `mutants.toml`, in order."""
+    mutants = []
+    for entry in tomllib.loads(FAULTS.read_text())["mutant"]:
+        parts = [entry, *entry.get("also", [])]
+        edits = [Edit(file=e["file"], find=e["find"], replace=e["replace"]) for e in parts]
+        mutants.append(
+            Mutant(
+                name=entry["name"],
+                edits=tuple(edits),
+                tests=tuple(entry.get("tests", ["sim"])),
+                is_core=entry.get("core", False),
+            )
         )
-    except subprocess.TimeoutExpired:
-        return False
-    return done.returncode == 0
+    return mutants
 
 
-def judge(mutant: Mutant | None, folder: Path) -> Outcome:
-    """Runs the simulator against the crate with this fault, or without any."""
-    crate = folder / "rust" / "treepo"
-    if mutant is None:
-        return outcome(folder)
-    source = crate / "src" / mutant.file
-    original = source.read_text()
-    if (count := original.count(mutant.find)) != 1:
-        message = f"{mutant.name}: its text occurs {count} times in {mutant.file}, not once"
-        raise SystemExit(message)
-    source.write_text(original.replace(mutant.find, mutant.replace))
-    try:
-        return outcome(folder)
-    finally:
-        source.write_text(original)
+class Bench:
+    """A copy of the workspace in which faults are tried.
+
+    It lies in the target folder and shares what has been built of the dependencies.
+    """
+
+    def __init__(self) -> None:
+        self.folder = TARGET / "mutants"
+        self.crate = self.folder / "rust" / "treepo"
+        self.environment = dict(
+            os.environ,
+            CARGO_TARGET_DIR=str(TARGET),
+            SIM_SEEDS=str(NUM_SEEDS),
+            PROPTEST_DISABLE_FAILURE_PERSISTENCE="1",
+            PROPTEST_MAX_SHRINK_ITERS="0",
+            PROPTEST_RNG_SEED="1",
+        )
+        self.environment.pop("SEED", None)
+        self.timeouts: dict[str, float] = {}
+        self._copy()
+
+    def _copy(self) -> None:
+        """The copies are new to cargo, which tells by a file's time whether it has to build."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        for name in ("treepo", "treepo-python"):
+            source = ROOT / "rust" / name
+            shutil.copytree(source, self.folder / "rust" / name, copy_function=shutil.copy)
+        for name in ("Cargo.toml", "Cargo.lock"):
+            shutil.copy(ROOT / name, self.folder)
+
+    def build(self, tests: Iterable[str]) -> dict[str, str] | None:
+        """Builds test targets; returns their executables by name, or None if one does not compile.
+
+        Without debug information of the crate, which takes a third of the time.
+        """
+        command = ["cargo", "test", "-q", "-p", "treepo", "--features", "sim", "--no-run"]
+        command += ["--config", "profile.dev.package.treepo.debug=false"]
+        command += ["--message-format=json"]
+        for test in tests:
+            command += ["--test", test]
+        done = subprocess.run(
+            command,
+            cwd=self.folder,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            timeout=BUILD_TIMEOUT_S,
+        )
+        if done.returncode != 0:
+            return None
+        messages = [json.loads(line) for line in done.stdout.splitlines() if line[:1] == "{"]
+        built = [message for message in messages if message.get("executable")]
+        return {message["target"]["name"]: message["executable"] for message in built}
+
+    def passes(self, test: str, executable: str) -> bool:
+        """Whether a test target succeeds, and in time."""
+        start = time.monotonic()
+        try:
+            done = subprocess.run(
+                [executable, "-q"],
+                cwd=self.crate,
+                env=self.environment,
+                capture_output=True,
+                timeout=self.timeouts.get(test),
+            )
+        except subprocess.TimeoutExpired:
+            return False
+        seconds = time.monotonic() - start
+        self.timeouts.setdefault(test, max(LEAST_TIMEOUT_S, PATIENCE * seconds))
+        return done.returncode == 0
+
+    def outcome(self, tests: tuple[str, ...]) -> Verdict:
+        """Builds first, so that a compile error is no kill."""
+        executables = self.build(tests)
+        if executables is None:
+            return Verdict(outcome=Outcome.NOT_BUILT)
+        for test in tests:
+            if not self.passes(test, executables[test]):
+                return Verdict(outcome=Outcome.KILLED, killer=test)
+        return Verdict(outcome=Outcome.SURVIVED)
+
+    def judge(self, mutant: Mutant) -> Verdict:
+        """Runs a mutant's tests against the crate with its fault."""
+        originals = {e.file: (self.crate / "src" / e.file).read_text() for e in mutant.edits}
+        try:
+            self._write(mutated(mutant, originals))
+            return self.outcome(mutant.tests)
+        finally:
+            self._write(originals)
+
+    def _write(self, sources: Mapping[str, str]) -> None:
+        for file, text in sources.items():
+            (self.crate / "src" / file).write_text(text)
 
 
-def outcome(folder: Path) -> Outcome:
-    """Builds first, so that a compile error is no kill."""
-    if not succeeds(test_command("--no-run"), folder):
-        return Outcome.NOT_BUILT
-    return Outcome.SURVIVED if succeeds(test_command(), folder) else Outcome.KILLED
+def mutated(mutant: Mutant, originals: Mapping[str, str]) -> dict[str, str]:
+    """The sources with the fault.
+
+    Raises:
+        SystemExit: A text to replace is not there exactly once.
+    """
+    sources = dict(originals)
+    for edit in mutant.edits:
+        if (count := sources[edit.file].count(edit.find)) != 1:
+            message = f"{mutant.name}: its text occurs {count} times in {edit.file}, not once"
+            raise SystemExit(message)
+        sources[edit.file] = sources[edit.file].replace(edit.find, edit.replace)
+    return sources
 
 
-def main(names: list[str]) -> int:
+def select(arguments: list[str]) -> list[Mutant]:
+    """The mutants that the command line asks for.
+
+    Raises:
+        SystemExit: There is no mutant of this name.
+    """
+    mutants = load_mutants()
+    known = {mutant.name: mutant for mutant in mutants}
+    parser = argparse.ArgumentParser(description="Apply faults that the tests must notice.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="faults; default: the core ones")
+    parser.add_argument("--all", action="store_true", help="apply every fault")
+    options = parser.parse_args(arguments)
+    if unknown := [name for name in options.names if name not in known]:
+        parser.error(f"unknown mutants {unknown}, known are {sorted(known)}")
+    if options.names:
+        return [known[name] for name in options.names]
+    return [mutant for mutant in mutants if options.all or mutant.is_core]
+
+
+def line(name: str, verdict: Verdict, seconds: float) -> str:
+    """One line of the report."""
+    return f"{name:42}  {verdict.outcome:9}  {seconds:5.1f} s  {verdict.killer}".rstrip()
+
+
+def main(arguments: list[str]) -> int:
     """Prints one line a mutant."""
-    known = {mutant.name: mutant for mutant in MUTANTS}
-    if unknown := [name for name in names if name not in known]:
-        print(f"unknown mutants {unknown}, known are {sorted(known)}", file=sys.stderr)
-        return 2
-    chosen = [known[name] for name in names] or list(MUTANTS)
-    all_killed = True
-    with tempfile.TemporaryDirectory(prefix="treepo-mutants-") as path:
-        folder = Path(path)
-        copy_of_crate(folder)
-        for mutant in (None, *chosen):
-            start = time.monotonic()
-            verdict = judge(mutant, folder)
-            expected = Outcome.KILLED if mutant else Outcome.SURVIVED
-            all_killed &= verdict is expected
-            name = mutant.name if mutant else "(no fault)"
-            print(f"{name:28}  {verdict:10}  {time.monotonic() - start:6.1f} s", flush=True)
-    return 0 if all_killed else 1
+    chosen = select(arguments)
+    tests = tuple(dict.fromkeys(test for mutant in chosen for test in mutant.tests))
+    bench = Bench()
+    for mutant in chosen:
+        mutated(mutant, {e.file: (bench.crate / "src" / e.file).read_text() for e in mutant.edits})
+    begin = start = time.monotonic()
+    verdict = bench.outcome(tests)
+    is_right = verdict.outcome is Outcome.SURVIVED
+    print(line("(no fault)", verdict, time.monotonic() - start), flush=True)
+    for mutant in chosen if is_right else []:
+        start = time.monotonic()
+        verdict = bench.judge(mutant)
+        is_right &= verdict.outcome is Outcome.KILLED
+        print(line(mutant.name, verdict, time.monotonic() - start), flush=True)
+    print(f"{len(chosen)} mutants in {time.monotonic() - begin:.0f} s")
+    return 0 if is_right else 1
 
 
 if __name__ == "__main__":

@@ -1,0 +1,95 @@
+//! Prompts that trees have in common: what is shared, and what weights computed it.
+#![cfg(feature = "sim")]
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use treepo::sim::{FakeModel, PlanArrays, TokenRule};
+use treepo::{PathId, Scheduler, SchedulerConfig, SearchConfig, TreeId};
+
+/// Trees of one path that never ends early, over blocks of 4 tokens.
+struct Machine {
+    scheduler: Scheduler,
+    model: FakeModel,
+    arrays: PlanArrays,
+    num_trees: u32,
+}
+
+impl Machine {
+    fn new(max_num_batched_tokens: u32) -> Self {
+        let limits =
+            SchedulerConfig { block_size: 4, max_num_batched_tokens, ..SchedulerConfig::default() };
+        let rule = TokenRule { vocab_size: 9, eos_token_ids: vec![9], eos_permille: 0 };
+        let scheduler = Scheduler::new(SearchConfig::flat(1, 500), limits, 1).unwrap();
+        Self {
+            model: FakeModel::new(rule, limits.num_blocks, 4, limits.max_num_seqs),
+            arrays: PlanArrays::new(&scheduler.capacity()),
+            scheduler,
+            num_trees: 0,
+        }
+    }
+
+    fn add(&mut self, prompt: &[u32]) -> TreeId {
+        self.num_trees += 1;
+        self.scheduler.add_tree(u64::from(self.num_trees), prompt).unwrap()
+    }
+
+    fn step(&mut self) {
+        let sizes = self.scheduler.plan_step(&mut self.arrays.buffers()).unwrap();
+        let tokens = self.model.run(&self.arrays.used(sizes)).unwrap();
+        self.scheduler.commit_step(&tokens).unwrap();
+        self.scheduler.check().unwrap();
+    }
+
+    /// Steps until the whole prompt of a tree is resident; how much of it was shared.
+    fn compute(&mut self, tree: TreeId) -> u64 {
+        let before = self.scheduler.stats().shared_prefix_tokens;
+        let prompt_len = self.scheduler.forest().tree(tree).unwrap().prompt_len;
+        while self.scheduler.memory().num_computed(tree, PathId(0)).unwrap() < prompt_len {
+            self.step();
+        }
+        self.scheduler.stats().shared_prefix_tokens - before
+    }
+}
+
+const PROMPT: [u32; 17] = [1, 2, 3, 4, 5, 6, 7, 8, 1, 2, 3, 4, 5, 6, 7, 8, 1];
+
+#[test]
+fn full_blocks_of_a_resident_prompt_are_shared() {
+    let mut machine = Machine::new(256);
+    let first = machine.add(&PROMPT);
+    machine.compute(first);
+    let same = machine.add(&PROMPT);
+    assert_eq!(machine.compute(same), 16);
+    let shorter = machine.add(&PROMPT[..11]);
+    assert_eq!(machine.compute(shorter), 8);
+    let other = machine.add(&[&PROMPT[..9], &[8; 8]].concat());
+    assert_eq!(machine.compute(other), 8, "the third block has other tokens");
+}
+
+#[test]
+fn a_prompt_is_not_shared_over_new_weights() {
+    let mut machine = Machine::new(256);
+    let first = machine.add(&PROMPT);
+    machine.compute(first);
+    machine.scheduler.set_policy_version(0);
+    let same = machine.add(&PROMPT);
+    assert_eq!(machine.compute(same), 16, "the version is the same");
+    machine.scheduler.set_policy_version(1);
+    let new = machine.add(&PROMPT);
+    assert_eq!(machine.compute(new), 0);
+    let newer = machine.add(&PROMPT);
+    assert_eq!(machine.compute(newer), 16, "both have the new weights");
+}
+
+#[test]
+fn what_two_versions_computed_together_is_not_shared() {
+    let mut machine = Machine::new(8);
+    let old = machine.add(&PROMPT);
+    machine.step();
+    machine.scheduler.set_policy_version(1);
+    machine.compute(old); // blocks 2 and 3, with the new weights, behind blocks of the old ones
+    let new = machine.add(&PROMPT);
+    assert_eq!(machine.compute(new), 0);
+    let newer = machine.add(&PROMPT);
+    let shared = machine.compute(newer);
+    assert_eq!(shared, 8, "blocks 2 and 3 are known as those of the old tree");
+}
