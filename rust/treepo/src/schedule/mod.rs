@@ -239,11 +239,16 @@ impl Scheduler {
 
     /// Sets the version of the weights that sample from here on. With a new version no prompt
     /// prefix is shared that was computed with the old one.
-    pub fn set_policy_version(&mut self, version: u32) {
+    ///
+    /// # Errors
+    /// `InvalidInput` while a plan is open: its tokens are of the old version.
+    pub fn set_policy_version(&mut self, version: u32) -> Result<()> {
+        self.check_no_plan("setting the policy version")?;
         if version != self.search.policy_version() {
             self.memory.flush_prefixes();
         }
         self.search.set_policy_version(version);
+        Ok(())
     }
 
     /// Whether every tree is done.

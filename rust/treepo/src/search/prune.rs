@@ -75,6 +75,9 @@ pub(super) struct Threshold {
     lowest: Vec<f32>,
 }
 
+/// Leaves of a warm-up that room is made for beforehand.
+const MAX_RESERVED: u32 = 1 << 10;
+
 impl Threshold {
     /// The configured threshold, or none until `warmup_leaves` leaves have been observed.
     pub(super) fn new(config: &PruneConfig) -> Self {
@@ -82,7 +85,7 @@ impl Threshold {
             value: (config.warmup_leaves == 0).then_some(config.threshold),
             num_missing: config.warmup_leaves,
             quantile: config.warmup_quantile,
-            lowest: Vec::new(),
+            lowest: Vec::with_capacity(config.warmup_leaves.min(MAX_RESERVED) as usize),
         }
     }
 

@@ -24,6 +24,10 @@ pub(super) struct StopRules {
     ranks: Vec<u32>,
 }
 
+/// Bytes of a box at most; longer ones end no path, so that a brace without a partner costs no walk
+/// over the whole completion.
+const MAX_BOX_LEN: usize = 4096;
+
 impl StopRules {
     /// The texts that the rules were made with.
     pub(super) fn texts(&self) -> &TokenTexts {
@@ -123,6 +127,7 @@ impl StopRules {
         let bytes = self.texts.get(newest);
         let older =
             backwards(tree, path).skip(1).flat_map(|token| self.texts.get(token.id).iter().rev());
+        let older = older.take(MAX_BOX_LEN);
         let closes = |(i, &byte): (usize, &u8)| {
             byte == b'}' && closes_box(bytes[..i].iter().rev().chain(older.clone()).copied())
         };
