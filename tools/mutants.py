@@ -21,6 +21,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 FAULTS = Path(__file__).with_suffix(".toml")
@@ -57,7 +58,8 @@ class Mutant:
     Attributes:
         name: What the fault is.
         edits: How it comes into the crate.
-        tests: Test targets that must notice it, tried in this order; one of them is enough.
+        tests: Test targets that must notice it, tried in this order; one of them is enough. `lib`
+            stands for the unit tests.
         is_core: Whether it is applied unless all are asked for.
     """
 
@@ -131,7 +133,7 @@ class Bench:
         command += ["--config", "profile.dev.package.treepo.debug=false"]
         command += ["--message-format=json"]
         for test in tests:
-            command += ["--test", test]
+            command += ["--lib"] if test == "lib" else ["--test", test]
         done = subprocess.run(
             command,
             cwd=self.folder,
@@ -145,7 +147,7 @@ class Bench:
             return None
         messages = [json.loads(line) for line in done.stdout.splitlines() if line[:1] == "{"]
         built = [message for message in messages if message.get("executable")]
-        return {message["target"]["name"]: message["executable"] for message in built}
+        return {target_name(message["target"]): message["executable"] for message in built}
 
     def passes(self, test: str, executable: str) -> bool:
         """Whether a test target succeeds, and in time."""
@@ -186,6 +188,11 @@ class Bench:
     def _write(self, sources: Mapping[str, str]) -> None:
         for file, text in sources.items():
             (self.crate / "src" / file).write_text(text)
+
+
+def target_name(target: Mapping[str, Any]) -> str:
+    """How a mutant names this target of cargo's."""
+    return "lib" if "lib" in target["kind"] else str(target["name"])
 
 
 def mutated(mutant: Mutant, originals: Mapping[str, str]) -> dict[str, str]:

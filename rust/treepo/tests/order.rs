@@ -149,21 +149,52 @@ fn a_row_is_not_taken_from_a_more_important_path() {
     assert!(!machine.is_done(old));
 }
 
-#[test]
-fn a_priority_moves_trees_in_the_queue_and_paths_that_wait() {
-    let limits = SchedulerConfig { max_num_seqs: 2, age_bias: 999, ..SchedulerConfig::default() };
-    let mut machine = Machine::new(chains(2, 4), limits, 0);
-    let [first, second, third, last] = [1, 2, 3, 4].map(|key| machine.add(key, 3));
-    // the first two trees are admitted, one of which waits
-    assert_eq!(machine.step(), [first; 2]);
-    machine.scheduler.set_priority(second, 1).unwrap();
-    machine.scheduler.set_priority(last, 1).unwrap();
-    assert_eq!(machine.step(), [first; 2]);
-    for (tree, num_steps) in [(second, 8), (first, 6), (last, 8), (third, 8)] {
+/// Runs whole trees of two chains, of `num_steps` steps each that are left, one after the other.
+fn assert_order(machine: &mut Machine, trees: &[(TreeId, usize)]) {
+    for &(tree, num_steps) in trees {
         for _ in 0..num_steps {
             assert_eq!(machine.step(), [tree; 2]);
         }
     }
+}
+
+#[test]
+fn a_path_that_waits_comes_first_when_its_tree_becomes_important() {
+    let limits = SchedulerConfig { max_num_seqs: 2, age_bias: 999, ..SchedulerConfig::default() };
+    let mut machine = Machine::new(chains(2, 4), limits, 0);
+    let [first, second] = [1, 2].map(|key| machine.add(key, 3));
+    assert_order(&mut machine, &[(first, 1)]);
+    machine.scheduler.set_priority(second, 1).unwrap();
+    assert_order(&mut machine, &[(first, 1), (second, 8), (first, 6)]);
+}
+
+#[test]
+fn a_queued_tree_comes_first_when_it_becomes_important() {
+    // with 0 % of the pool, one tree at a time
+    let limits = SchedulerConfig { admission_percent: 0, ..SchedulerConfig::default() };
+    let mut machine = Machine::new(chains(2, 4), limits, 0);
+    let [first, second, third] = [1, 2, 3].map(|key| machine.add(key, 3));
+    assert_order(&mut machine, &[(first, 1)]);
+    machine.scheduler.set_priority(third, 1).unwrap();
+    assert_order(&mut machine, &[(first, 7), (third, 8), (second, 8)]);
+}
+
+#[test]
+fn an_idle_path_still_gives_its_memory_when_its_priority_has_changed() {
+    let search = SearchConfig { segment_len: 20, verdicts: Verdicts::Segments, ..chains(1, 2) };
+    let mut machine = Machine::new(search, tight(65), 0);
+    let waiting = machine.add(1, 2);
+    while machine.scheduler.ended_segments().next().is_none() {
+        machine.step();
+    }
+    machine.scheduler.set_priority(waiting, -1).unwrap();
+    let other = machine.add(2, 10);
+    machine.add(3, 10);
+    while machine.scheduler.ended_segments().all(|(tree, _)| tree != other) {
+        machine.step();
+    }
+    assert!(machine.computed(waiting) < 21, "memory was never short");
+    assert_eq!(machine.scheduler.stats().preemptions, 0, "nobody else gave way");
 }
 
 /// Blocks that a tree needs at worst, by the documented rule.

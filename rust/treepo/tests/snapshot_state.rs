@@ -1,9 +1,13 @@
-//! What a snapshot says besides the forest: priorities, versions, the age of trees.
+//! What a snapshot says besides the forest: priorities, versions, the age of trees, scores.
 #![cfg(feature = "sim")]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+use treepo::search::{BranchBy, BranchConfig, Verdicts};
 use treepo::sim::{FakeModel, PlanArrays, TokenRule};
-use treepo::{Scheduler, SchedulerConfig, SearchConfig, TokenKind, TreeId};
+use treepo::{
+    Path, PathId, SampledToken, Scheduler, SchedulerConfig, Search, SearchConfig, TokenKind,
+    TreeId, Verdict,
+};
 
 /// Trees of two chains of segments of 2 tokens.
 fn scheduler(limits: SchedulerConfig) -> Scheduler {
@@ -70,4 +74,28 @@ fn a_tree_keeps_its_turn() {
     let mut scheduler = scheduler(limits);
     assert_eq!(run(&mut scheduler, 2), [[TreeId(0); 2]; 2]);
     assert_eq!(run(&mut again(&scheduler), 1)[0][0], TreeId(1), "it has had no token yet");
+}
+
+#[test]
+fn a_score_that_was_told_before_a_snapshot_counts_behind_it() {
+    let branch = BranchConfig { by: BranchBy::Score, ..BranchConfig::default() };
+    let search = SearchConfig {
+        segment_len: 1,
+        verdicts: Verdicts::Segments,
+        branch,
+        ..SearchConfig::default()
+    };
+    let mut search = Search::new(search, 1).unwrap();
+    let tree = search.add_tree(1, &[1, 2, 3]).unwrap();
+    let token = SampledToken { id: 5, logprob: -1.0, entropy: 1.0 };
+    for path in [0, 1].map(PathId) {
+        search.push_token(tree, path, token).unwrap();
+    }
+    let low = Verdict::Continue { score: -9.0 };
+    search.report(tree, PathId(0), low).unwrap();
+    let mut search = Search::from_bytes(&search.to_bytes().unwrap()).unwrap();
+    search.report(tree, PathId(1), Verdict::Continue { score: 0.0 }).unwrap();
+    let parents: Vec<_> =
+        search.forest().trees()[0].paths()[2..].iter().map(Path::parent).collect();
+    assert_eq!(parents, [Some(PathId(0)); 2], "lower scores get the budget");
 }

@@ -1,11 +1,11 @@
-//! Prompts that trees have in common: what is shared, and what weights computed it.
+//! What trees and paths have in common: what is shared, who keeps it, and what weights computed it.
 #![cfg(feature = "sim")]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use treepo::sim::{FakeModel, PlanArrays, TokenRule};
 use treepo::{PathId, Scheduler, SchedulerConfig, SearchConfig, TreeId};
 
-/// Trees of one path that never ends early, over blocks of 4 tokens.
+/// Trees whose paths never end early, over blocks of 4 tokens.
 struct Machine {
     scheduler: Scheduler,
     model: FakeModel,
@@ -14,11 +14,16 @@ struct Machine {
 }
 
 impl Machine {
-    fn new(max_num_batched_tokens: u32) -> Self {
-        let limits =
-            SchedulerConfig { block_size: 4, max_num_batched_tokens, ..SchedulerConfig::default() };
+    /// Trees of one path.
+    fn chains(max_num_batched_tokens: u32) -> Self {
+        let limits = SchedulerConfig { max_num_batched_tokens, ..SchedulerConfig::default() };
+        Self::new(SearchConfig::flat(1, 500), limits)
+    }
+
+    fn new(search: SearchConfig, limits: SchedulerConfig) -> Self {
+        let limits = SchedulerConfig { block_size: 4, ..limits };
         let rule = TokenRule { vocab_size: 9, eos_token_ids: vec![9], eos_permille: 0 };
-        let scheduler = Scheduler::new(SearchConfig::flat(1, 500), limits, 1).unwrap();
+        let scheduler = Scheduler::new(search, limits, 1).unwrap();
         Self {
             model: FakeModel::new(rule, limits.num_blocks, 4, limits.max_num_seqs),
             arrays: PlanArrays::new(&scheduler.capacity()),
@@ -39,11 +44,15 @@ impl Machine {
         self.scheduler.check().unwrap();
     }
 
+    fn computed(&self, tree: TreeId, path: PathId) -> u32 {
+        self.scheduler.memory().num_computed(tree, path).unwrap()
+    }
+
     /// Steps until the whole prompt of a tree is resident; how much of it was shared.
     fn compute(&mut self, tree: TreeId) -> u64 {
         let before = self.scheduler.stats().shared_prefix_tokens;
         let prompt_len = self.scheduler.forest().tree(tree).unwrap().prompt_len;
-        while self.scheduler.memory().num_computed(tree, PathId(0)).unwrap() < prompt_len {
+        while self.computed(tree, PathId(0)) < prompt_len {
             self.step();
         }
         self.scheduler.stats().shared_prefix_tokens - before
@@ -54,7 +63,7 @@ const PROMPT: [u32; 17] = [1, 2, 3, 4, 5, 6, 7, 8, 1, 2, 3, 4, 5, 6, 7, 8, 1];
 
 #[test]
 fn full_blocks_of_a_resident_prompt_are_shared() {
-    let mut machine = Machine::new(256);
+    let mut machine = Machine::chains(256);
     let first = machine.add(&PROMPT);
     machine.compute(first);
     let same = machine.add(&PROMPT);
@@ -67,7 +76,7 @@ fn full_blocks_of_a_resident_prompt_are_shared() {
 
 #[test]
 fn a_prompt_is_not_shared_over_new_weights() {
-    let mut machine = Machine::new(256);
+    let mut machine = Machine::chains(256);
     let first = machine.add(&PROMPT);
     machine.compute(first);
     machine.scheduler.set_policy_version(0).unwrap();
@@ -82,7 +91,7 @@ fn a_prompt_is_not_shared_over_new_weights() {
 
 #[test]
 fn what_two_versions_computed_together_is_not_shared() {
-    let mut machine = Machine::new(8);
+    let mut machine = Machine::chains(8);
     let old = machine.add(&PROMPT);
     machine.step();
     machine.scheduler.set_policy_version(1).unwrap();
@@ -92,4 +101,44 @@ fn what_two_versions_computed_together_is_not_shared() {
     let newer = machine.add(&PROMPT);
     let shared = machine.compute(newer);
     assert_eq!(shared, 8, "blocks 2 and 3 are known as those of the old tree");
+}
+
+#[test]
+fn a_path_that_finds_no_row_keeps_what_its_leader_computed_for_it() {
+    let limits = SchedulerConfig { max_num_seqs: 1, ..SchedulerConfig::default() };
+    let search = SearchConfig { initial_divergence: 2, ..SearchConfig::default() };
+    let mut machine = Machine::new(search, limits);
+    let tree = machine.add(&PROMPT);
+    machine.step();
+    let len = |path| machine.scheduler.forest().path(tree, path).unwrap().len();
+    assert_eq!((len(PathId(0)), len(PathId(1))), (18, 17));
+    assert_eq!(machine.computed(tree, PathId(1)), 17);
+}
+
+#[test]
+fn a_path_keeps_what_it_shares_with_a_leader_that_is_pruned() {
+    let search = SearchConfig { initial_divergence: 1, segment_len: 2, ..SearchConfig::default() };
+    let mut machine = Machine::new(search, SchedulerConfig::default());
+    let tree = machine.add(&PROMPT);
+    machine.step();
+    machine.step();
+    assert_eq!(machine.scheduler.forest().tree(tree).unwrap().paths().len(), 2, "it has forked");
+    machine.scheduler.prune(tree, PathId(0)).unwrap();
+    assert_eq!(machine.computed(tree, PathId(1)), 18, "all but the token that is fed next");
+}
+
+#[test]
+fn paths_that_have_lost_their_memory_compute_what_they_share_once() {
+    let search = SearchConfig { initial_divergence: 2, ..SearchConfig::default() };
+    let mut machine = Machine::new(search, SchedulerConfig::default());
+    machine.add(&PROMPT);
+    for _ in 0..3 {
+        machine.step();
+    }
+    machine.scheduler.drop_memory().unwrap();
+    let before = machine.scheduler.stats().fed_tokens;
+    machine.step();
+    machine.step();
+    let fed = machine.scheduler.stats().fed_tokens - before;
+    assert_eq!(fed, 20 + 1 + 3, "one path whole and its next token, three tokens of the other");
 }
