@@ -47,6 +47,8 @@ def forecast(
     block_size: int = 16,
     max_num_seqs: int = 256,
     max_num_batched_tokens: int = 2048,
+    admission_percent: int = 200,
+    age_bias: int = 32,
     seed: int = 0,
 ) -> dict[str, float]:
     """What a configuration will cost, before anything runs: means a tree, and totals.
@@ -64,13 +66,15 @@ def forecast(
         block_size: tokens of a block.
         max_num_seqs: rows of a step at most.
         max_num_batched_tokens: tokens of a step at most.
+        admission_percent: as of `Scheduler`.
+        age_bias: as of `Scheduler`.
         seed: of the trees that are drawn.
 
     Returns:
         decoded_tokens (with decoded_tokens_error), returned_tokens and speedup_bound, their ratio;
-        leaves and leaves_stop, leaves_length, leaves_depth, leaves_pruned; initial_paths,
-        branches, fallbacks, leaf_depth; in total recomputed_tokens, steps and peak_blocks; rows
-        a step, and the shares idle_rows and round_wait.
+        leaves and leaves_stop, leaves_length, leaves_depth, leaves_repetition, leaves_pruned;
+        initial_paths, branches, fallbacks, leaf_depth, recomputed_tokens; in total steps and
+        peak_blocks; rows a step, and the shares idle_rows and round_wait.
 
     Raises:
         InvalidConfigError: rates outside 0 to 1, or no trees.

@@ -35,7 +35,7 @@ def test_plan_names_what_a_tree_decodes_returns_and_shares(capsys):
     assert bound == pytest.approx(returned / decoded, abs=0.02)
     assert re.search(r"^memory +\d+ KV blocks of 16 tokens at the peak, [\d.e-]+ GiB", text, re.M)
     assert re.search(r"^policy +fallback \(sampled_token\)", text, re.M)
-    assert re.search(r"^weights +no mean over leaves is unbiased", text, re.M)
+    assert re.search(r"^weights +the mean of rewards is biased", text, re.M)
 
 
 def test_lines_fit_the_terminal(capsys, monkeypatch):

@@ -383,7 +383,7 @@ def test_a_forecast_names_what_is_too_small():
     with pytest.raises(core.PoolTooSmallError, match="pool has 2"):
         core.forecast(config, rates=[0.5], num_blocks=3)
     for name in ("num_trees", "prompt_len", "block_size", "max_num_seqs"):
-        with pytest.raises(core.InvalidConfigError, match=f"{name}: must be at least 1"):
+        with pytest.raises(core.InvalidConfigError, match=f"{name}: must be .*got 0"):
             core.forecast(config, rates=[0.5], **{name: 0})
     with pytest.raises(TypeError):
         core.forecast(config, rates="often")

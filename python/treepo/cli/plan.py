@@ -90,6 +90,8 @@ def _plan(arguments: argparse.Namespace, config: TrainConfig) -> Plan:
         block_size=config.engine.block_size,
         max_num_seqs=config.engine.max_num_seqs,
         max_num_batched_tokens=config.engine.max_num_batched_tokens,
+        admission_percent=config.engine.admission_percent,
+        age_bias=config.engine.age_bias,
         seed=config.seed,
     )
     bytes_per_token = None if shape is None else shape.bytes_per_token(config.engine.dtype)

@@ -15,8 +15,8 @@ _UNBIASED = (
     "prefix of a fork only"
 )
 _BIASED = (
-    "no mean over leaves is unbiased, weighted or not: a rule also looks at sampled tokens behind "
-    "a fork"
+    "the mean of rewards is biased, and forest.paths.weight does not make up for it: a rule also "
+    "looks at sampled tokens behind a fork"
 )
 _WHY_BOUND = (
     "a flat rollout decodes all that it returns, a tree what is shared once; empty rows and "

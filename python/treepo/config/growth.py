@@ -108,10 +108,10 @@ class Total(StrEnum):
     TRAJECTORIES = "trajectories"
     """Nothing: a tree has `width` leaves."""
     UNIQUE_TOKENS = "unique_tokens"
-    """`max_tokens` sampled tokens, each counted once; forks that the rest cannot pay for are not
-    made."""
+    """`max_tokens` sampled tokens, each counted once: forks are made as long as a segment of each
+    path is paid for. Live paths go on beyond the total."""
     PUBLISHED_TOKENS = "published_tokens"
-    """`max_tokens` as the published code counts them: a shared token once for every leaf."""
+    """`max_tokens` as the published code counts them: the whole completions of leaves."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -14,7 +14,7 @@ class FallbackFrom(StrEnum):
     NOTHING = "nothing"
     """None: a tree may end with fewer leaves than its width. `none` is read as this."""
     ANSWERED = "answered"
-    """Leaves that ended with an end of sequence, in random order."""
+    """Leaves that stopped by themselves: end of sequence, stop string, box, verdict; shuffled."""
     ALL = "all"
     """All leaves that count, in random order."""
     PRIORITY = "priority"

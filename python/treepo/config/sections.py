@@ -78,7 +78,7 @@ class EngineConfig(Section):
     """Tokens of one step at most."""
     admission_percent: int = 200
     """Trees are admitted until the worst growth of all open ones fills this much of the pool; 100
-    never preempts and leaves memory idle."""
+    preempts only where one tree alone outgrows the pool, and leaves memory idle."""
     age_bias: int = 32
     """Sampled tokens that being one place older is worth to a tree whose paths wait for a row; 0
     is fair to all, a large number finishes old trees first."""

@@ -25,7 +25,7 @@ fn plenty(config: &treepo::SearchConfig, assumptions: &Assumptions, block_size: 
 #[pyfunction]
 #[pyo3(signature = (
     config, *, rates, prompt_len=64, num_trees=64, num_blocks=None, block_size=16,
-    max_num_seqs=256, max_num_batched_tokens=2048, seed=0,
+    max_num_seqs=256, max_num_batched_tokens=2048, admission_percent=200, age_bias=32, seed=0,
 ))]
 #[allow(clippy::too_many_arguments, reason = "keyword arguments of a Python function")]
 pub(crate) fn forecast<'py>(
@@ -38,6 +38,8 @@ pub(crate) fn forecast<'py>(
     #[pyo3(from_py_with = int)] block_size: u32,
     #[pyo3(from_py_with = count)] max_num_seqs: u32,
     #[pyo3(from_py_with = count)] max_num_batched_tokens: u32,
+    #[pyo3(from_py_with = int)] admission_percent: u32,
+    #[pyo3(from_py_with = int)] age_bias: u32,
     #[pyo3(from_py_with = int)] seed: u64,
 ) -> PyResult<Bound<'py, PyDict>> {
     let assumptions = Assumptions { rates, prompt_len, num_trees };
@@ -47,7 +49,8 @@ pub(crate) fn forecast<'py>(
         block_size,
         max_num_seqs,
         max_num_batched_tokens,
-        ..SchedulerConfig::default()
+        admission_percent,
+        age_bias,
     };
     let forecast = py.detach(|| treepo::forecast::forecast(search, limits, &assumptions, seed));
     let dict = PyDict::new(py);

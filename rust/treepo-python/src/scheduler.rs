@@ -79,7 +79,7 @@ impl Scheduler {
             age_bias,
         };
         let mut scheduler = treepo::Scheduler::new(config.0.clone(), limits, seed).into_py()?;
-        scheduler.set_policy_version(policy_version);
+        scheduler.set_policy_version(policy_version).into_py()?;
         Ok(Self { inner: scheduler, sampled: Vec::new() })
     }
 
@@ -228,8 +228,11 @@ impl Scheduler {
         Ok(self.inner.rewind(TreeId(tree), PathId(path), at).into_py()?.0)
     }
 
-    fn set_policy_version(&mut self, #[pyo3(from_py_with = argument::version)] version: u32) {
-        self.inner.set_policy_version(version);
+    fn set_policy_version(
+        &mut self,
+        #[pyo3(from_py_with = argument::version)] version: u32,
+    ) -> PyResult<()> {
+        self.inner.set_policy_version(version).into_py()
     }
 
     fn abort_tree(&mut self, #[pyo3(from_py_with = int)] tree: u32) -> PyResult<()> {

@@ -1,7 +1,7 @@
 //! Timings of the core: `cargo bench --package treepo --bench core [-- FILTER]`.
 //!
 //! A run does its operation many times; `thrpt` counts operations. Instruction counts of the same
-//! cases: `tools/instruction_counts.py`.
+//! cases: `benches/instruction_counts.py`.
 
 mod cases;
 

@@ -10,11 +10,15 @@ use crate::forest::{FinishReason, Forest, ForkOrigin, Path, SampledToken, Tree};
 use crate::ids::PathId;
 use crate::key::{Purpose, Stream};
 use crate::schedule::{PlanArrays, Scheduler, SchedulerConfig};
-use crate::search::{SearchConfig, TokenTexts, Verdict};
+use crate::search::{SearchConfig, TokenTexts, Verdict, boundary};
 
 /// Mean of the exponential distributions that stand for surprisal and entropy, in nats. Rules that
-/// read them see independent numbers of a plausible size; counts hardly depend on it.
+/// read them see independent numbers of a plausible size. Where paths are pruned by confidence, how
+/// many are depends on this assumption.
 const MEAN_NATS: f64 = 0.5;
+
+/// Tokens that the model draws from evenly.
+const NUM_TOKENS: u32 = 50_000;
 
 /// What a forecast assumes.
 #[derive(Debug, Clone, PartialEq)]
@@ -109,12 +113,17 @@ pub fn forecast(
     }
     let eos = search.eos_token_ids[0];
     let segment_len = f64::from(search.segment_len);
-    let model = Model { rates: assumptions.rates.clone(), segment_len, eos };
+    let model = Model {
+        rates: assumptions.rates.clone(),
+        segment_len,
+        eos,
+        eos_token_ids: search.eos_token_ids.clone(),
+    };
     let mut scheduler = Scheduler::new(search, limits, seed)?;
     scheduler.set_texts(TokenTexts::new([""]))?;
     for t in 0..assumptions.num_trees {
         // tokens of its own: a forecast counts on no common prefix
-        let prompt: Vec<u32> = (0..assumptions.prompt_len).map(|i| eos ^ (1 + t + i)).collect();
+        let prompt: Vec<u32> = (0..assumptions.prompt_len).map(|i| t.wrapping_add(i)).collect();
         scheduler.add_tree(u64::from(t), &prompt)?;
     }
     run(&mut scheduler, &model)?;
@@ -142,15 +151,23 @@ struct Model {
     rates: Vec<f64>,
     segment_len: f64,
     eos: u32,
+    eos_token_ids: Vec<u32>,
 }
 
 impl Model {
+    /// A token that ends nothing, one of so many that no text repeats itself.
+    fn other(&self, numbers: Stream) -> u32 {
+        let is_other = |id: &u32| !self.eos_token_ids.contains(id);
+        let first = numbers.below(Purpose::Token, 2, NUM_TOKENS);
+        (first..=u32::MAX).find(is_other).unwrap_or(first)
+    }
+
     /// The next token of a path. The place of an end within its segment is drawn evenly, so the
     /// hazard of token j of L at rate r is `(r / L) / (1 - r j / L)`.
     fn token(&self, tree: &Tree, id: PathId, uniform: f64) -> Result<SampledToken> {
         let path = tree.path(id)?;
         let depth = (path.depth() as usize).min(self.rates.len() - 1);
-        let start = tree.last_mark(id).unwrap_or(path.at).max(tree.prompt_len);
+        let start = boundary(tree, id, path.len());
         let per_token = self.rates[depth] / self.segment_len;
         let hazard = per_token / (1.0 - per_token * f64::from(path.len() - start));
         let numbers = Stream(uniform.to_bits());
@@ -158,7 +175,7 @@ impl Model {
             let uniform = numbers.uniform(Purpose::Token, counter);
             -MEAN_NATS * (1.0 - uniform).ln()
         };
-        let id = if uniform < hazard { self.eos } else { self.eos ^ 1 };
+        let id = if uniform < hazard { self.eos } else { self.other(numbers) };
         Ok(SampledToken { id, logprob: -nats(0) as f32, entropy: nats(1) as f32 })
     }
 }

@@ -27,6 +27,10 @@
 //! byte. There are no threads, no clock, no I/O and no hash maps.
 #![forbid(unsafe_code)]
 
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 mod error;
 pub mod forecast;
 pub mod forest;

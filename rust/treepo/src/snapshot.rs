@@ -1,7 +1,7 @@
 //! Snapshots as bytes: what they begin and end with.
 //!
-//! Layout: `TREEPO`, the format's version (2 bytes, little endian), the content in postcard's
-//! format, CRC-32 of all before it (4 bytes, little endian).
+//! Layout: `TREEPO`, the format's version (2 bytes, little endian), `s` for a search or `S` for a
+//! scheduler, the content in postcard's format, CRC-32 of all before it (4 bytes, little endian).
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;

@@ -92,6 +92,8 @@ fn the_other_rules_allocate_nothing() {
     pruned.prune.by = PruneBy::Logprob;
     (pruned.prune.window, pruned.prune.threshold) = (4, -0.75);
     pruned.prune.leaves = PrunedLeaves::AreReplaced;
+    assert_eq!(allocations_after_warm_up(pruned.clone(), 300), 0);
+    pruned.prune.warmup_leaves = 3;
     assert_eq!(allocations_after_warm_up(pruned, 300), 0);
 }
 

@@ -108,3 +108,16 @@ fn wrong_assumptions_are_named() {
     assert!(of(&[0.5], 0, 1).contains("prompt_len"));
     assert!(of(&[0.5], 1, 0).contains("num_trees"));
 }
+
+#[test]
+fn paths_end_where_the_rates_say_so_wherever_they_were_forked() {
+    for preset in [Preset::Treerl, Preset::Treepo] {
+        let mut search = SearchConfig { eos_token_ids: vec![2, 3], ..preset.config() };
+        search.stop.repetition = treepo::search::Repetition::Tokens;
+        let assumptions = Assumptions { rates: vec![1.0], prompt_len: 4, num_trees: 8 };
+        let limits = SchedulerConfig { num_blocks: 400_000, ..SchedulerConfig::default() };
+        let told = forecast(&search, limits, &assumptions, 0).unwrap();
+        assert!((told.leaves_stop - told.leaves).abs() < 1e-9, "{preset}: {told:?}");
+        assert!(told.decoded_tokens > told.leaves, "{preset}: only ends are sampled");
+    }
+}

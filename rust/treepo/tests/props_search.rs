@@ -318,7 +318,10 @@ proptest! {
         let looks_back = config.fallback.from != FallbackFrom::Nothing
             || config.prune.by != PruneBy::Nothing
             || config.verdicts == Verdicts::Segments
-            || matches!(config.branch.by, BranchBy::TokenSurprisal | BranchBy::TokenEntropy);
+            || matches!(
+                config.branch.by,
+                BranchBy::TokenSurprisal | BranchBy::TokenEntropy | BranchBy::TokenEntropyAbove
+            );
         prop_assert_eq!(is_prefix, !looks_back);
         let worst = config.policies().iter().map(|policy| policy.dependence).max();
         prop_assert_eq!(worst.unwrap_or(Dependence::Prefix), config.dependence());

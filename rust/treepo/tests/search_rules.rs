@@ -272,6 +272,25 @@ fn a_warm_up_of_scores_takes_the_lowest_of_each_leaf() {
 }
 
 #[test]
+fn a_warm_up_of_scores_knows_those_before_a_fork() {
+    let mut config = SearchConfig { verdicts: Verdicts::Segments, max_depth: 9, ..small() };
+    (config.width, config.initial_divergence, config.branch_factor) = (2, 1, 2);
+    (config.prune.by, config.prune.warmup_leaves) = (PruneBy::Score, 1);
+    let judge = |search: &mut Search, path, score| {
+        run(search, path);
+        search.report(TREE, PathId(path), Verdict::Continue { score }).unwrap();
+    };
+    for leaf in [0, 1] {
+        let mut search = search(&config);
+        judge(&mut search, 0, -5.0); // both leaves hold this segment
+        stop(&mut search, leaf);
+        judge(&mut search, 1 - leaf, -5.0);
+        judge(&mut search, 1 - leaf, -5.1);
+        assert_eq!(reasons(&search)[1 - leaf as usize], Some(FinishReason::Pruned), "{leaf}");
+    }
+}
+
+#[test]
 fn the_caller_forks_within_the_width_and_goes_back_at_any_width() {
     let mut search = search(&SearchConfig { width: 3, ..small() });
     for _ in 0..2 {
@@ -285,6 +304,7 @@ fn the_caller_forks_within_the_width_and_goes_back_at_any_width() {
     assert_eq!(search.drain_events().collect::<Vec<_>>(), [expected]);
     assert_eq!(tree(&search).path(PathId(2)).unwrap().origin, ForkOrigin::Caller);
     assert!(!tree(&search).is_replayable);
+    assert_eq!(tree(&search).dependence, treepo::Dependence::SampledToken);
     assert!(search.fork(TREE, PathId(0), 3).unwrap_err().to_string().contains("of width 3"));
     assert_eq!(search.rewind(TREE, PathId(0), 4), Ok(PathId(3)));
     assert_eq!(search.rewind(TREE, PathId(3), 4), Ok(PathId(4)), "a new path has a new stream");

@@ -79,10 +79,10 @@ fn a_prompt_is_not_shared_over_new_weights() {
     let mut machine = Machine::chains(256);
     let first = machine.add(&PROMPT);
     machine.compute(first);
-    machine.scheduler.set_policy_version(0);
+    machine.scheduler.set_policy_version(0).unwrap();
     let same = machine.add(&PROMPT);
     assert_eq!(machine.compute(same), 16, "the version is the same");
-    machine.scheduler.set_policy_version(1);
+    machine.scheduler.set_policy_version(1).unwrap();
     let new = machine.add(&PROMPT);
     assert_eq!(machine.compute(new), 0);
     let newer = machine.add(&PROMPT);
@@ -94,7 +94,7 @@ fn what_two_versions_computed_together_is_not_shared() {
     let mut machine = Machine::chains(8);
     let old = machine.add(&PROMPT);
     machine.step();
-    machine.scheduler.set_policy_version(1);
+    machine.scheduler.set_policy_version(1).unwrap();
     machine.compute(old); // blocks 2 and 3, with the new weights, behind blocks of the old ones
     let new = machine.add(&PROMPT);
     assert_eq!(machine.compute(new), 0);

@@ -49,7 +49,7 @@ fn again(scheduler: &Scheduler) -> Scheduler {
 #[test]
 fn tokens_behind_a_snapshot_have_the_version_that_was_set_before_it() {
     let mut scheduler = scheduler(SchedulerConfig::default());
-    scheduler.set_policy_version(7);
+    scheduler.set_policy_version(7).unwrap();
     let mut other = again(&scheduler);
     run(&mut other, 1);
     let columns = other.forest().columns();

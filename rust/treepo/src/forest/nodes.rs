@@ -78,7 +78,7 @@ impl Splits {
 }
 
 impl Forest {
-    /// Derives the nodes in one pass, O(tokens + paths log paths).
+    /// Derives the nodes in one pass, O((marks + paths) log paths).
     pub fn nodes(&self) -> Nodes {
         let mut nodes = Nodes { leaf: vec![-1; self.num_paths()], ..Nodes::default() };
         let mut first_path = 0;

@@ -44,7 +44,7 @@ pub enum FinishReason {
 }
 
 impl FinishReason {
-    /// Whether such a leaf counts towards the tree's width (law T2).
+    /// Whether such a leaf was sampled to its end: one that was given up or aborted was not.
     pub fn counts(self) -> bool {
         !matches!(self, Self::Pruned | Self::Abort)
     }

@@ -86,7 +86,6 @@ impl Tree {
         &self.paths[path.index()]
     }
 
-    /// One path, or one without tokens if it does not exist.
     /// The path's last token, if it is its own. O(1).
     #[inline]
     pub(crate) fn newest_id(&self, path: PathId) -> Option<u32> {
@@ -111,6 +110,7 @@ impl Tree {
         shared
     }
 
+    /// One path, or one without tokens if it does not exist.
     fn own_or_empty(&self, path: PathId) -> &Path {
         static EMPTY: Path = Path::EMPTY;
         self.paths.get(path.index()).unwrap_or(&EMPTY)

@@ -147,7 +147,8 @@ impl Scheduler {
         self.plan_row(tree, path, query, writer)
     }
 
-    /// Gives the path what the one that it has just left, other relatives, or other trees with the same prompt, have resident.
+    /// Gives the path what others have resident of its tokens: `source`, which it has just left,
+    /// other relatives, or other trees with the same prompt.
     pub(super) fn attach(
         &mut self,
         tree: TreeId,

@@ -20,8 +20,9 @@ pub struct SchedulerConfig {
     /// Tokens of a step at most.
     pub max_num_batched_tokens: u32,
     /// Optimism of admission in percent of the pool: trees are admitted until the worst growth of
-    /// all open trees fills this much of it. 100 never preempts and leaves the pool half empty, as
-    /// most paths end early; more admits more trees at the risk of computing again.
+    /// all open trees fills this much of it. 100 preempts only where one tree alone outgrows the
+    /// pool, and leaves it half empty, as most paths end early; more admits more trees at the risk of
+    /// computing again.
     pub admission_percent: u32,
     /// What being old is worth, in sampled tokens. A path that waits for a row comes before those
     /// of trees that have had more tokens sampled; each tree that came before it counts as this

@@ -12,7 +12,7 @@
 //!
 //! Laws: S1 a plan is not empty while work remains; S2 no limit is exceeded; S3 same inputs, same
 //! plan; S4 no decision of the search sees the schedule; S5 no token is sampled twice, and its
-//! keys and values are computed again only after eviction, which is counted.
+//! keys and values are computed again only after they were lost, which is counted.
 
 mod admit;
 mod arrays;
@@ -239,11 +239,16 @@ impl Scheduler {
 
     /// Sets the version of the weights that sample from here on. With a new version no prompt
     /// prefix is shared that was computed with the old one.
-    pub fn set_policy_version(&mut self, version: u32) {
+    ///
+    /// # Errors
+    /// `InvalidInput` while a plan is open: its tokens are of the old version.
+    pub fn set_policy_version(&mut self, version: u32) -> Result<()> {
+        self.check_no_plan("setting the policy version")?;
         if version != self.search.policy_version() {
             self.memory.flush_prefixes();
         }
         self.search.set_policy_version(version);
+        Ok(())
     }
 
     /// Whether every tree is done.

@@ -18,7 +18,8 @@ pub struct PlanCapacity {
     pub num_table_updates: usize,
 }
 
-/// Elements that a plan uses of each array. All are 0 when no work is left.
+/// Elements that a plan uses of each array. All are 0 when no work is left, or
+/// when all that is left waits for the caller's verdicts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PlanSizes {
     /// Rows: paths that are computed in this step.

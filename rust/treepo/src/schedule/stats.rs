@@ -30,7 +30,8 @@ stats! {
     fed_tokens,
     /// Prompt tokens whose keys and values another tree had resident.
     shared_prefix_tokens,
-    /// Fed tokens whose keys and values had been computed before and were evicted since.
+    /// Fed tokens whose keys and values had been computed before and lost since: to eviction, with
+    /// a path that was given up, or with all memory.
     recomputed_tokens,
     /// Fed tokens whose keys and values were resident and only their logits were missing.
     refed_tokens,
@@ -38,7 +39,7 @@ stats! {
     chunked_prefills,
     /// Paths that lost their row to another one.
     preemptions,
-    /// Blocks, and holds on partly filled ones, that paths lost to others.
+    /// Blocks, and holds on shared ones, that paths lost to others.
     evictions,
     /// Partly filled blocks copied.
     block_copies,

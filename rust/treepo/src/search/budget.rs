@@ -56,7 +56,8 @@ pub(super) fn width(config: &SearchConfig, state: &TreeState) -> u32 {
             leaves + live + max_tokens.saturating_sub(promised) / segment_len
         }
         Total::PublishedTokens => {
-            let rest = max_tokens.saturating_sub(state.tokens.published);
+            let of_leaves = state.tokens.published - state.tokens.live;
+            let rest = max_tokens.saturating_sub(of_leaves);
             let num_finished = state.paths.len() as u64 - live;
             let (paths, tokens) = match live {
                 0 => (num_finished, state.tokens.published),
@@ -126,16 +127,16 @@ pub(super) fn total(
 
 /// Leaves that live paths of these depths can still become without fallback and transfer: each
 /// multiplies by its growth at the end of each round before its last. Saturates.
-pub(super) fn potential(config: &SearchConfig, depths: impl Iterator<Item = u32>) -> u32 {
+pub(super) fn potential(config: &SearchConfig, rounds_left: impl Iterator<Item = u32>) -> u32 {
     let branch = &config.branch;
     let growth = match branch.by {
         BranchBy::TokenSurprisal | BranchBy::TokenEntropy | BranchBy::TokenEntropyAbove => {
             branch.num_positions.saturating_mul(branch.copies).saturating_add(1)
         }
-        _ => config.branch_factor,
+        _ => config.max_branch_factor.unwrap_or(config.branch_factor),
     };
-    let leaves = |depth: u32| growth.saturating_pow(config.max_depth.saturating_sub(depth));
-    depths.map(leaves).fold(0, u32::saturating_add)
+    let leaves = |rounds: u32| growth.saturating_pow(rounds);
+    rounds_left.map(leaves).fold(0, u32::saturating_add)
 }
 
 #[cfg(test)]
@@ -204,8 +205,8 @@ mod tests {
         let state = published(2, 3, tokens);
         // 2 + 3 + floor((155 - 80 - 30) / 10) = 9
         assert_eq!(width(&config(Total::UniqueTokens, 155), &state), 9);
-        // 2 + floor((310 - 140) / (30 + 10)) = 6
-        assert_eq!(width(&config(Total::PublishedTokens, 310), &state), 6);
+        // 2 + floor((310 - (140 - 90)) / (30 + 10)) = 8: the published code counts leaves alone
+        assert_eq!(width(&config(Total::PublishedTokens, 310), &state), 8);
         assert_eq!(width(&config(Total::Trajectories, 10), &state), 16);
         assert_eq!(width(&config(Total::UniqueTokens, 20), &state), 5, "nothing is left to spend");
         assert_eq!(width(&config(Total::UniqueTokens, 9000), &state), 16);
@@ -235,10 +236,11 @@ mod tests {
     #[test]
     fn potential_multiplies_by_round_and_saturates() {
         let mut config = SearchConfig { max_depth: 4, ..SearchConfig::default() };
-        assert_eq!(potential(&config, [1, 3].into_iter()), 8 + 2);
-        config.max_depth = 1000;
-        assert_eq!(potential(&config, [1, 3].into_iter()), u32::MAX);
-        config.branch_factor = 1;
-        assert_eq!(potential(&config, [1, 3].into_iter()), 2);
+        assert_eq!(potential(&config, [3, 1].into_iter()), 8 + 2);
+        assert_eq!(potential(&config, [999, 1].into_iter()), u32::MAX);
+        config.max_branch_factor = Some(3);
+        assert_eq!(potential(&config, [3, 1].into_iter()), 27 + 3);
+        (config.branch_factor, config.max_branch_factor) = (1, None);
+        assert_eq!(potential(&config, [999, 1].into_iter()), 2);
     }
 }

@@ -1,10 +1,10 @@
 //! What the embedding program has a say in: verdicts, forks, pruning, going back.
 
 use super::prune::should_prune;
-use super::state::Phase;
+use super::state::{Phase, Score};
 use super::{Event, PruneBy, Search, view};
 use crate::error::{Error, Result};
-use crate::forest::{FinishReason, ForkOrigin};
+use crate::forest::{Dependence, FinishReason, ForkOrigin};
 use crate::ids::{PathId, TreeId};
 
 /// The caller's judgement of a segment, for [`Verdicts::Segments`](super::Verdicts).
@@ -44,7 +44,7 @@ impl Search {
     /// `InvalidInput` unless the path waits for a verdict and its score is finite; nothing has
     /// changed then.
     pub fn report(&mut self, tree: TreeId, path: PathId, verdict: Verdict) -> Result<()> {
-        self.forest.path(tree, path)?;
+        let len = self.forest.path(tree, path)?.len();
         let state = &mut self.trees[tree.index()];
         if state.path(path).phase != Phase::Pending {
             let message = format!("path {path} of tree {tree} does not wait for a verdict");
@@ -59,8 +59,10 @@ impl Search {
             Verdict::Continue { score } => {
                 let own = state.path_mut(path);
                 own.score = score;
-                own.lowest_score = Some(own.lowest_score.map_or(score, |low| low.min(score)));
                 let rule = &self.config.prune;
+                if rule.by == PruneBy::Score && rule.warmup_leaves > 0 {
+                    state.scores.push(Score { path, at: len, value: score });
+                }
                 let is_judged = rule.by == PruneBy::Score;
                 if is_judged && should_prune(rule, &state.threshold, Some(score)) {
                     self.finish(tree, path, FinishReason::Pruned)?;
@@ -100,7 +102,7 @@ impl Search {
     /// `InvalidInput` unless the path lives; nothing has changed then.
     pub fn prune(&mut self, tree: TreeId, path: PathId) -> Result<()> {
         self.check_live(tree, path)?;
-        self.forest.set_not_replayable(tree)?;
+        self.note_caller(tree)?;
         self.finish(tree, path, FinishReason::Pruned)?;
         self.end_round_if_over(tree)
     }
@@ -123,7 +125,7 @@ impl Search {
             }
         }
         if num_pruned > 0 {
-            self.forest.set_not_replayable(tree)?;
+            self.note_caller(tree)?;
             self.end_round_if_over(tree)?;
         }
         Ok(num_pruned)
@@ -148,8 +150,14 @@ impl Search {
         Ok(new)
     }
 
+    /// The caller's decisions may depend on anything.
+    pub(super) fn note_caller(&mut self, tree: TreeId) -> Result<()> {
+        self.forest.set_dependence(tree, Dependence::SampledToken)?;
+        self.forest.set_not_replayable(tree)
+    }
+
     fn fork_by_caller(&mut self, tree: TreeId, path: PathId, at: u32) -> Result<PathId> {
-        self.forest.set_not_replayable(tree)?;
+        self.note_caller(tree)?;
         let new = PathId(self.trees[tree.index()].paths.len() as u32);
         self.fork_copies(tree, path, at, 1, ForkOrigin::Caller, None)?;
         Ok(new)

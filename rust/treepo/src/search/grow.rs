@@ -101,8 +101,13 @@ impl Search {
             return Ok(0);
         }
         let of_tree = self.forest.tree(tree)?;
-        let depths = scratch.live.iter().map(|&path| of_tree.own(path).depth());
-        let potential = budget::potential(&self.config, depths);
+        let max_len = self.trees[tree.index()].max_len;
+        let rounds_left = scratch.live.iter().map(|&path| {
+            let own = of_tree.own(path);
+            let by_length = (max_len - own.len()).div_ceil(self.config.segment_len);
+            self.config.max_depth.saturating_sub(own.depth()).min(by_length)
+        });
+        let potential = budget::potential(&self.config, rounds_left);
         let room = round.share.saturating_sub(scratch.live.len() as u32);
         let missing = round.missing.saturating_sub(potential).min(room);
         if missing > 0 {

@@ -42,6 +42,7 @@ pub use policy::Policy;
 pub use preset::Preset;
 pub(crate) use snapshot::SearchSnapshot;
 pub use text::TokenTexts;
+pub(crate) use view::boundary;
 
 use crate::error::{Error, Result};
 use crate::forest::{Forest, ForkOrigin, SampledToken};

@@ -44,8 +44,8 @@ impl SearchConfig {
         policies.iter().map(|policy| policy.dependence).max().unwrap_or(Dependence::Prefix)
     }
 
-    /// `TokenEntropyAbove` looks at distributions alone, as long as the width does not bind: which
-    /// positions get the last places is decided when later tokens are known.
+    /// `TokenEntropyAbove` looks at distributions alone where the width leaves room for all forks.
+    /// Where it binds, which positions get the last places is decided when later tokens are known.
     fn branch_policy(&self) -> Option<Policy> {
         use Dependence::{Prefix, SampledToken};
         let (rule, dependence) = match self.branch.by {
@@ -59,7 +59,7 @@ impl SearchConfig {
             BranchBy::Score => ("ends of live paths, by the caller's score", Prefix),
             BranchBy::TokenSurprisal => ("tokens of largest surprisal", SampledToken),
             BranchBy::TokenEntropy => ("tokens of largest entropy", SampledToken),
-            BranchBy::TokenEntropyAbove => ("tokens of entropy above a threshold", Prefix),
+            BranchBy::TokenEntropyAbove => ("tokens of entropy above a threshold", SampledToken),
         };
         let is_token_rule = super::positions::is_token_rule(self.branch.by);
         let forks = if is_token_rule {
@@ -108,10 +108,10 @@ mod tests {
     #[test]
     fn forks_at_ends_depend_on_the_prefix_and_forks_at_sampled_tokens_do_not() {
         use BranchBy::{Even, Score, SegmentEntropy, TokenEntropy, TokenEntropyAbove};
-        for by in [Even, Score, SegmentEntropy, TokenEntropyAbove] {
+        for by in [Even, Score, SegmentEntropy] {
             assert_eq!(without_fallback(by).dependence(), Dependence::Prefix, "{by:?}");
         }
-        for by in [BranchBy::TokenSurprisal, TokenEntropy] {
+        for by in [BranchBy::TokenSurprisal, TokenEntropy, TokenEntropyAbove] {
             assert_eq!(without_fallback(by).dependence(), Dependence::SampledToken, "{by:?}");
         }
     }

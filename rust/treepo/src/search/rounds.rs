@@ -113,13 +113,13 @@ impl Search {
         state.finished.sort_unstable();
         if config.prune.warmup_leaves > 0 {
             for &path in &state.finished {
-                let threshold = &mut state.threshold;
                 match config.prune.by {
                     PruneBy::Nothing => {}
                     PruneBy::Score => {
-                        threshold.observe_lowest(state.paths[path.index()].lowest_score);
+                        let lowest = state.lowest_score(of_tree, path);
+                        state.threshold.observe_lowest(lowest);
                     }
-                    _ => threshold.observe_leaf(&config.prune, of_tree, path),
+                    _ => state.threshold.observe_leaf(&config.prune, of_tree, path),
                 }
             }
         }
@@ -192,7 +192,7 @@ impl Search {
         if self.is_tree_done(tree) {
             return Ok(());
         }
-        self.forest.set_not_replayable(tree)?;
+        self.note_caller(tree)?;
         while let Some(&path) = self.trees[tree.index()].live.last() {
             self.forest.finish(tree, path, FinishReason::Abort)?;
             let len = self.forest.path(tree, path)?.len();

@@ -55,9 +55,6 @@ impl Search {
         search.policy_version = snapshot.policy_version;
         search.forest = Forest::from_columns(&snapshot.forest)?;
         let texts = snapshot.texts.filter(|texts| !texts.is_empty());
-        if texts.as_ref().is_some_and(|texts| !texts.is_valid()) {
-            return Err(Error::InvalidInput("snapshot: the texts of the tokens".into()));
-        }
         if texts.is_some() || !snapshot.trees.is_empty() {
             search.stop = Some(StopRules::new(&search.config, texts)?);
         }
@@ -92,6 +89,7 @@ fn complete(state: &mut TreeState, tree: &Tree) -> Option<()> {
     let pruned = tree.paths().iter().filter(|path| path.finish == Some(FinishReason::Pruned));
     let fits = state.paths.len() == tree.paths().len()
         && state.prompt_len == tree.prompt_len
+        && state.scores.iter().all(|score| score.path.index() < state.paths.len())
         && state.finished.iter().all(|path| path.index() < state.paths.len())
         && state.num_rewound as usize <= pruned.count();
     if !fits {

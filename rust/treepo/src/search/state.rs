@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use super::budget::Tokens;
 use super::prune::Threshold;
-use super::{MAX_RESERVED_PATHS, SearchConfig};
+use super::{MAX_RESERVED_PATHS, PruneBy, SearchConfig};
+use crate::forest::Tree;
 use crate::ids::PathId;
 
 /// Where a path is in its round.
@@ -29,8 +30,15 @@ pub(super) struct PathState {
     pub(super) start: u32,
     /// The caller's score of the last segment; 0 without one.
     pub(super) score: f32,
-    /// The lowest score of the path's own segments.
-    pub(super) lowest_score: Option<f32>,
+}
+
+/// The caller's score of a segment.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub(super) struct Score {
+    pub(super) path: PathId,
+    /// Where the segment ends.
+    pub(super) at: u32,
+    pub(super) value: f32,
 }
 
 /// State of one tree.
@@ -60,6 +68,8 @@ pub(super) struct TreeState {
     pub(super) tokens: Tokens,
     /// The confidence below which paths are pruned.
     pub(super) threshold: Threshold,
+    /// All scores, while a warm-up needs them.
+    pub(super) scores: Vec<Score>,
     pub(super) round: u32,
     pub(super) is_done: bool,
 }
@@ -67,6 +77,7 @@ pub(super) struct TreeState {
 impl TreeState {
     pub(super) fn new(config: &SearchConfig, prompt_len: u32, max_len: u32) -> Self {
         let room = config.max_paths().min(MAX_RESERVED_PATHS) as usize;
+        let warms_up = config.prune.by == PruneBy::Score && config.prune.warmup_leaves > 0;
         Self {
             prompt_len,
             max_len,
@@ -81,6 +92,7 @@ impl TreeState {
             num_rewound: 0,
             tokens: Tokens::default(),
             threshold: Threshold::new(&config.prune),
+            scores: Vec::with_capacity(if warms_up { room } else { 0 }),
             round: 0,
             is_done: false,
         }
@@ -102,6 +114,20 @@ impl TreeState {
     /// Whether the round ends: no segment runs and none waits for a verdict.
     pub(super) fn ends_round(&self) -> bool {
         !self.is_done && self.num_running == 0 && self.num_pending == 0
+    }
+
+    /// The lowest score of the segments that the path's sequence holds. O(scores * ancestors).
+    pub(super) fn lowest_score(&self, tree: &Tree, path: PathId) -> Option<f32> {
+        let is_on_path = |score: &&Score| {
+            let (mut current, mut limit) = (path, tree.own(path).len());
+            while current != score.path {
+                let Some(parent) = tree.own(current).parent() else { return false };
+                (limit, current) = (limit.min(tree.own(current).at), parent);
+            }
+            score.at <= limit
+        };
+        let values = self.scores.iter().filter(is_on_path).map(|score| score.value);
+        values.min_by(f32::total_cmp)
     }
 
     /// Takes the path out of the live ones; `len` is its length.

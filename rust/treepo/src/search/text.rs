@@ -6,10 +6,29 @@ use serde::{Deserialize, Serialize};
 
 /// The bytes of every token id, in one buffer.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Parts")]
 pub struct TokenTexts {
     bytes: Vec<u8>,
     /// Where each token's bytes begin, and the end of the last ones.
     offsets: Vec<usize>,
+}
+
+/// What is read of texts, which may have been altered.
+#[derive(Deserialize)]
+struct Parts {
+    bytes: Vec<u8>,
+    offsets: Vec<usize>,
+}
+
+impl TryFrom<Parts> for TokenTexts {
+    type Error = &'static str;
+
+    fn try_from(Parts { bytes, offsets }: Parts) -> Result<Self, Self::Error> {
+        let ends = (offsets.first().copied(), offsets.last().copied());
+        let is_empty = offsets.is_empty() && bytes.is_empty();
+        let fits = offsets.is_sorted() && ends == (Some(0), Some(bytes.len()));
+        if fits || is_empty { Ok(Self { bytes, offsets }) } else { Err("the texts of the tokens") }
+    }
 }
 
 impl TokenTexts {
@@ -22,14 +41,6 @@ impl TokenTexts {
             offsets.push(bytes.len());
         }
         Self { bytes, offsets }
-    }
-
-    /// Whether the texts are what [`TokenTexts::new`] makes; others come from altered snapshots.
-    pub(super) fn is_valid(&self) -> bool {
-        let is_ascending = self.offsets.is_sorted();
-        let ends = (self.offsets.first().copied(), self.offsets.last().copied());
-        let fits = ends == (Some(0), Some(self.bytes.len()));
-        is_ascending && (fits || (self.offsets.is_empty() && self.bytes.is_empty()))
     }
 
     /// The bytes of a token; none for an id without a text. O(1).

@@ -14,7 +14,7 @@ pub(super) fn owner(tree: &Tree, path: PathId, position: u32) -> PathId {
 
 /// The last segment boundary of the path's sequence at or before `at`: a mark or the end of the
 /// prompt. O(ancestors).
-pub(super) fn boundary(tree: &Tree, path: PathId, at: u32) -> u32 {
+pub(crate) fn boundary(tree: &Tree, path: PathId, at: u32) -> u32 {
     last_mark(tree, path, at).unwrap_or(tree.prompt_len)
 }
 

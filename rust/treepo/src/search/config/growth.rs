@@ -122,10 +122,10 @@ pub enum Total {
     /// Nothing: a tree has `width` leaves.
     #[default]
     Trajectories,
-    /// `max_tokens` sampled tokens, each counted once; forks that the rest cannot pay for are not
-    /// made.
+    /// `max_tokens` sampled tokens, each counted once: forks are made as long as a segment of each
+    /// path is paid for. Live paths go on beyond the total.
     UniqueTokens,
-    /// `max_tokens` as the published code counts them: a shared token once for every leaf.
+    /// `max_tokens` as the published code counts them: the whole completions of leaves.
     PublishedTokens,
 }
 

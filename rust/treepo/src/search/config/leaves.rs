@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 pub enum FallbackFrom {
     /// None: a tree may end with fewer leaves than its width.
     Nothing,
-    /// Leaves that ended with an end of sequence, in random order.
+    /// Leaves that stopped by themselves ([`FinishReason::Stop`](crate::FinishReason)), in random
+    /// order.
     #[default]
     Answered,
     /// All leaves that count, in random order.

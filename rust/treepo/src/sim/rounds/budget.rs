@@ -98,13 +98,15 @@ impl Replay<'_> {
         num_live + (self.config.budget.max_tokens as usize).saturating_sub(reserved) / segment_len
     }
 
-    /// `floor((max_tokens - used) / (mean live completion + l))`, where `used` counts whole
-    /// completions. Where no path lives, the mean of the leaves takes the divisor's place, with a
+    /// `floor((max_tokens - used) / (mean live completion + l))`, where `used` counts the whole
+    /// completions of leaves. Where no path lives, the mean of the leaves takes the divisor's place, with a
     /// segment or without.
     fn payable_published(&self, state: &State, round: &Round) -> BTreeSet<usize> {
         let completion = |len: u32| f64::from(len - self.tree.prompt_len);
         let ends = self.ends(state, &round.live);
-        let used: f64 = ends.iter().map(|&end| completion(end)).sum();
+        let all: f64 = ends.iter().map(|&end| completion(end)).sum();
+        let live: f64 = round.live.iter().map(|live| completion(live.end)).sum();
+        let used = all - live;
         let rest = (f64::from(self.config.budget.max_tokens) - used).max(0.0);
         let lens: Vec<f64> = match round.live.as_slice() {
             [] => ends.iter().map(|&end| completion(end)).collect(),
@@ -121,14 +123,15 @@ impl Replay<'_> {
         let potential = |factor: usize| {
             let leaves = |live: &Ended| {
                 let depth = self.path(live.path).depth(live.end);
-                factor.saturating_pow(self.config.max_depth.saturating_sub(depth))
+                let by_length = (self.max_len() - live.end).div_ceil(self.config.segment_len);
+                factor.saturating_pow(self.config.max_depth.saturating_sub(depth).min(by_length))
             };
             round.live.iter().map(leaves).fold(0, usize::saturating_add)
         };
         let branch = &self.config.branch;
         let by_token = 1 + (branch.num_positions * branch.copies) as usize;
-        let factors = self.factors().chain(self.is_token_rule().then_some(by_token));
-        let potentials: Vec<usize> = factors.map(potential).collect();
+        let factor = if self.is_token_rule() { Some(by_token) } else { self.factors().max() };
+        let potentials: Vec<usize> = factor.into_iter().map(potential).collect();
         let rooms = self.rooms(state, round).into_iter();
         rooms.flat_map(|room| potentials.iter().map(move |p| room.saturating_sub(*p))).collect()
     }

@@ -58,12 +58,7 @@ impl Replay<'_> {
             let threshold = f64::from(prune.threshold);
             return self.check_threshold(state, 0, threshold);
         }
-        let whole = self.check_warmup(state, false);
-        if whole.is_err() && self.prunes_by_score() {
-            self.check_warmup(state, true)
-        } else {
-            whole
-        }
+        self.check_warmup(state)
     }
 
     /// This threshold explains the looks of the rounds behind `round`, and nothing was pruned
@@ -83,12 +78,12 @@ impl Replay<'_> {
     /// The threshold is a quantile of the lowest confidences of the first leaves that count, by
     /// round and path, from the end of the round of the last of them on. Leaves without a
     /// confidence have no part in it.
-    fn check_warmup(&self, state: &State, own_scores: bool) -> Result<()> {
+    fn check_warmup(&self, state: &State) -> Result<()> {
         let prune = &self.config.prune;
         let counts = |p: usize| self.path(p).finish.is_some_and(FinishReason::counts);
         let leaves = state.leaves.iter().filter(|leaf| counts(leaf.0));
         let first: Vec<_> = leaves.take(prune.warmup_leaves as usize).collect();
-        let lowest = first.iter().filter_map(|leaf| self.lowest(leaf.0, own_scores));
+        let lowest = first.iter().filter_map(|leaf| self.lowest(leaf.0));
         let mut lowest: Vec<f64> = lowest.collect();
         lowest.sort_unstable_by(f64::total_cmp);
         let is_warm = first.len() == prune.warmup_leaves as usize && !lowest.is_empty();
@@ -105,13 +100,11 @@ impl Replay<'_> {
         values[low] + (values[high] - values[low]) * place.fract()
     }
 
-    /// The lowest confidence of a leaf, over all of its sequence, or with `own_scores` over its own
-    /// segments.
-    fn lowest(&self, p: usize, own_scores: bool) -> Option<f64> {
+    /// The lowest confidence of a leaf, over all of its sequence.
+    fn lowest(&self, p: usize) -> Option<f64> {
         let path = self.path(p);
         let looks: Vec<f64> = if self.prunes_by_score() {
-            let marks = if own_scores { &path.own_marks } else { &path.marks };
-            let marks = marks.iter().filter(|&&mark| mark < path.len());
+            let marks = path.marks.iter().filter(|&&mark| mark < path.len());
             marks.filter_map(|&mark| self.score(p, mark)).map(f64::from).collect()
         } else {
             let lens = self.tree.prompt_len + 1..=path.len();
