@@ -128,16 +128,15 @@ fn a_waiting_path_keeps_its_memory_while_others_can_run_without_it() {
     assert!(machine.scheduler.stats().preemptions > 0, "memory was never short");
 }
 
-#[test]
-fn a_row_is_not_taken_from_a_more_important_path() {
-    // 30 + 7 tokens of the old tree and 7 chunks of 3 tokens of the new one fill the pool
-    let limits = SchedulerConfig { max_num_batched_tokens: 4, ..tight(58) };
+/// An old tree of 30 + 7 tokens and chunks of 3 tokens of a new, more important one fill the pool.
+fn assert_the_important_keeps_its_memory(num_blocks: u32, prompt_len: u32) {
+    let limits = SchedulerConfig { max_num_batched_tokens: 4, ..tight(num_blocks) };
     let mut machine = Machine::new(SearchConfig::flat(1, 20), limits, 0);
     let old = machine.add(1, 30);
     while machine.computed(old) < 30 {
         machine.step();
     }
-    let important = machine.add(2, 38);
+    let important = machine.add(2, prompt_len);
     machine.scheduler.set_priority(important, 1).unwrap();
     let mut resident = 0;
     while !machine.is_done(important) {
@@ -147,6 +146,16 @@ fn a_row_is_not_taken_from_a_more_important_path() {
     }
     assert!(machine.scheduler.stats().preemptions > 0, "memory was never short");
     assert!(!machine.is_done(old));
+}
+
+#[test]
+fn a_row_is_not_taken_from_a_more_important_path() {
+    assert_the_important_keeps_its_memory(58, 38);
+}
+
+#[test]
+fn memory_is_not_taken_from_a_more_important_path_that_could_run() {
+    assert_the_important_keeps_its_memory(60, 40);
 }
 
 /// Runs whole trees of two chains, of `num_steps` steps each that are left, one after the other.

@@ -65,6 +65,7 @@ impl Scheduler {
         let mut writer = PlanWriter::new(out, capacity);
         self.sweep_running();
         self.plan.num_victims = self.orders.running.len();
+        self.plan.is_for_waiting = false;
         if self.plan_running(Pass::Decode, &mut writer)? {
             self.plan_running(Pass::Prefill, &mut writer)?;
         }
@@ -108,6 +109,7 @@ impl Scheduler {
 
     fn plan_waiting(&mut self, writer: &mut PlanWriter<'_, '_>) -> Result<()> {
         self.plan.num_victims = 0;
+        self.plan.is_for_waiting = true;
         let mut skipped = std::mem::take(&mut self.plan.skipped);
         while writer.tokens_left() > 0 && !self.rows.free.is_empty() {
             let Some((tree, path)) = self.next_waiting() else { break };
@@ -191,8 +193,8 @@ impl Scheduler {
             return Ok(Fit::NoArrays);
         }
         while self.memory.missing_blocks(tree, path, end_block) > self.memory.pool().num_free() {
-            let is_first = writer.sizes.num_rows == 0;
-            if !self.make_room(self.memory.rank(tree, path), is_first)? {
+            let nothing_runs = self.plan.is_for_waiting && writer.sizes.num_rows == 0;
+            if !self.make_room(self.memory.rank(tree, path), nothing_runs)? {
                 return Ok(Fit::NoBlocks);
             }
         }
@@ -214,9 +216,9 @@ impl Scheduler {
         Ok(Fit::Planned)
     }
 
-    /// Takes memory from somebody less important: from idle paths, then from running ones. The
-    /// first row of a plan takes it from anybody. False if nobody has any to give.
-    fn make_room(&mut self, rank: Rank, is_first: bool) -> Result<bool> {
+    /// Takes memory from somebody less important: from idle paths, then from running ones. Where
+    /// nothing runs, from anybody. False if nobody has any to give.
+    fn make_room(&mut self, rank: Rank, nothing_runs: bool) -> Result<bool> {
         if self.memory.evict_one(Claim::Over(rank))? {
             return Ok(true);
         }
@@ -232,7 +234,7 @@ impl Scheduler {
                 return Ok(true);
             }
         }
-        Ok(is_first && self.memory.evict_one(Claim::OverAll)?)
+        Ok(nothing_runs && self.memory.evict_one(Claim::OverAll)?)
     }
 
     fn preempt(&mut self, tree: TreeId, path: PathId) {

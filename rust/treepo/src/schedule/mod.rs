@@ -137,6 +137,8 @@ struct OpenPlan {
     samples: Vec<Sampled>,
     /// How many of the running paths may still be preempted, counted from the most important.
     num_victims: usize,
+    /// Whether the running paths have had their turn.
+    is_for_waiting: bool,
     /// Waiting paths for which there were no blocks.
     skipped: Vec<(TreeId, PathId)>,
 }
