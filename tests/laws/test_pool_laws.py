@@ -61,5 +61,5 @@ TestPool = PoolMachine.TestCase
 
 
 def test_a_pool_needs_a_block_beside_the_reserved_one():
-    with pytest.raises(core.InvalidConfigError, match="num_blocks: must be 2 .*got"):
+    with pytest.raises(core.InvalidConfigError, match=r"num_blocks: must be 2 .*got"):
         core.BlockPool(1)
