@@ -66,7 +66,7 @@ def test_command_in_a_process_of_its_own_prints_one_line_and_exits_with_2():
         (["plan", "--rates", "1.5"], "--rates must be numbers from 0 to 1"),
         (["plan", "--trees", "0"], "--trees must be from 1 to"),
         (["plan", "--prompt-len", "few"], "invalid int value: 'few'"),
-        (["plan", "--prompt-len", "300"], "prompt"),
+        (["plan", "--prompt-len", "300", "engine.max_model_len=256"], "prompt of 300 tokens"),
         (["plan", "no/such.yaml"], "cannot read config no/such.yaml"),
         (["plan", "a.yaml", "--config", "b.yaml"], "two config files, b.yaml and a.yaml"),
         (["plan", "--presets", "search.width=3"], "--presets takes nothing else"),
