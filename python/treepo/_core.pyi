@@ -527,7 +527,13 @@ class Scheduler:
         The old path is pruned and does not count. The tree is no longer replayable.
         """
     def set_policy_version(self, version: int) -> None:
-        """Sets the version of the weights, recorded for every token sampled from here on."""
+        """Sets the version of the weights, recorded for every token sampled from here on.
+
+        No prompt prefix is shared with another tree that was computed with an earlier version.
+
+        Raises:
+            InvalidInputError: a plan is open, whose tokens are of the old version.
+        """
     def abort_tree(self, tree: int) -> None:
         """Ends all live paths of a tree; one that is done stays as it is."""
     def set_priority(self, tree: int, priority: int) -> None:
