@@ -27,8 +27,8 @@ SAMPLING = (
 )
 # The shares of the memory between just enough for one path and ample; most storms are tight.
 POOL_SHARES = (0.0, 0.0, 0.0, 0.02, 0.1, 0.3, 1.0)
-ROW_LIMITS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
-TOKEN_LIMITS = (5, 9, 16, 33, 64, 200, 2048)
+ROW_LIMITS = (1, 3, 4, 6, 8, 10, 12, 16, 24, 32)
+TOKEN_LIMITS = (8, 16, 24, 40, 64, 200, 2048)
 BLOCK_SIZES = (1, 2, 4, 8, 16, 32)
 NUM_THREADS = (1, 2)
 
@@ -73,11 +73,11 @@ def random_job(rng: np.random.Generator, text: U32, *, num_forests: int, max_pro
         num_forests: Forests of the job.
         max_prompt: Tokens of the longest prompt; the shortest has 10.
     """
-    width, depth = int(rng.integers(2, 9)), int(rng.integers(2, 5))
+    # The smallest of some draws: what is long costs the most time and is tried all the same.
     search = SearchConfig(
-        width=width,
-        segment_len=int(rng.integers(4, 17)),
-        max_depth=depth,
+        width=int(rng.integers(2, 9)),
+        segment_len=int(rng.integers(4, 17, 3).min()),
+        max_depth=int(rng.integers(2, 5, 2).min()),
         initial_divergence=int(rng.integers(1, 4)),
         branch_factor=int(rng.integers(1, 4)),
     )
@@ -94,7 +94,8 @@ def _random_prompts(rng: np.random.Generator, text: U32, max_prompt: int) -> lis
     for place in range(rng.integers(1, 4)):
         if place == 0 or rng.random() < 0.6:
             start = int(rng.integers(len(text) - max_prompt))
-        prompts.append(text[start : start + int(rng.integers(10, max_prompt + 1))])
+        length = int(rng.integers(10, max_prompt + 1, 2).min())
+        prompts.append(text[start : start + length])
     return prompts
 
 

@@ -89,11 +89,11 @@ def test_random_limits_reach_from_one_path_to_ample_memory():
     assert min(tokens) == 70
     assert max(tokens) >= 900
     assert {config.max_num_seqs for config in drawn} >= {1, 32}
-    assert {config.max_num_batched_tokens for config in drawn} >= {5, 2048}
+    assert {config.max_num_batched_tokens for config in drawn} >= {8, 2048}
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_storms_change_no_bit_of_smollm2(dtype):
     model, tokenizer = load(dtype)
