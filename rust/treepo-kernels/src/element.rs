@@ -1,0 +1,79 @@
+//! Number formats of buffers; all arithmetic is in f32.
+
+use crate::simd::Simd;
+
+/// A number in memory.
+///
+/// # Safety
+/// `load` and `store` touch `S::LANES` elements from the pointer on and may only run as [`Simd`]
+/// allows.
+#[allow(clippy::missing_safety_doc, reason = "the trait's section holds for every operation")]
+pub unsafe trait Element: Copy + Send + Sync + 'static {
+    /// Zero.
+    const ZERO: Self;
+    /// Widens to f32, exactly.
+    fn to_f32(self) -> f32;
+    /// Rounds to nearest, ties to even.
+    fn from_f32(x: f32) -> Self;
+    /// Reads `S::LANES` elements.
+    unsafe fn load<S: Simd>(from: *const Self) -> S::F32;
+    /// Rounds and writes `S::LANES` elements.
+    unsafe fn store<S: Simd>(to: *mut Self, x: S::F32);
+}
+
+/// A bf16 number: the upper half of an f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(transparent)]
+pub struct Bf16(pub u16);
+
+// SAFETY: the loads and stores of `Simd`.
+#[allow(clippy::inline_always, reason = "inlined into functions that enable the instructions")]
+unsafe impl Element for f32 {
+    const ZERO: Self = 0.0;
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        self
+    }
+    #[inline(always)]
+    fn from_f32(x: f32) -> Self {
+        x
+    }
+    #[inline(always)]
+    unsafe fn load<S: Simd>(from: *const Self) -> S::F32 {
+        unsafe { S::load(from) }
+    }
+    #[inline(always)]
+    unsafe fn store<S: Simd>(to: *mut Self, x: S::F32) {
+        unsafe { S::store(to, x) }
+    }
+}
+
+// SAFETY: `load_bf16` reads as many elements; the store writes LANES elements one by one.
+#[allow(clippy::inline_always, reason = "inlined into functions that enable the instructions")]
+unsafe impl Element for Bf16 {
+    const ZERO: Self = Self(0);
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        f32::from_bits(u32::from(self.0) << 16)
+    }
+    #[inline(always)]
+    fn from_f32(x: f32) -> Self {
+        let bits = x.to_bits();
+        if x.is_nan() {
+            return Self((bits >> 16) as u16 | 0x40);
+        }
+        Self((bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16) as u16)
+    }
+    #[inline(always)]
+    unsafe fn load<S: Simd>(from: *const Self) -> S::F32 {
+        unsafe { S::load_bf16(from.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn store<S: Simd>(to: *mut Self, x: S::F32) {
+        let mut lanes = [0.0; 16];
+        unsafe { S::store(lanes.as_mut_ptr(), x) }
+        for (i, lane) in lanes.into_iter().enumerate().take(S::LANES) {
+            unsafe { *to.add(i) = Self::from_f32(lane) }
+        }
+    }
+}
