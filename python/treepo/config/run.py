@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from treepo.config.engine import EngineConfig
 from treepo.config.overrides import nested
 from treepo.config.schema import MAX_SEED, Section, at_least, at_most
 from treepo.config.search import SearchConfig, Verdicts
 from treepo.config.sections import (
     AdvantageConfig,
     DataConfig,
-    EngineConfig,
     EvalConfig,
     LossConfig,
     ModelConfig,
