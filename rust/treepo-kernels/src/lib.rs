@@ -17,5 +17,6 @@
 pub mod element;
 pub mod elementwise;
 pub mod math;
+pub mod sampler;
 pub mod simd;
 pub mod team;
