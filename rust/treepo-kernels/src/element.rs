@@ -5,8 +5,8 @@ use crate::simd::Simd;
 /// A number in memory.
 ///
 /// # Safety
-/// `load` and `store` touch `S::LANES` elements from the pointer on and may only run as [`Simd`]
-/// allows.
+/// Loads and stores touch the elements that they name, from the pointer on, and may only run as
+/// [`Simd`] allows.
 #[allow(clippy::missing_safety_doc, reason = "the trait's section holds for every operation")]
 pub unsafe trait Element: Copy + Send + Sync + 'static {
     /// Zero.
@@ -17,8 +17,12 @@ pub unsafe trait Element: Copy + Send + Sync + 'static {
     fn from_f32(x: f32) -> Self;
     /// Reads `S::LANES` elements.
     unsafe fn load<S: Simd>(from: *const Self) -> S::F32;
+    /// Reads `count <= S::LANES` elements; the other lanes are 0.
+    unsafe fn load_first<S: Simd>(from: *const Self, count: usize) -> S::F32;
     /// Rounds and writes `S::LANES` elements.
     unsafe fn store<S: Simd>(to: *mut Self, x: S::F32);
+    /// Rounds and writes the first `count <= S::LANES` elements.
+    unsafe fn store_first<S: Simd>(to: *mut Self, count: usize, x: S::F32);
 }
 
 /// A bf16 number: the upper half of an f32.
@@ -43,12 +47,20 @@ unsafe impl Element for f32 {
         unsafe { S::load(from) }
     }
     #[inline(always)]
+    unsafe fn load_first<S: Simd>(from: *const Self, count: usize) -> S::F32 {
+        unsafe { if count < S::LANES { S::load_first(from, count) } else { S::load(from) } }
+    }
+    #[inline(always)]
     unsafe fn store<S: Simd>(to: *mut Self, x: S::F32) {
         unsafe { S::store(to, x) }
     }
+    #[inline(always)]
+    unsafe fn store_first<S: Simd>(to: *mut Self, count: usize, x: S::F32) {
+        unsafe { if count < S::LANES { S::store_first(to, count, x) } else { S::store(to, x) } }
+    }
 }
 
-// SAFETY: `load_bf16` reads as many elements; the store writes LANES elements one by one.
+// SAFETY: `load_bf16` reads LANES elements; the other operations touch elements one by one.
 #[allow(clippy::inline_always, reason = "inlined into functions that enable the instructions")]
 unsafe impl Element for Bf16 {
     const ZERO: Self = Self(0);
@@ -69,10 +81,25 @@ unsafe impl Element for Bf16 {
         unsafe { S::load_bf16(from.cast()) }
     }
     #[inline(always)]
+    unsafe fn load_first<S: Simd>(from: *const Self, count: usize) -> S::F32 {
+        if count >= S::LANES {
+            return unsafe { Self::load::<S>(from) };
+        }
+        let mut lanes = [Self::ZERO; 16];
+        for (i, lane) in lanes.iter_mut().enumerate().take(count) {
+            *lane = unsafe { *from.add(i) };
+        }
+        unsafe { Self::load::<S>(lanes.as_ptr()) }
+    }
+    #[inline(always)]
     unsafe fn store<S: Simd>(to: *mut Self, x: S::F32) {
+        unsafe { Self::store_first::<S>(to, S::LANES, x) }
+    }
+    #[inline(always)]
+    unsafe fn store_first<S: Simd>(to: *mut Self, count: usize, x: S::F32) {
         let mut lanes = [0.0; 16];
         unsafe { S::store(lanes.as_mut_ptr(), x) }
-        for (i, lane) in lanes.into_iter().enumerate().take(S::LANES) {
+        for (i, lane) in lanes.into_iter().enumerate().take(count) {
             unsafe { *to.add(i) = Self::from_f32(lane) }
         }
     }

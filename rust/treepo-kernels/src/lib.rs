@@ -15,6 +15,8 @@
 #![deny(unsafe_op_in_unsafe_fn)]
 
 pub mod element;
+pub mod elementwise;
 pub mod math;
+pub mod sampler;
 pub mod simd;
 pub mod team;
