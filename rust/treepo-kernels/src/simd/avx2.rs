@@ -52,6 +52,22 @@ unsafe impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn store_bf16(to: *mut u16, x: __m256) {
+        unsafe {
+            let bits = _mm256_castps_si256(x);
+            let upper = _mm256_srli_epi32::<16>(bits);
+            let odd = _mm256_and_si256(upper, _mm256_set1_epi32(1));
+            let up = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
+            let rounded = _mm256_srli_epi32::<16>(_mm256_add_epi32(bits, up));
+            let is_nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(x, x));
+            let quiet = _mm256_or_si256(upper, _mm256_set1_epi32(0x40));
+            let result = _mm256_blendv_epi8(rounded, quiet, is_nan);
+            let low = _mm256_castsi256_si128(result);
+            let packed = _mm_packus_epi32(low, _mm256_extracti128_si256::<1>(result));
+            _mm_storeu_si128(to.cast(), packed);
+        }
+    }
+    #[inline(always)]
     unsafe fn store(to: *mut f32, x: __m256) {
         unsafe { _mm256_storeu_ps(to, x) }
     }

@@ -1,6 +1,7 @@
 //! Eight lanes in plain Rust, for every processor; the compiler vectorises them where it can.
 
 use super::Simd;
+use crate::element::{Bf16, Element};
 
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Portable;
@@ -46,6 +47,10 @@ unsafe impl Simd for Portable {
     unsafe fn load_bf16(from: *const u16) -> Lanes {
         let bits = unsafe { from.cast::<[u16; 8]>().read_unaligned() };
         bits.map(|x| f32::from_bits(u32::from(x) << 16))
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(to: *mut u16, x: Lanes) {
+        unsafe { to.cast::<[u16; 8]>().write_unaligned(x.map(|a| Bf16::from_f32(a).0)) }
     }
     #[inline(always)]
     unsafe fn store(to: *mut f32, x: Lanes) {
