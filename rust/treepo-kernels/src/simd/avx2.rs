@@ -123,6 +123,25 @@ unsafe impl Simd for Avx2 {
         unsafe { _mm256_blendv_ps(other, x, _mm256_castsi256_ps(first(count.min(8)))) }
     }
     #[inline(always)]
+    unsafe fn keep_at_least(value: __m256, x: __m256, bound: __m256) -> __m256 {
+        unsafe { _mm256_and_ps(_mm256_cmp_ps::<_CMP_GE_OQ>(x, bound), value) }
+    }
+    #[inline(always)]
+    unsafe fn store_at_least(to: *mut f32, value: __m256, x: __m256, bound: __m256) -> usize {
+        unsafe {
+            let mut kept = _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GE_OQ>(x, bound)) as u32;
+            let mut lanes = [0.0_f32; 8];
+            _mm256_storeu_ps(lanes.as_mut_ptr(), value);
+            let mut count = 0;
+            while kept != 0 {
+                *to.add(count) = lanes[kept.trailing_zeros() as usize];
+                kept &= kept - 1;
+                count += 1;
+            }
+            count
+        }
+    }
+    #[inline(always)]
     unsafe fn sum(x: __m256) -> f32 {
         unsafe {
             let four = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));

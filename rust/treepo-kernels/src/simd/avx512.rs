@@ -116,6 +116,18 @@ unsafe impl Simd for Avx512 {
         unsafe { _mm512_mask_blend_ps(if count >= 16 { 0xffff } else { first(count) }, other, x) }
     }
     #[inline(always)]
+    unsafe fn keep_at_least(value: __m512, x: __m512, bound: __m512) -> __m512 {
+        unsafe { _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_GE_OQ>(x, bound), value) }
+    }
+    #[inline(always)]
+    unsafe fn store_at_least(to: *mut f32, value: __m512, x: __m512, bound: __m512) -> usize {
+        unsafe {
+            let kept = _mm512_cmp_ps_mask::<_CMP_GE_OQ>(x, bound);
+            _mm512_storeu_ps(to, _mm512_maskz_compress_ps(kept, value));
+            kept.count_ones() as usize
+        }
+    }
+    #[inline(always)]
     unsafe fn sum(x: __m512) -> f32 {
         unsafe { _mm512_reduce_add_ps(x) }
     }

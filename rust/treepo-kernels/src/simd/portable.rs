@@ -109,6 +109,19 @@ unsafe impl Simd for Portable {
         std::array::from_fn(|i| if i < count { x[i] } else { other[i] })
     }
     #[inline(always)]
+    unsafe fn keep_at_least(value: Lanes, x: Lanes, bound: Lanes) -> Lanes {
+        std::array::from_fn(|i| if x[i] >= bound[i] { value[i] } else { 0.0 })
+    }
+    #[inline(always)]
+    unsafe fn store_at_least(to: *mut f32, value: Lanes, x: Lanes, bound: Lanes) -> usize {
+        let mut count = 0;
+        for i in 0..8 {
+            unsafe { *to.add(count) = value[i] }
+            count += usize::from(x[i] >= bound[i]);
+        }
+        count
+    }
+    #[inline(always)]
     unsafe fn sum(x: Lanes) -> f32 {
         let four: [f32; 4] = std::array::from_fn(|i| x[i] + x[i + 4]);
         (four[0] + four[2]) + (four[1] + four[3])
