@@ -35,6 +35,8 @@ class SamplingParams(Section):
     """Only the k most likely tokens may be drawn; 0 is off."""
     top_p: float = 1.0
     """Only the most likely tokens that together reach this mass may be drawn; 1 is off."""
+    min_p: float = 0.0
+    """Only tokens with at least this part of the largest probability may be drawn; 0 is off."""
 
     def _check(self) -> None:
         at_least("temperature", self.temperature, 0)
@@ -47,6 +49,8 @@ class SamplingParams(Section):
         at_most("top_k", self.top_k, MAX_COUNT)
         above("top_p", self.top_p, 0)
         at_most("top_p", self.top_p, 1)
+        at_least("min_p", self.min_p, 0)
+        at_most("min_p", self.min_p, 1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

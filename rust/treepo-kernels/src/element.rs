@@ -60,7 +60,7 @@ unsafe impl Element for f32 {
     }
 }
 
-// SAFETY: `load_bf16` reads LANES elements; the other operations touch elements one by one.
+// SAFETY: `load_bf16` and `store_bf16` touch LANES elements; less are copied one by one.
 #[allow(clippy::inline_always, reason = "inlined into functions that enable the instructions")]
 unsafe impl Element for Bf16 {
     const ZERO: Self = Self(0);
@@ -93,14 +93,67 @@ unsafe impl Element for Bf16 {
     }
     #[inline(always)]
     unsafe fn store<S: Simd>(to: *mut Self, x: S::F32) {
-        unsafe { Self::store_first::<S>(to, S::LANES, x) }
+        unsafe { S::store_bf16(to.cast(), x) }
     }
     #[inline(always)]
     unsafe fn store_first<S: Simd>(to: *mut Self, count: usize, x: S::F32) {
-        let mut lanes = [0.0; 16];
-        unsafe { S::store(lanes.as_mut_ptr(), x) }
+        if count >= S::LANES {
+            return unsafe { Self::store::<S>(to, x) };
+        }
+        let mut lanes = [Self::ZERO; 16];
+        unsafe { Self::store::<S>(lanes.as_mut_ptr(), x) }
         for (i, lane) in lanes.into_iter().enumerate().take(count) {
-            unsafe { *to.add(i) = Self::from_f32(lane) }
+            unsafe { *to.add(i) = lane }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::simd::{Kernel, Level, run};
+
+    struct Round<'a>(&'a [f32; 16], &'a mut [Bf16; 16]);
+
+    impl Kernel for Round<'_> {
+        type Output = ();
+
+        #[allow(clippy::inline_always, reason = "compiled for the level that runs it")]
+        #[inline(always)]
+        unsafe fn run<S: Simd>(self) {
+            for at in (0..16).step_by(S::LANES) {
+                // SAFETY: the lanes lie within both arrays.
+                unsafe {
+                    Bf16::store::<S>(self.1.as_mut_ptr().add(at), S::load(self.0.as_ptr().add(at)));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_level_rounds_to_bf16_like_the_scalar() {
+        let special = [
+            f32::from_bits(0x3f80_8000), // half way, to even below
+            f32::from_bits(0x3f81_8000), // half way, to even above
+            f32::from_bits(0x3f80_8001),
+            f32::from_bits(0x3f80_7fff),
+            f32::NAN,
+            f32::from_bits(0xff80_0001), // a NaN whose upper half is an infinity
+            f32::INFINITY,
+            f32::NEG_INFINITY,
+            f32::MAX,
+            f32::MIN,
+            0.0,
+            -0.0,
+            f32::from_bits(1),
+            -1e-40,
+            -2.7,
+            1e30,
+        ];
+        for level in Level::ALL.into_iter().filter(|level| level.is_available()) {
+            let mut rounded = [Bf16::ZERO; 16];
+            run(level, Round(&special, &mut rounded));
+            assert_eq!(rounded, special.map(Bf16::from_f32), "{level:?}");
         }
     }
 }

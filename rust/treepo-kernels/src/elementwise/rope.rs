@@ -37,9 +37,11 @@ unsafe impl<T: Sync> Sync for Strided3<T> {}
 /// Rotates the two halves of each head against each other (`NeoX` style, Su et al.,
 /// arXiv:2104.09864): with r = `rotary_dim`
 ///
-/// - out[d] = x[d] cos[d] - x[d + r/2] sin[d] for d < r/2,
-/// - out[d] = x[d] cos[d] + x[d - r/2] sin[d] for r/2 <= d < r,
-/// - out[d] = x[d] beyond.
+/// ```text
+/// out[d] = x[d] cos[d] - x[d + r/2] sin[d]    for d < r/2
+/// out[d] = x[d] cos[d] + x[d - r/2] sin[d]    for r/2 <= d < r
+/// out[d] = x[d]                               beyond
+/// ```
 ///
 /// `cos` and `sin` are [`num_tokens`, `rotary_dim`], `output` is
 /// [`num_tokens`, `num_heads`, `head_dim`], all contiguous.

@@ -15,6 +15,8 @@ use crate::team::Team;
 mod groups;
 mod passes;
 mod row;
+mod select;
+mod truncate;
 
 use groups::Groups;
 use passes::Row;
@@ -136,17 +138,18 @@ pub unsafe fn sample<T: Element>(
                     not_finite.note(row);
                     continue;
                 };
+                let cut = full.truncated(params, scratch);
                 for sample in samples {
                     let token_id = if params.temperature == 0.0 {
-                        full.most_likely(scratch)
+                        cut.most_likely(scratch)
                     } else {
-                        full.draw(uniforms[*sample], scratch)
+                        cut.draw(uniforms[*sample], scratch)
                     };
                     // SAFETY: the lengths are checked; each sample is in one group.
                     unsafe {
                         *token_ids.pointer().add(*sample) = token_id as u32;
-                        *logprobs.pointer().add(*sample) = full.logprob(token_id);
-                        *entropies.pointer().add(*sample) = full.entropy;
+                        *logprobs.pointer().add(*sample) = cut.logprob(token_id);
+                        *entropies.pointer().add(*sample) = cut.entropy;
                     }
                 }
             }

@@ -11,7 +11,7 @@ use crate::simd::{Kernel, Simd};
 /// Entries of a chunk: what the second look at it reads is still in the first-level cache.
 pub(super) const CHUNK: usize = 512;
 /// Most lanes of any level.
-const MAX_LANES: usize = 16;
+pub(super) const MAX_LANES: usize = 16;
 /// Vectors in flight, as a sum takes several cycles.
 const NUM_SUMS: usize = 2;
 
@@ -169,6 +169,8 @@ pub(super) struct FillMasses<'a, T> {
     pub(super) chunk: usize,
     /// The row's largest logit.
     pub(super) peak: f32,
+    /// Entries further below the peak have no mass: the smallest d that is kept.
+    pub(super) lowest: f32,
     pub(super) masses: &'a mut ChunkMasses,
 }
 
@@ -187,7 +189,8 @@ impl<T: Element> Kernel for FillMasses<'_, T> {
             unsafe {
                 let x = T::load_first::<S>(self.row.data.add(first + at), num);
                 let d = S::mul(S::sub(x, S::splat(self.peak)), S::splat(self.row.scale));
-                let mass = S::keep_first(exp::<S>(d), num, S::splat(0.0));
+                let mass = S::keep_at_least(exp::<S>(d), d, S::splat(self.lowest));
+                let mass = S::keep_first(mass, num, S::splat(0.0));
                 S::store(self.masses.entries.as_mut_ptr().add(at), mass);
                 self.masses.groups[at / S::LANES] = S::sum(mass);
             }

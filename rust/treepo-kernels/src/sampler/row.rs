@@ -8,29 +8,39 @@ use crate::simd::{Level, run};
 #[derive(Debug)]
 pub(super) struct Scratch {
     pub(super) chunks: Vec<ChunkSums>,
-    weights: Vec<f32>,
+    pub(super) weights: Vec<f32>,
     /// Mass of the chunks up to and with each.
     cumulative: Vec<f64>,
     masses: ChunkMasses,
+    /// Entries among which truncation finds its threshold, with room behind them.
+    pub(super) candidates: Vec<f32>,
 }
 
 impl Scratch {
     pub(super) fn new() -> Self {
-        let masses = ChunkMasses::new();
-        Self { chunks: Vec::new(), weights: Vec::new(), cumulative: Vec::new(), masses }
+        Self {
+            chunks: Vec::new(),
+            weights: Vec::new(),
+            cumulative: Vec::new(),
+            masses: ChunkMasses::new(),
+            candidates: Vec::new(),
+        }
     }
 }
 
 /// A row's softmax at the row's temperature.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Distribution<T> {
-    level: Level,
+    pub(super) level: Level,
     pub(super) row: Row<T>,
     /// The largest logit.
     pub(super) peak: f32,
-    /// The logarithm of the sum of e^d, where d = (logit - peak) * scale.
+    /// The smallest d = (logit - peak) * scale that may be drawn.
+    lowest: f32,
+    /// The sum of e^d over the entries that may be drawn.
+    pub(super) total: f64,
     log_total: f64,
-    /// In nats.
+    /// Of the full vocabulary, in nats.
     pub(super) entropy: f32,
 }
 
@@ -57,9 +67,30 @@ impl<T: Element> Distribution<T> {
             cumulative.push(total);
         }
         let log_total = total.ln();
-        let entropy = log_total - moment / total;
-        let entropy = entropy as f32;
-        entropy.is_finite().then_some(Self { level, row, peak, log_total, entropy })
+        let entropy = (log_total - moment / total) as f32;
+        let lowest = f32::NEG_INFINITY;
+        let full = Self { level, row, peak, lowest, total, log_total, entropy };
+        entropy.is_finite().then_some(full)
+    }
+
+    /// d of a chunk's largest logit.
+    pub(super) fn chunk_distance(&self, chunk: &ChunkSums) -> f32 {
+        (chunk.largest - self.peak) * self.row.scale
+    }
+
+    /// The distribution of the entries with d >= `lowest`, renormalised; `lowest` is at most 0.
+    pub(super) fn cut(self, lowest: f32, scratch: &mut Scratch) -> Self {
+        let Scratch { chunks, cumulative, masses, .. } = scratch;
+        let mut total = 0.0;
+        for (chunk, sum) in cumulative.iter_mut().enumerate() {
+            if self.chunk_distance(&chunks[chunk]) >= lowest {
+                let fill = FillMasses { row: self.row, chunk, peak: self.peak, lowest, masses };
+                let num_groups = run(self.level, fill);
+                total += masses.groups[..num_groups].iter().map(|x| f64::from(*x)).sum::<f64>();
+            }
+            *sum = total;
+        }
+        Self { lowest, total, log_total: total.ln(), ..self }
     }
 
     /// d of an entry: its logit's distance below the peak, divided by the temperature.
@@ -90,7 +121,8 @@ impl<T: Element> Distribution<T> {
     pub(super) fn draw(&self, uniform: f64, scratch: &mut Scratch) -> usize {
         let Scratch { cumulative, masses, .. } = scratch;
         let (chunk, within) = find(cumulative, uniform);
-        let fill = FillMasses { row: self.row, chunk, peak: self.peak, masses };
+        let Self { row, peak, lowest, .. } = *self;
+        let fill = FillMasses { row, chunk, peak, lowest, masses };
         let num_groups = run(self.level, fill);
         let mut sums = [0.0; CHUNK];
         let (group, within) = find(accumulate(&masses.groups[..num_groups], &mut sums), within);

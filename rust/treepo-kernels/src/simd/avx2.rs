@@ -52,6 +52,22 @@ unsafe impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn store_bf16(to: *mut u16, x: __m256) {
+        unsafe {
+            let bits = _mm256_castps_si256(x);
+            let upper = _mm256_srli_epi32::<16>(bits);
+            let odd = _mm256_and_si256(upper, _mm256_set1_epi32(1));
+            let up = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
+            let rounded = _mm256_srli_epi32::<16>(_mm256_add_epi32(bits, up));
+            let is_nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(x, x));
+            let quiet = _mm256_or_si256(upper, _mm256_set1_epi32(0x40));
+            let result = _mm256_blendv_epi8(rounded, quiet, is_nan);
+            let low = _mm256_castsi256_si128(result);
+            let packed = _mm_packus_epi32(low, _mm256_extracti128_si256::<1>(result));
+            _mm_storeu_si128(to.cast(), packed);
+        }
+    }
+    #[inline(always)]
     unsafe fn store(to: *mut f32, x: __m256) {
         unsafe { _mm256_storeu_ps(to, x) }
     }
@@ -105,6 +121,25 @@ unsafe impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn keep_first(x: __m256, count: usize, other: __m256) -> __m256 {
         unsafe { _mm256_blendv_ps(other, x, _mm256_castsi256_ps(first(count.min(8)))) }
+    }
+    #[inline(always)]
+    unsafe fn keep_at_least(value: __m256, x: __m256, bound: __m256) -> __m256 {
+        unsafe { _mm256_and_ps(_mm256_cmp_ps::<_CMP_GE_OQ>(x, bound), value) }
+    }
+    #[inline(always)]
+    unsafe fn store_at_least(to: *mut f32, value: __m256, x: __m256, bound: __m256) -> usize {
+        unsafe {
+            let mut kept = _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GE_OQ>(x, bound)) as u32;
+            let mut lanes = [0.0_f32; 8];
+            _mm256_storeu_ps(lanes.as_mut_ptr(), value);
+            let mut count = 0;
+            while kept != 0 {
+                *to.add(count) = lanes[kept.trailing_zeros() as usize];
+                kept &= kept - 1;
+                count += 1;
+            }
+            count
+        }
     }
     #[inline(always)]
     unsafe fn sum(x: __m256) -> f32 {

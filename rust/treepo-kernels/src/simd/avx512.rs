@@ -47,6 +47,20 @@ unsafe impl Simd for Avx512 {
         }
     }
     #[inline(always)]
+    unsafe fn store_bf16(to: *mut u16, x: __m512) {
+        unsafe {
+            let bits = _mm512_castps_si512(x);
+            let upper = _mm512_srli_epi32::<16>(bits);
+            let odd = _mm512_and_si512(upper, _mm512_set1_epi32(1));
+            let up = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
+            let rounded = _mm512_srli_epi32::<16>(_mm512_add_epi32(bits, up));
+            let is_nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
+            let quiet = _mm512_set1_epi32(0x40);
+            let result = _mm512_mask_or_epi32(rounded, is_nan, upper, quiet);
+            _mm256_storeu_si256(to.cast(), _mm512_cvtepi32_epi16(result));
+        }
+    }
+    #[inline(always)]
     unsafe fn store(to: *mut f32, x: __m512) {
         unsafe { _mm512_storeu_ps(to, x) }
     }
@@ -100,6 +114,18 @@ unsafe impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn keep_first(x: __m512, count: usize, other: __m512) -> __m512 {
         unsafe { _mm512_mask_blend_ps(if count >= 16 { 0xffff } else { first(count) }, other, x) }
+    }
+    #[inline(always)]
+    unsafe fn keep_at_least(value: __m512, x: __m512, bound: __m512) -> __m512 {
+        unsafe { _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_GE_OQ>(x, bound), value) }
+    }
+    #[inline(always)]
+    unsafe fn store_at_least(to: *mut f32, value: __m512, x: __m512, bound: __m512) -> usize {
+        unsafe {
+            let kept = _mm512_cmp_ps_mask::<_CMP_GE_OQ>(x, bound);
+            _mm512_storeu_ps(to, _mm512_maskz_compress_ps(kept, value));
+            kept.count_ones() as usize
+        }
     }
     #[inline(always)]
     unsafe fn sum(x: __m512) -> f32 {

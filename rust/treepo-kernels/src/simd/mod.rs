@@ -76,6 +76,8 @@ pub unsafe trait Simd: Copy {
     unsafe fn load_first(from: *const f32, count: usize) -> Self::F32;
     /// Reads `LANES` bf16 numbers, given by their bits.
     unsafe fn load_bf16(from: *const u16) -> Self::F32;
+    /// Rounds to nearest, ties to even, and writes the bits of `LANES` bf16 numbers; a NaN stays one.
+    unsafe fn store_bf16(to: *mut u16, x: Self::F32);
     /// Writes `LANES` elements.
     unsafe fn store(to: *mut f32, x: Self::F32);
     /// Writes the first `count < LANES` elements.
@@ -102,6 +104,16 @@ pub unsafe trait Simd: Copy {
     unsafe fn round(x: Self::F32) -> Self::F32;
     /// `x` where `index < count`, else `other`.
     unsafe fn keep_first(x: Self::F32, count: usize, other: Self::F32) -> Self::F32;
+    /// `value` where `x >= bound`, else 0.
+    unsafe fn keep_at_least(value: Self::F32, x: Self::F32, bound: Self::F32) -> Self::F32;
+    /// Packs the lanes of `value` where `x >= bound`, writes them and returns their number; what
+    /// follows them up to `LANES` elements may be written too.
+    unsafe fn store_at_least(
+        to: *mut f32,
+        value: Self::F32,
+        x: Self::F32,
+        bound: Self::F32,
+    ) -> usize;
     /// The sum of all lanes, in a tree that is the same for every call.
     unsafe fn sum(x: Self::F32) -> f32;
     /// The largest lane.

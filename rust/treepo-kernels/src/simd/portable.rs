@@ -1,6 +1,7 @@
 //! Eight lanes in plain Rust, for every processor; the compiler vectorises them where it can.
 
 use super::Simd;
+use crate::element::{Bf16, Element};
 
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Portable;
@@ -46,6 +47,10 @@ unsafe impl Simd for Portable {
     unsafe fn load_bf16(from: *const u16) -> Lanes {
         let bits = unsafe { from.cast::<[u16; 8]>().read_unaligned() };
         bits.map(|x| f32::from_bits(u32::from(x) << 16))
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(to: *mut u16, x: Lanes) {
+        unsafe { to.cast::<[u16; 8]>().write_unaligned(x.map(|a| Bf16::from_f32(a).0)) }
     }
     #[inline(always)]
     unsafe fn store(to: *mut f32, x: Lanes) {
@@ -102,6 +107,19 @@ unsafe impl Simd for Portable {
     #[inline(always)]
     unsafe fn keep_first(x: Lanes, count: usize, other: Lanes) -> Lanes {
         std::array::from_fn(|i| if i < count { x[i] } else { other[i] })
+    }
+    #[inline(always)]
+    unsafe fn keep_at_least(value: Lanes, x: Lanes, bound: Lanes) -> Lanes {
+        std::array::from_fn(|i| if x[i] >= bound[i] { value[i] } else { 0.0 })
+    }
+    #[inline(always)]
+    unsafe fn store_at_least(to: *mut f32, value: Lanes, x: Lanes, bound: Lanes) -> usize {
+        let mut count = 0;
+        for i in 0..8 {
+            unsafe { *to.add(count) = value[i] }
+            count += usize::from(x[i] >= bound[i]);
+        }
+        count
     }
     #[inline(always)]
     unsafe fn sum(x: Lanes) -> f32 {
