@@ -16,7 +16,7 @@ use treepo_kernels::team::{GompParallel, Team};
 use crate::argument::invalid;
 
 /// Number format of a buffer.
-#[pyclass(module = "treepo.core", eq, eq_int, frozen, hash)]
+#[pyclass(module = "treepo.core", eq, eq_int, frozen, hash, from_py_object)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Element {
     F32,
@@ -24,7 +24,7 @@ pub(crate) enum Element {
 }
 
 /// Function of a gated feed-forward layer.
-#[pyclass(module = "treepo.core", eq, eq_int, frozen, hash)]
+#[pyclass(module = "treepo.core", eq, eq_int, frozen, hash, from_py_object)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Activation {
     SILU,
@@ -224,11 +224,27 @@ impl Kernels {
             match element {
                 Element::F32 => {
                     let input = rows::<f32>(input);
-                    elementwise::rms_norm(team, *level, num_rows, &norm, input, at(weight), at(output));
+                    elementwise::rms_norm(
+                        team,
+                        *level,
+                        num_rows,
+                        &norm,
+                        input,
+                        at(weight),
+                        at(output),
+                    );
                 }
                 Element::BF16 => {
                     let input = rows::<Bf16>(input);
-                    elementwise::rms_norm(team, *level, num_rows, &norm, input, at(weight), at(output));
+                    elementwise::rms_norm(
+                        team,
+                        *level,
+                        num_rows,
+                        &norm,
+                        input,
+                        at(weight),
+                        at(output),
+                    );
                 }
             }
         }
@@ -252,11 +268,29 @@ impl Kernels {
             match element {
                 Element::F32 => {
                     let (gate, up) = (rows::<f32>(gate), rows(up));
-                    elementwise::gate(team, *level, num_rows, width, activation, gate, up, at(output));
+                    elementwise::gate(
+                        team,
+                        *level,
+                        num_rows,
+                        width,
+                        activation,
+                        gate,
+                        up,
+                        at(output),
+                    );
                 }
                 Element::BF16 => {
                     let (gate, up) = (rows::<Bf16>(gate), rows(up));
-                    elementwise::gate(team, *level, num_rows, width, activation, gate, up, at(output));
+                    elementwise::gate(
+                        team,
+                        *level,
+                        num_rows,
+                        width,
+                        activation,
+                        gate,
+                        up,
+                        at(output),
+                    );
                 }
             }
         }
@@ -277,7 +311,7 @@ impl Kernels {
     ) {
         let (num_tokens, num_heads, num_kv_heads, head_dim, rotary_dim) = shape;
         let of = |num_heads| RopeShape { num_tokens, num_heads, head_dim, rotary_dim };
-        let (of_query, of_key) = (of(num_heads), of(num_kv_heads));
+        let shapes = [of(num_heads), of(num_kv_heads)];
         let Self { team, level } = self;
         // SAFETY: the caller vouches for the buffers.
         unsafe {
@@ -285,18 +319,20 @@ impl Kernels {
                 Element::F32 => elementwise::rope_pair::<f32, f32>(
                     team,
                     *level,
-                    (of_query, strided(query), at(query_output)),
-                    (of_key, strided(key), at(key_output)),
+                    shapes,
+                    [strided(query), strided(key)],
                     at(cos),
                     at(sin),
+                    [at(query_output), at(key_output)],
                 ),
                 Element::BF16 => elementwise::rope_pair::<Bf16, Bf16>(
                     team,
                     *level,
-                    (of_query, strided(query), at(query_output)),
-                    (of_key, strided(key), at(key_output)),
+                    shapes,
+                    [strided(query), strided(key)],
                     at(cos),
                     at(sin),
+                    [at(query_output), at(key_output)],
                 ),
             }
         }
@@ -363,13 +399,25 @@ impl Kernels {
                 Element::F32 => {
                     let logits = matrix::<f32>(logits);
                     sampler::token_logprobs(
-                        team, *level, &logits, targets, temperature, logprobs, entropies,
+                        team,
+                        *level,
+                        &logits,
+                        targets,
+                        temperature,
+                        logprobs,
+                        entropies,
                     )
                 }
                 Element::BF16 => {
                     let logits = matrix::<Bf16>(logits);
                     sampler::token_logprobs(
-                        team, *level, &logits, targets, temperature, logprobs, entropies,
+                        team,
+                        *level,
+                        &logits,
+                        targets,
+                        temperature,
+                        logprobs,
+                        entropies,
                     )
                 }
             }
@@ -401,7 +449,9 @@ fn strided<T>((address, token_stride, head_stride): Heads) -> Strided3<T> {
     Strided3 { data: at(address), token_stride, head_stride }
 }
 
-fn matrix<T>((address, num_rows, vocab_size, row_stride): (usize, usize, usize, usize)) -> Logits<T> {
+fn matrix<T>(
+    (address, num_rows, vocab_size, row_stride): (usize, usize, usize, usize),
+) -> Logits<T> {
     Logits { data: at(address), num_rows, vocab_size, row_stride }
 }
 
