@@ -97,7 +97,8 @@ fn surroundings_do_not_matter<T: Element>(case: &Case) {
         let plain = bits(&case.run::<T>(level, &Team::alone()));
         for team in [Team::alone(), Team::parked(3)] {
             for is_grouped in [false, true] {
-                for (block_size, placement) in [(16, 2), (16, 3), (1, 4), (5, 1), (32, 1), (64, 5)] {
+                for (block_size, placement) in [(16, 2), (16, 3), (1, 4), (5, 1), (32, 1), (64, 5)]
+                {
                     let other = Case { is_grouped, block_size, placement, ..case.clone() };
                     let results = bits(&other.run::<T>(level, &team));
                     assert!(results == plain, "{other:?} at {} differs", level.name());
@@ -192,7 +193,9 @@ fn rows_and_groups_that_do_not_fit_are_rejected() {
         let message = message(&arrays);
         assert!(message.contains(part), "{message}");
     }
-    assert!(Step::new(4, 4, &StepArrays { row_order: &[0, 1], groups: &[0, 2, 0, 1], ..VALID }).is_ok());
+    assert!(
+        Step::new(4, 4, &StepArrays { row_order: &[0, 1], groups: &[0, 2, 0, 1], ..VALID }).is_ok()
+    );
 }
 
 #[test]

@@ -5,7 +5,7 @@ use super::score::Scores;
 use super::soften::Span;
 use super::tile::Values;
 use crate::element::Element;
-use crate::simd::Simd;
+use crate::simd::{Kernel, Simd};
 
 /// Adds the weighted values to the sums `[N, values.stride]` of `N` queries, which are multiplied by
 /// `factors` before. A sum runs over the keys in their order.
@@ -29,7 +29,7 @@ pub(super) unsafe fn mix<S: Simd, E: Element, const N: usize>(
     unsafe {
         if from >= end {
             for n in 0..N {
-                let own = Part { weights: weights.0[n].as_ptr(), ..Part::new(spans[n]) };
+                let own = Part { weights: weights.0[n].as_ptr(), span: spans[n] };
                 add::<S, E, 1>(values, own, &[factors[n]], mixed.add(n * values.stride));
             }
             return;
@@ -40,17 +40,17 @@ pub(super) unsafe fn mix<S: Simd, E: Element, const N: usize>(
         for n in 0..N {
             if spans[n].from < from {
                 let span = Span { from: spans[n].from, end: from };
-                let own = Part { weights: weights.0[n].as_ptr(), ..Part::new(span) };
+                let own = Part { weights: weights.0[n].as_ptr(), span };
                 add::<S, E, 1>(values, own, &[factors[n]], mixed.add(n * values.stride));
                 factors[n] = 1.0;
             }
         }
-        let common = Part { weights: weights.0[0].as_ptr(), ..Part::new(Span { from, end }) };
+        let common = Part { weights: weights.0.as_ptr().cast(), span: Span { from, end } };
         add::<S, E, N>(values, common, &factors, mixed);
         for n in 0..N {
             if spans[n].end > end {
                 let span = Span { from: end, end: spans[n].end };
-                let own = Part { weights: weights.0[n].as_ptr(), ..Part::new(span) };
+                let own = Part { weights: weights.0[n].as_ptr(), span };
                 add::<S, E, 1>(values, own, &[1.0], mixed.add(n * values.stride));
             }
         }
@@ -62,12 +62,6 @@ pub(super) unsafe fn mix<S: Simd, E: Element, const N: usize>(
 struct Part {
     weights: *const f32,
     span: Span,
-}
-
-impl Part {
-    fn new(span: Span) -> Self {
-        Self { weights: std::ptr::null(), span }
-    }
 }
 
 /// # Safety
@@ -86,59 +80,64 @@ unsafe fn add<S: Simd, E: Element, const N: usize>(
     unsafe {
         while first < num_vectors {
             first += match num_vectors - first {
-                1 => sums::<S, E, N, 1>(values, part, factors, mixed, first),
-                2 | 3 => sums::<S, E, N, 2>(values, part, factors, mixed, first),
-                _ => sums::<S, E, N, 4>(values, part, factors, mixed, first),
+                1 => S::call(Sums::<E, N, 1> { values, part, factors, mixed, first }),
+                2 | 3 => S::call(Sums::<E, N, 2> { values, part, factors, mixed, first }),
+                _ => S::call(Sums::<E, N, 4> { values, part, factors, mixed, first }),
             };
         }
     }
 }
 
-/// Does `V` vectors of the dimension, from vector `first` on; returns `V`.
-///
-/// # Safety
-/// As [`add`].
-#[allow(clippy::inline_always, reason = "inlined into functions that enable the instructions")]
-#[allow(clippy::needless_range_loop, reason = "loops over constants stay in registers")]
-#[inline(always)]
-unsafe fn sums<S: Simd, E: Element, const N: usize, const V: usize>(
-    values: &Values<E>,
+/// `V` vectors of the dimension, from vector `first` on; returns `V`.
+struct Sums<'a, E, const N: usize, const V: usize> {
+    values: &'a Values<E>,
     part: Part,
-    factors: &[f32; N],
+    factors: &'a [f32; N],
     mixed: *mut f32,
     first: usize,
-) -> usize {
-    // SAFETY: the caller's condition.
-    unsafe {
-        let mixed = mixed.add(first * S::LANES);
-        let mut sums = [[S::splat(0.0); V]; N];
-        for n in 0..N {
-            for v in 0..V {
-                let before = S::load(mixed.add(n * values.stride + v * S::LANES));
-                sums[n][v] = S::mul(before, S::splat(factors[n]));
-            }
-        }
-        for run in 0..values.num_runs {
-            let (start, bound) = (values.bounds[run], values.bounds[run + 1]);
-            let base = values.starts[run].add(first * S::LANES);
-            for key in part.span.from.max(start)..part.span.end.min(bound) {
-                let mut value = [S::splat(0.0); V];
+}
+
+#[allow(clippy::inline_always, reason = "inlined into functions that enable the instructions")]
+#[allow(clippy::needless_range_loop, reason = "loops over constants stay in registers")]
+impl<E: Element, const N: usize, const V: usize> Kernel for Sums<'_, E, N, V> {
+    type Output = usize;
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) -> usize {
+        let Self { values, part, factors, mixed, first } = self;
+        let stride = values.stride;
+        // SAFETY: the condition of `mix`.
+        unsafe {
+            let mixed = mixed.add(first * S::LANES);
+            let mut sums = [[S::splat(0.0); V]; N];
+            for n in 0..N {
                 for v in 0..V {
-                    value[v] = E::load::<S>(base.add((key - start) * values.stride + v * S::LANES));
+                    let before = S::load(mixed.add(n * stride + v * S::LANES));
+                    sums[n][v] = S::mul(before, S::splat(factors[n]));
                 }
-                for n in 0..N {
-                    let weight = S::splat(*part.weights.add(n * TILE + key));
+            }
+            for run in 0..values.num_runs {
+                let (start, bound) = (values.bounds[run], values.bounds[run + 1]);
+                let base = values.starts[run].add(first * S::LANES);
+                for key in part.span.from.max(start)..part.span.end.min(bound) {
+                    let mut value = [S::splat(0.0); V];
                     for v in 0..V {
-                        sums[n][v] = S::mul_add(weight, value[v], sums[n][v]);
+                        value[v] = E::load::<S>(base.add((key - start) * stride + v * S::LANES));
+                    }
+                    for n in 0..N {
+                        let weight = S::splat(*part.weights.add(n * TILE + key));
+                        for v in 0..V {
+                            sums[n][v] = S::mul_add(weight, value[v], sums[n][v]);
+                        }
                     }
                 }
             }
-        }
-        for n in 0..N {
-            for v in 0..V {
-                S::store(mixed.add(n * values.stride + v * S::LANES), sums[n][v]);
+            for n in 0..N {
+                for v in 0..V {
+                    S::store(mixed.add(n * stride + v * S::LANES), sums[n][v]);
+                }
             }
         }
+        V
     }
-    V
 }

@@ -123,10 +123,8 @@ fn amount(pieces: &[Piece], block_size: usize) -> Amount {
 }
 
 fn sort(pieces: &[Piece], units: Vec<Range<usize>>, block_size: usize) -> Vec<Unit> {
-    let mut units: Vec<(Amount, Range<usize>)> = units
-        .into_iter()
-        .map(|unit| (amount(&pieces[unit.clone()], block_size), unit))
-        .collect();
+    let mut units: Vec<(Amount, Range<usize>)> =
+        units.into_iter().map(|unit| (amount(&pieces[unit.clone()], block_size), unit)).collect();
     units.sort_by_key(|(amount, _)| std::cmp::Reverse(amount.pairs + 8 * amount.keys));
     let mut through = Amount::default();
     let sum = |(amount, pieces): (Amount, Range<usize>)| {

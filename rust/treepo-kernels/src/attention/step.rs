@@ -115,7 +115,9 @@ fn check_lengths(arrays: &StepArrays<'_>) -> Result<(), StepError> {
     let last = arrays.query_starts[num_rows];
     if usize::try_from(last) != Ok(arrays.slots.len()) {
         let num_slots = arrays.slots.len();
-        return error(format!("query_starts ends with {last}: give as many slots, not {num_slots}"));
+        return error(format!(
+            "query_starts ends with {last}: give as many slots, not {num_slots}"
+        ));
     }
     Ok(())
 }

@@ -1,5 +1,10 @@
 //! Steps with made-up numbers, laid out in a pool in any way, and their exact results.
-#![allow(dead_code, unsafe_code, reason = "each test uses a part; kernels take raw buffers")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    unsafe_code,
+    reason = "each test uses a part; kernels take raw buffers"
+)]
 
 use treepo_kernels::attention::{
     Buffers, Layer, Shape, Step, StepArrays, Strided, attend, padded_value_dim,
