@@ -27,23 +27,23 @@ pub(super) unsafe fn mix<S: Simd, E: Element, const N: usize>(
     }
     // SAFETY: the caller's condition.
     unsafe {
-        if from >= end {
-            for n in 0..N {
-                let own = Part { weights: weights.0[n].as_ptr(), span: spans[n] };
-                add::<S, E, 1>(values, own, &[factors[n]], mixed.add(n * values.stride));
-            }
-            return;
-        }
         // A key that only some of the queries see must not touch the others: not even as a
         // product with 0, for it may be NaN.
         let mut factors = *factors;
+        if N == 1 || from >= end {
+            (from, end) = (TILE, TILE);
+        }
         for n in 0..N {
-            if spans[n].from < from {
-                let span = Span { from: spans[n].from, end: from };
+            let Span { from: own_from, end: own_end } = spans[n];
+            if own_from < from {
+                let span = Span { from: own_from, end: own_end.min(from) };
                 let own = Part { weights: weights.0[n].as_ptr(), span };
                 add::<S, E, 1>(values, own, &[factors[n]], mixed.add(n * values.stride));
                 factors[n] = 1.0;
             }
+        }
+        if N == 1 || from >= end {
+            return;
         }
         let common = Part { weights: weights.0.as_ptr().cast(), span: Span { from, end } };
         add::<S, E, N>(values, common, &factors, mixed);
@@ -80,8 +80,7 @@ unsafe fn add<S: Simd, E: Element, const N: usize>(
     unsafe {
         while first < num_vectors {
             first += match num_vectors - first {
-                1 => S::call(Sums::<E, N, 1> { values, part, factors, mixed, first }),
-                2 | 3 => S::call(Sums::<E, N, 2> { values, part, factors, mixed, first }),
+                1..4 => S::call(Sums::<E, N, 1> { values, part, factors, mixed, first }),
                 _ => S::call(Sums::<E, N, 4> { values, part, factors, mixed, first }),
             };
         }

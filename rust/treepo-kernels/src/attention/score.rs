@@ -30,8 +30,7 @@ pub(super) unsafe fn score<S: Simd, E: Element, const N: usize>(
         while first < end {
             let to = to.add(first * S::LANES);
             first += match end - first {
-                1 => S::call(Dots::<E, N, 1> { keys, query, key_dim, first, to }),
-                2 | 3 => S::call(Dots::<E, N, 2> { keys, query, key_dim, first, to }),
+                1..4 => S::call(Dots::<E, N, 1> { keys, query, key_dim, first, to }),
                 _ => S::call(Dots::<E, N, 4> { keys, query, key_dim, first, to }),
             };
         }

@@ -7,7 +7,7 @@ use super::pool::Pool;
 use super::score::{Scores, score};
 use super::scratch::{Area, MAX_QUERIES, Scratch};
 use super::soften::{Span, soften};
-use super::tile::{Place, Source, Tile, open};
+use super::tile::{Place, Source, Tile, is_f32, open};
 use super::{Buffers, Layer, Step, TILE, mix};
 use crate::element::Element;
 use crate::math;
@@ -138,21 +138,32 @@ impl<T: Element> Task<'_, T> {
         let (mut index, mut query) = (0, 0);
         while index < self.pieces.len() {
             let sharing = self.sharing(index, position);
-            let (mut from, mut behind) = (query, query);
-            for piece in &self.pieces[sharing.pieces.clone()] {
-                let seeing = self.seeing(piece, position);
-                if query + seeing.start > behind || seeing.is_empty() {
-                    // SAFETY: the caller's condition.
-                    unsafe { self.attend::<S>(&sharing, position, from..behind) }
-                    from = query + seeing.start;
+            let behind = query + self.num_queries(&self.pieces[sharing.pieces.clone()]);
+            let place = Place {
+                table: &self.step.tables[self.pieces[index].table..],
+                head: self.key_head,
+                position,
+                count: sharing.count,
+                num_queries: behind - query,
+            };
+            // SAFETY: the pieces' tables hold the blocks that they need.
+            unsafe {
+                if sharing.count > 0 {
+                    let tile = open::<S, T>(self.pool, place, self.area);
+                    self.attend::<S>(&tile, query..behind);
                 }
-                behind = query + seeing.end;
-                query += piece.num_tokens * self.num_heads;
             }
-            // SAFETY: the caller's condition.
-            unsafe { self.attend::<S>(&sharing, position, from..behind) }
-            index = sharing.pieces.end;
+            (index, query) = (sharing.pieces.end, behind);
         }
+    }
+
+    #[inline(always)]
+    fn num_queries(&self, pieces: &[Piece]) -> usize {
+        let mut num_tokens = 0;
+        for piece in pieces {
+            num_tokens += piece.num_tokens;
+        }
+        num_tokens * self.num_heads
     }
 
     /// The pieces from one on that have the whole tile in common, as far as they need it.
@@ -173,57 +184,55 @@ impl<T: Element> Task<'_, T> {
         Sharing { pieces: first..end, count: needed.saturating_sub(position) }
     }
 
-    /// The queries of a piece that see some of a tile, from the piece's first query on.
+    /// Whether a query sees some of a tile.
+    ///
+    /// # Safety
+    /// The query exists.
     #[inline(always)]
-    fn seeing(&self, piece: &Piece, position: usize) -> Range<usize> {
-        let from = position.saturating_sub(piece.position).min(piece.num_tokens);
-        let end = match self.layer.window {
-            // The last that sees key position + TILE - 1.
-            Some(window) => (position + TILE - 1 + window).saturating_sub(piece.position),
-            None => piece.num_tokens,
-        };
-        from * self.num_heads..end.min(piece.num_tokens).max(from) * self.num_heads
+    unsafe fn sees(&self, query: usize, tile: &Tile<T>) -> bool {
+        // SAFETY: the caller's condition.
+        let position = unsafe { *self.area.position.add(query) };
+        position >= tile.position && self.first_seen(position) < tile.position + TILE
     }
 
-    /// Takes neighbouring queries through a tile.
+    /// Takes those of some neighbouring queries that see a tile through it, as many in registers at
+    /// a time as fit.
     #[inline(always)]
-    unsafe fn attend<S: Simd>(&self, sharing: &Sharing, position: usize, queries: Range<usize>) {
-        if queries.is_empty() {
-            return;
-        }
-        let place = Place {
-            table: &self.step.tables[self.pieces[sharing.pieces.start].table..],
-            head: self.key_head,
-            position,
-            count: sharing.count,
-            num_queries: queries.len(),
-        };
+    unsafe fn attend<S: Simd>(&self, tile: &Tile<T>, queries: Range<usize>) {
         let widest = if S::LANES == 16 { 6 } else { 2 };
-        let num_blocks = queries.len().div_ceil(widest);
-        let width = queries.len().div_ceil(num_blocks);
+        let mut first = queries.start;
         // SAFETY: the caller's condition.
         unsafe {
-            let tile = open::<S, T>(self.pool, place, self.area);
-            let mut first = queries.start;
             while first < queries.end {
-                let count = width.min(queries.end - first);
-                match count {
-                    1 => self.block::<S, 1>(&tile, first),
-                    2 => self.block::<S, 2>(&tile, first),
-                    3 if S::LANES == 16 => self.block::<S, 3>(&tile, first),
-                    4 if S::LANES == 16 => self.block::<S, 4>(&tile, first),
-                    5 if S::LANES == 16 => self.block::<S, 5>(&tile, first),
-                    _ if S::LANES == 16 => self.block::<S, 6>(&tile, first),
-                    _ => unreachable!(),
+                let mut count = 0;
+                while first + count < queries.end && self.sees(first + count, tile) {
+                    count += 1;
                 }
-                first += count;
+                let end = first + count;
+                while first < end {
+                    // As even as can be, so that few are left over.
+                    let rest = end - first;
+                    let width = rest.div_ceil(rest.div_ceil(widest));
+                    first += match width {
+                        1 => self.block::<S, 1>(tile, first),
+                        2 if S::LANES < 16 => self.block::<S, 2>(tile, first),
+                        2 => self.block::<S, 1>(tile, first),
+                        3 if S::LANES == 16 => self.block::<S, 3>(tile, first),
+                        4 | 5 if S::LANES == 16 => self.block::<S, 4>(tile, first),
+                        _ if S::LANES == 16 => self.block::<S, 6>(tile, first),
+                        _ => unreachable!(),
+                    };
+                }
+                while first < queries.end && !self.sees(first, tile) {
+                    first += 1;
+                }
             }
         }
     }
 
-    /// Takes `N` neighbouring queries through a tile.
+    /// Takes `N` neighbouring queries through a tile; returns `N`.
     #[inline(always)]
-    unsafe fn block<S: Simd, const N: usize>(&self, tile: &Tile<T>, first: usize) {
+    unsafe fn block<S: Simd, const N: usize>(&self, tile: &Tile<T>, first: usize) -> usize {
         let (shape, area) = (self.layer.shape, self.area);
         // SAFETY: the queries exist.
         unsafe {
@@ -236,26 +245,29 @@ impl<T: Element> Task<'_, T> {
             let mut scores = Scores([[0.0; TILE]; N]);
             let query = area.query.add(first * shape.key_dim).cast_const();
             match &tile.keys {
-                Source::Pool(keys) => {
-                    score::<S, T, N>(keys, query, shape.key_dim, vectors, &mut scores);
-                }
                 Source::Wide(keys) => {
                     score::<S, f32, N>(keys, query, shape.key_dim, vectors, &mut scores);
                 }
+                Source::Pool(keys) if !is_f32::<T>() => {
+                    score::<S, T, N>(keys, query, shape.key_dim, vectors, &mut scores);
+                }
+                Source::Pool(_) => unreachable!("f32 is wide"),
             }
             let (peak, total) = (area.peak.add(first), area.total.add(first));
             let softcap = self.layer.softcap;
             let factors = soften::<S, N>(&mut scores, &spans, softcap, peak, total);
             let mixed = area.mixed.add(first * self.pool.value_stride);
             match &tile.values {
-                Source::Pool(values) => {
-                    mix::mix::<S, T, N>(values, &scores, &spans, &factors, mixed);
-                }
                 Source::Wide(values) => {
                     mix::mix::<S, f32, N>(values, &scores, &spans, &factors, mixed);
                 }
+                Source::Pool(values) if !is_f32::<T>() => {
+                    mix::mix::<S, T, N>(values, &scores, &spans, &factors, mixed);
+                }
+                Source::Pool(_) => unreachable!("f32 is wide"),
             }
         }
+        N
     }
 
     #[inline(always)]

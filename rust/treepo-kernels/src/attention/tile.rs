@@ -1,5 +1,7 @@
 //! Keys and values of one tile, where they lie or packed.
 
+use std::any::TypeId;
+
 use super::TILE;
 use super::pool::Pool;
 use super::scratch::Area;
@@ -33,7 +35,39 @@ pub(super) struct Values<E> {
     pub(super) stride: usize,
 }
 
-/// Something in the pool's format or widened in scratch.
+#[allow(clippy::inline_always, reason = "inlined into functions that enable the instructions")]
+impl<E> Keys<E> {
+    #[inline(always)]
+    fn cast<F>(&self) -> Keys<F> {
+        let mut starts = [std::ptr::null(); MAX_VECTORS];
+        for (to, from) in starts.iter_mut().zip(&self.starts) {
+            *to = from.cast();
+        }
+        Keys { starts, stride: self.stride }
+    }
+}
+
+#[allow(clippy::inline_always, reason = "inlined into functions that enable the instructions")]
+impl<E> Values<E> {
+    #[inline(always)]
+    fn cast<F>(&self) -> Values<F> {
+        let mut starts = [std::ptr::null(); MAX_RUNS];
+        for (to, from) in starts.iter_mut().zip(&self.starts) {
+            *to = from.cast();
+        }
+        let Self { bounds, num_runs, stride, .. } = *self;
+        Values { starts, bounds, num_runs, stride }
+    }
+}
+
+/// Whether an element needs no widening.
+#[allow(clippy::inline_always, reason = "decides which code exists")]
+#[inline(always)]
+pub(super) fn is_f32<T: 'static>() -> bool {
+    TypeId::of::<T>() == TypeId::of::<f32>()
+}
+
+/// Something in the pool's format or in f32, there or in scratch.
 pub(super) enum Source<P, W> {
     Pool(P),
     Wide(W),
@@ -96,12 +130,14 @@ pub(super) unsafe fn open<S: Simd, T: Element>(
     unsafe {
         let keys = if is_wide || !pool.block_size.is_multiple_of(S::LANES) {
             pack_keys(pool, place, area.keys);
-            let starts = std::array::from_fn(|v| {
-                area.keys.cast_const().wrapping_add((v * S::LANES).min(TILE - S::LANES))
-            });
+            let mut starts = [std::ptr::null(); MAX_VECTORS];
+            for (v, start) in starts.iter_mut().enumerate().take(TILE / S::LANES) {
+                *start = area.keys.add(v * S::LANES).cast_const();
+            }
             Source::Wide(Keys { starts, stride: TILE })
         } else {
-            Source::Pool(find_keys(pool, place, S::LANES))
+            let keys = find_keys(pool, place, S::LANES);
+            if is_f32::<T>() { Source::Wide(keys.cast()) } else { Source::Pool(keys) }
         };
         let values = if is_wide || pool.block_size < MIN_RUN {
             pack_values(pool, place, area.values);
@@ -110,7 +146,8 @@ pub(super) unsafe fn open<S: Simd, T: Element>(
             let starts = [area.values.cast_const(); MAX_RUNS];
             Source::Wide(Values { starts, bounds, num_runs: 1, stride: pool.value_stride })
         } else {
-            Source::Pool(find_values(pool, place))
+            let values = find_values(pool, place);
+            if is_f32::<T>() { Source::Wide(values.cast()) } else { Source::Pool(values) }
         };
         Tile { position: place.position, keys, values }
     }
