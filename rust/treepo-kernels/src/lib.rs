@@ -14,6 +14,7 @@
 #![allow(unsafe_code, reason = "raw buffers, SIMD intrinsics and a C function of OpenMP")]
 #![deny(unsafe_op_in_unsafe_fn)]
 
+pub mod attention;
 pub mod element;
 pub mod elementwise;
 pub mod math;

@@ -11,6 +11,7 @@ pub(super) struct Avx2;
 /// # Safety
 /// The processor has AVX2 and FMA.
 #[target_feature(enable = "avx2,fma")]
+#[inline(never)]
 pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
     // SAFETY: this function's own condition.
     unsafe { kernel.run::<Avx2>() }
@@ -32,6 +33,10 @@ unsafe impl Simd for Avx2 {
     const LANES: usize = 8;
     type F32 = __m256;
 
+    #[inline(always)]
+    unsafe fn call<K: Kernel>(kernel: K) -> K::Output {
+        unsafe { run(kernel) }
+    }
     #[inline(always)]
     unsafe fn splat(x: f32) -> __m256 {
         unsafe { _mm256_set1_ps(x) }

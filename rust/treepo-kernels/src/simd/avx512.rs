@@ -11,6 +11,7 @@ pub(super) struct Avx512;
 /// # Safety
 /// The processor has AVX-512 F, BW, DQ and VL, AVX2 and FMA.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+#[inline(never)]
 pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
     // SAFETY: this function's own condition.
     unsafe { kernel.run::<Avx512>() }
@@ -27,6 +28,10 @@ unsafe impl Simd for Avx512 {
     const LANES: usize = 16;
     type F32 = __m512;
 
+    #[inline(always)]
+    unsafe fn call<K: Kernel>(kernel: K) -> K::Output {
+        unsafe { run(kernel) }
+    }
     #[inline(always)]
     unsafe fn splat(x: f32) -> __m512 {
         unsafe { _mm512_set1_ps(x) }

@@ -68,6 +68,8 @@ pub unsafe trait Simd: Copy {
     /// The vector.
     type F32: Copy;
 
+    /// Runs a kernel of this level as a function of its own, which keeps the caller small.
+    unsafe fn call<K: Kernel>(kernel: K) -> K::Output;
     /// All lanes `x`.
     unsafe fn splat(x: f32) -> Self::F32;
     /// Reads `LANES` elements.
@@ -142,7 +144,7 @@ pub fn run<K: Kernel>(level: Level, kernel: K) -> K::Output {
     // SAFETY: the level is available.
     unsafe {
         match level {
-            Level::Portable => kernel.run::<portable::Portable>(),
+            Level::Portable => portable::run(kernel),
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => avx2::run(kernel),
             #[cfg(target_arch = "x86_64")]

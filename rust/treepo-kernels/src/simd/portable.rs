@@ -1,10 +1,18 @@
 //! Eight lanes in plain Rust, for every processor; the compiler vectorises them where it can.
 
-use super::Simd;
+use super::{Kernel, Simd};
 use crate::element::{Bf16, Element};
 
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Portable;
+
+/// # Safety
+/// Only that of the kernel.
+#[inline(never)]
+pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
+    // SAFETY: every processor has this level.
+    unsafe { kernel.run::<Portable>() }
+}
 
 type Lanes = [f32; 8];
 
@@ -31,6 +39,10 @@ unsafe impl Simd for Portable {
     const LANES: usize = 8;
     type F32 = Lanes;
 
+    #[inline(always)]
+    unsafe fn call<K: Kernel>(kernel: K) -> K::Output {
+        unsafe { run(kernel) }
+    }
     #[inline(always)]
     unsafe fn splat(x: f32) -> Lanes {
         [x; 8]
