@@ -266,8 +266,9 @@ def test_only_rules_about_text_need_texts():
     [
         ("search.verdicts=segments", "search.verdicts must be nothing to train"),
         ("sampling.temperature=0", "sampling.temperature must be above 0 to train"),
-        ("sampling.top_p=0.9", "sampling.top_k and sampling.top_p must be off"),
-        ("sampling.top_k=5", "sampling.top_k and sampling.top_p must be off"),
+        ("sampling.top_p=0.9", "sampling.top_k, sampling.top_p and sampling.min_p must be off"),
+        ("sampling.top_k=5", "sampling.top_k, sampling.top_p and sampling.min_p must be off"),
+        ("sampling.min_p=0.1", "sampling.top_k, sampling.top_p and sampling.min_p must be off"),
     ],
 )
 def test_what_cannot_be_trained_with_is_refused_only_to_train(word, message):

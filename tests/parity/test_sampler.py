@@ -13,6 +13,8 @@ PARAMS = [
     SamplingParams(top_k=5),
     SamplingParams(top_p=0.7),
     SamplingParams(temperature=2.0, top_k=50, top_p=0.9),
+    SamplingParams(min_p=0.1),
+    SamplingParams(temperature=1.5, top_k=50, top_p=0.9, min_p=0.2),
 ]
 GRID = 4000
 
@@ -26,6 +28,7 @@ def reference(logits, params):
     order = p.argsort(descending=True)
     before = p[order].cumsum(0) - p[order]
     p[order[before >= params.top_p]] = 0.0
+    p[p < params.min_p * p.max()] = 0.0
     return p / p.sum()
 
 
@@ -63,12 +66,21 @@ def test_extreme_uniforms_never_draw_a_token_of_probability_0(uniform, vocab_siz
     assert draws.logprobs.tolist() == [0.0]
 
 
-@pytest.mark.parametrize("params", [SamplingParams(top_k=3), SamplingParams(top_p=0.5)])
+@pytest.mark.parametrize(
+    "params", [SamplingParams(top_k=3), SamplingParams(top_p=0.5), SamplingParams(min_p=0.9)]
+)
 @pytest.mark.parametrize("uniform", [0.0, 1.0])
 def test_extreme_uniforms_never_draw_a_token_that_is_cut_off(params, uniform):
     logits = torch.linspace(0.0, 3.0, 600)[None]
     draws = sample(logits, torch.tensor([uniform], dtype=torch.float64), params)
     assert reference(logits[0], params)[draws.token_ids[0]] > 0
+
+
+def test_a_min_p_of_1_leaves_the_most_likely_tokens():
+    logits = torch.tensor([[0.0, 2.0, 1.0, 2.0]]).expand(8, -1)
+    uniforms = (torch.arange(8, dtype=torch.float64) + 0.5) / 8
+    draws = sample(logits, uniforms, SamplingParams(min_p=1.0))
+    assert draws.token_ids.tolist() == [1, 1, 1, 1, 3, 3, 3, 3]
 
 
 def test_a_row_is_drawn_alike_in_every_batch():

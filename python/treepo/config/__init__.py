@@ -1,5 +1,6 @@
 """One validated config tree for Python, YAML files and the command line."""
 
+from treepo.config.engine import Attention, Dtype, EngineConfig, Packing
 from treepo.config.growth import (
     BranchBy,
     BranchConfig,
@@ -28,8 +29,6 @@ from treepo.config.search import Opportunistic, SearchConfig, Verdicts
 from treepo.config.sections import (
     AdvantageConfig,
     DataConfig,
-    Dtype,
-    EngineConfig,
     EvalConfig,
     LossConfig,
     ModelConfig,
@@ -42,6 +41,7 @@ from treepo.config.sections import (
 __all__ = [
     "AdvantageConfig",
     "Alignment",
+    "Attention",
     "Boxed",
     "BranchBy",
     "BranchConfig",
@@ -57,6 +57,7 @@ __all__ = [
     "ModelConfig",
     "Opportunistic",
     "OptimizerConfig",
+    "Packing",
     "Prefer",
     "PruneBy",
     "PruneConfig",

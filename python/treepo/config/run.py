@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from treepo.config.engine import EngineConfig
 from treepo.config.overrides import nested
 from treepo.config.schema import MAX_SEED, Section, at_least, at_most
 from treepo.config.search import SearchConfig, Verdicts
 from treepo.config.sections import (
     AdvantageConfig,
     DataConfig,
-    EngineConfig,
     EvalConfig,
     LossConfig,
     ModelConfig,
@@ -111,10 +111,12 @@ class TrainConfig(Section):
         if self.sampling.temperature <= 0:
             value = self.sampling.temperature
             raise InvalidConfigError(f"sampling.temperature must be above 0 to train, got {value}")
-        if self.sampling.top_k != 0 or self.sampling.top_p != 1:
+        truncation = (self.sampling.top_k, self.sampling.top_p, self.sampling.min_p)
+        if truncation != (0, 1, 0):
             raise InvalidConfigError(
-                "sampling.top_k and sampling.top_p must be off (0 and 1) to train: the loss needs "
-                f"the whole distribution, got {self.sampling.top_k} and {self.sampling.top_p}"
+                "sampling.top_k, sampling.top_p and sampling.min_p must be off (0, 1 and 0) to "
+                "train: the loss needs the whole distribution, got "
+                f"{', '.join(str(value) for value in truncation)}"
             )
         if self.search.verdicts is not Verdicts.NOTHING:
             raise InvalidConfigError(

@@ -10,19 +10,10 @@ from treepo.config.schema import (
     above,
     at_least,
     at_most,
-    check_counts,
 )
 from treepo.errors import InvalidConfigError
 
 _MIN_TEMPERATURE = 0.001
-
-
-class Dtype(StrEnum):
-    """Number format of weights and KV cache."""
-
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-    FLOAT16 = "float16"
 
 
 class Schedule(StrEnum):
@@ -44,6 +35,8 @@ class SamplingParams(Section):
     """Only the k most likely tokens may be drawn; 0 is off."""
     top_p: float = 1.0
     """Only the most likely tokens that together reach this mass may be drawn; 1 is off."""
+    min_p: float = 0.0
+    """Only tokens with at least this part of the largest probability may be drawn; 0 is off."""
 
     def _check(self) -> None:
         at_least("temperature", self.temperature, 0)
@@ -56,38 +49,8 @@ class SamplingParams(Section):
         at_most("top_k", self.top_k, MAX_COUNT)
         above("top_p", self.top_p, 0)
         at_most("top_p", self.top_p, 1)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EngineConfig(Section):
-    """Device, memory and batch limits of the sampling engine."""
-
-    device: str = "cpu"
-    """Torch device of model and KV cache, for instance cpu or cuda:0."""
-    dtype: Dtype = Dtype.FLOAT32
-    """Number format of weights and KV cache."""
-    block_size: int = 16
-    """Tokens a KV block holds."""
-    kv_cache_gib: float | None = None
-    """Memory of the KV pool in GiB; absent: the engine chooses."""
-    num_blocks: int | None = None
-    """Blocks of the KV pool; wins over `kv_cache_gib`."""
-    max_num_seqs: int = 256
-    """Rows of one step at most."""
-    max_num_batched_tokens: int = 2048
-    """Tokens of one step at most."""
-    admission_percent: int = 200
-    """Trees are admitted until the worst growth of all open ones fills this much of the pool; 100
-    preempts only where one tree alone outgrows the pool, and leaves memory idle."""
-    age_bias: int = 32
-    """Sampled tokens that being one place older is worth to a tree whose paths wait for a row; 0
-    is fair to all, a large number finishes old trees first."""
-    max_model_len: int | None = None
-    """Tokens a path holds at most, prompt included; absent: the model's own limit."""
-
-    def _check(self) -> None:
-        above("kv_cache_gib", self.kv_cache_gib, 0)
-        check_counts(self, {"num_blocks": 2, "max_model_len": 2, "age_bias": 0})
+        at_least("min_p", self.min_p, 0)
+        at_most("min_p", self.min_p, 1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,11 +6,16 @@ key-value cache.
 """
 
 from treepo._core import (
+    Activation,
+    AttentionLayer,
+    AttentionStep,
     BlockPool,
     BufferTooSmallError,
+    Element,
     Forest,
     InvalidConfigError,
     InvalidInputError,
+    Kernels,
     LawBrokenError,
     NotFiniteError,
     PoolTooSmallError,
@@ -26,12 +31,17 @@ from treepo.core.groups import GroupBuffers
 from treepo.core.plan import PlanBuffers, PlanSizes
 
 __all__ = [
+    "Activation",
+    "AttentionLayer",
+    "AttentionStep",
     "BlockPool",
     "BufferTooSmallError",
+    "Element",
     "Forest",
     "GroupBuffers",
     "InvalidConfigError",
     "InvalidInputError",
+    "Kernels",
     "LawBrokenError",
     "NotFiniteError",
     "PlanBuffers",

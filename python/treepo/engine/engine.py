@@ -13,12 +13,15 @@ from transformers import PreTrainedModel
 
 from treepo import core
 from treepo.config import EngineConfig, SamplingParams, SearchConfig, Verdicts
-from treepo.engine.attention import AttentionBackend, PagedContext, TorchBackend
-from treepo.engine.hook import evaluating, install, probe
+from treepo.engine.attention import AttentionBackend, PagedContext, make_backend
+from treepo.engine.fused import Fusion
+from treepo.engine.hook import KVShapes, probe
 from treepo.engine.inputs import InputBuilder, StepInputs
-from treepo.engine.kv import KVPool, choose_gathered_slots, choose_num_blocks
+from treepo.engine.kv import KVPool, choose_num_blocks
 from treepo.engine.load import load_model
+from treepo.engine.policy import SamplingPolicy
 from treepo.engine.sampler import Draws, sample
+from treepo.engine.native_sampler import can_draw, draw
 from treepo.engine.stats import EngineStats
 from treepo.engine.texts import token_texts
 from treepo.engine.verdicts import Judge, report_all
@@ -59,19 +62,23 @@ class Engine:
             config: Memory and batch limits.
 
         Raises:
-            UnsupportedModelError: If the engine cannot run this class of model.
+            UnsupportedModelError: If the engine cannot run this class of model, or the processor
+                is slow in its number format.
             InvalidConfigError: If `config.max_model_len` is above the model's context.
         """
         self.model = model
         self.tokenizer = tokenizer
         self.config = EngineConfig() if config is None else config
         self.shapes = probe(model)
+        self._policy = SamplingPolicy(model, self.config)
+        self.shapes = _kv_shapes(self.shapes, self._policy, self.config)
         self.eos_token_ids = eos_token_ids(model, tokenizer)
         self.max_model_len = _max_model_len(model, self.config)
         self.policy_version = 0
         self.stats = EngineStats()
-        self._backend: AttentionBackend = TorchBackend()
+        self._backend = self._make_backend()
         self._pool: KVPool | None = None
+        self._weights_are_new = False
         self._texts: list[bytes] | None = None
         self._is_running = False
 
@@ -182,28 +189,48 @@ class Engine:
         return self.rollout(prompts, search, sampling, seed, keys, on_step)
 
     def weights_changed(self) -> None:
-        """Say that the model's weights are new: later tokens carry the next policy version."""
+        """Say that the model's weights are new: later tokens carry the next policy version.
+
+        The next rollout takes them over wherever copies of them are kept. It also does without
+        this call where it notices the change; what is written through `.data` it does not.
+        """
         self.policy_version += 1
+        self._weights_are_new = True
+
+    @property
+    def fusions(self) -> tuple[Fusion, ...]:
+        """What is computed faster than by the model's own modules."""
+        return self._policy.fusions
 
     def acquire(self) -> KVPool:
         """Return the KV pool; make it if it was released or never made."""
         if self._pool is None:
             device = self.model.device
             num_blocks = choose_num_blocks(
-                self.config, self.shapes, max_model_len=self.max_model_len, device=device
+                self.config,
+                self.shapes,
+                max_model_len=self.max_model_len,
+                device=device,
+                layout=self._backend.layout,
             )
             self._pool = KVPool(
                 self.shapes,
                 num_blocks=num_blocks,
                 block_size=self.config.block_size,
                 device=device,
+                layout=self._backend.layout,
             )
         return self._pool
 
     def release(self) -> None:
         """Free the KV pool, for instance while training; the next rollout makes a new one."""
         self._pool = None
-        self._backend = TorchBackend()
+        self._backend = self._make_backend()
+
+    def _make_backend(self) -> AttentionBackend:
+        return make_backend(
+            self.config.attention, self.shapes, self._policy.kernels, self.model.device
+        )
 
     def token_texts(self) -> list[bytes]:
         """Return the bytes of every token id, worked out once; see `treepo.engine.texts`.
@@ -242,10 +269,11 @@ class Engine:
 
     def _finish(self, run: "_Run", on_step: OnStep | None) -> None:
         """Run all steps of a rollout."""
-        install(self.model)
+        self._policy.follow(force=self._weights_are_new)
+        self._weights_are_new = False
         self._is_running = True
         try:
-            with torch.inference_mode(), evaluating(self.model):
+            with self._policy.running():
                 while run.step():
                     if on_step is not None:
                         on_step(self.stats)
@@ -289,12 +317,14 @@ class _Run:
         self._judge = judge
         self._began = began
         self._buffers = core.PlanBuffers(scheduler)
+        self._groups = core.GroupBuffers(scheduler)
         self._inputs = InputBuilder(
+            engine._backend.arrange,
             max_num_seqs=engine.config.max_num_seqs,
             max_model_len=engine.max_model_len,
+            num_blocks=pool.num_blocks,
             block_size=pool.block_size,
             device=engine.model.device,
-            max_gathered_slots=choose_gathered_slots(engine.shapes, engine.model.device),
         )
 
     def step(self) -> bool:
@@ -302,11 +332,16 @@ class _Run:
         sizes = self._buffers.plan(self._scheduler)
         if sizes.num_rows == 0:
             return False
-        inputs = self._inputs.build(self._buffers, sizes)
+        num_groups = self._groups.group(self._scheduler)
+        inputs = self._inputs.build(
+            self._buffers,
+            sizes,
+            self._groups.row_order[: sizes.num_rows],
+            self._groups.groups[:num_groups],
+        )
         if sizes.num_copies:
             self.pool.copy_blocks(inputs.copies[0], inputs.copies[1])
-        logits = self._forward(inputs)
-        self._commit(sample(logits, inputs.uniforms, self._sampling))
+        self._commit(self._draw(self._forward(inputs), inputs))
         if self._judge is not None:
             # Before the next plan: while verdicts are pending, a plan may be empty too early.
             report_all(self._scheduler, self._judge)
@@ -314,9 +349,9 @@ class _Run:
         return True
 
     def _forward(self, inputs: StepInputs) -> torch.Tensor:
-        """Return the logits of every sample, [num_samples, vocab_size]."""
+        """Return the logits of every row that is drawn from, [num_logit_rows, vocab_size]."""
         context = PagedContext(self.pool, self._engine._backend, inputs)
-        output = self._engine.model(
+        output = self._engine._policy.model(
             input_ids=inputs.token_ids,
             position_ids=inputs.positions,
             use_cache=False,
@@ -324,7 +359,15 @@ class _Run:
             treepo=context,
         )
         logits: torch.Tensor = output.logits[0]
-        return logits if inputs.sample_rows is None else logits[inputs.sample_rows]
+        return logits
+
+    def _draw(self, logits: torch.Tensor, inputs: StepInputs) -> Draws:
+        kernels = self._engine._policy.kernels
+        if kernels is not None and can_draw(logits):
+            return draw(kernels, logits, inputs.sample_rows, inputs.uniforms, self._sampling)
+        if inputs.sample_rows is not None:
+            logits = logits[inputs.sample_rows]
+        return sample(logits, inputs.uniforms, self._sampling)
 
     def _commit(self, draws: Draws) -> None:
         self._scheduler.commit_step(
@@ -358,6 +401,14 @@ _SCHEDULER_COUNTS = (
     "round_wait_row_steps",
     "peak_blocks",
 )
+
+
+def _kv_shapes(shapes: KVShapes, policy: SamplingPolicy, config: EngineConfig) -> KVShapes:
+    """Return the shapes of the pool, in the number format that the config asks for."""
+    dtype = policy.model.dtype
+    if config.kv_dtype is not None:
+        dtype = getattr(torch, config.kv_dtype.value)
+    return dataclasses.replace(shapes, dtype=dtype)
 
 
 def _check_judge(search: SearchConfig, judge: Judge | None) -> None:

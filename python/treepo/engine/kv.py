@@ -1,13 +1,16 @@
 """The KV pool: keys and values of every layer in fixed blocks, and how many blocks to make."""
 
+import math
 import os
+from enum import StrEnum
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from treepo.config import EngineConfig
-from treepo.engine.hook import KVShapes
+from treepo.core import Kernels
+from treepo.engine.hook import KVShapes, LayerShape
 
 # Share of the free memory that the pool takes when the config leaves its size open. A training
 # phase shares the memory, and on a CPU the rest of the machine does.
@@ -18,6 +21,28 @@ _GIB = 1 << 30
 _GATHERED_BYTES = {"cpu": 3 << 20, "cuda": 256 << 20}
 
 
+class Layout(StrEnum):
+    """Order of a layer's keys and values within a block."""
+
+    TOKENS = "tokens"
+    """Keys [block_size, num_kv_heads, key_dim], values [block_size, num_kv_heads, value_dim]."""
+    HEADS = "heads"
+    """Keys [num_kv_heads, key_dim, block_size], so that a vector holds one number of neighbouring
+    keys; values [num_kv_heads, block_size, value_dim], padded to whole vectors."""
+
+    def key_shape(self, layer: LayerShape, block_size: int) -> tuple[int, int, int]:
+        """Return the shape of a block's keys."""
+        if self is Layout.TOKENS:
+            return block_size, layer.num_kv_heads, layer.key_dim
+        return layer.num_kv_heads, layer.key_dim, block_size
+
+    def value_shape(self, layer: LayerShape, block_size: int) -> tuple[int, int, int]:
+        """Return the shape of a block's values."""
+        if self is Layout.TOKENS:
+            return block_size, layer.num_kv_heads, layer.value_dim
+        return layer.num_kv_heads, block_size, Kernels.padded_value_dim(layer.value_dim)
+
+
 class KVPool:
     """Keys and values of all layers in blocks that share one id space.
 
@@ -26,7 +51,13 @@ class KVPool:
     """
 
     def __init__(
-        self, shapes: KVShapes, *, num_blocks: int, block_size: int, device: torch.device
+        self,
+        shapes: KVShapes,
+        *,
+        num_blocks: int,
+        block_size: int,
+        device: torch.device,
+        layout: Layout = Layout.TOKENS,
     ) -> None:
         """Allocate the pool, zeroed: a masked slot that held a NaN would spoil the sum.
 
@@ -35,29 +66,26 @@ class KVPool:
             num_blocks: Blocks, block 0 included.
             block_size: Slots of a block.
             device: Where the pool lives.
+            layout: Order within a block.
         """
         self.num_blocks = num_blocks
         self.block_size = block_size
 
-        def zeros(heads: int, dim: int) -> Tensor:
-            size = (num_blocks, block_size, heads, dim)
-            return torch.zeros(size, dtype=shapes.dtype, device=device)
+        self.layout = layout
 
-        self._keys = [zeros(x.num_kv_heads, x.key_dim) for x in shapes.layers]
-        self._values = [zeros(x.num_kv_heads, x.value_dim) for x in shapes.layers]
-        num_slots = num_blocks * block_size
-        self._slots = [
-            (key.view(num_slots, -1), value.view(num_slots, -1))
-            for key, value in zip(self._keys, self._values, strict=True)
-        ]
+        def zeros(shape: tuple[int, int, int]) -> Tensor:
+            return torch.zeros((num_blocks, *shape), dtype=shapes.dtype, device=device)
+
+        self._keys = [zeros(layout.key_shape(x, block_size)) for x in shapes.layers]
+        self._values = [zeros(layout.value_shape(x, block_size)) for x in shapes.layers]
         self._blocks = [x.view(num_blocks, -1) for x in (*self._keys, *self._values)]
 
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
-        """Return a layer's keys and values: [num_blocks, block_size, num_kv_heads, dim] each."""
+        """Return a layer's keys and values, [num_blocks, ..] in the pool's layout."""
         return self._keys[index], self._values[index]
 
     def write(self, layer: int, slots: Tensor, key: Tensor, value: Tensor) -> None:
-        """Write tokens' keys and values of one layer.
+        """Write tokens' keys and values of one layer of a pool in the layout `TOKENS`.
 
         Args:
             layer: The layer's index.
@@ -65,10 +93,10 @@ class KVPool:
             key: [num_kv_heads, num_tokens, key_dim].
             value: [num_kv_heads, num_tokens, value_dim].
         """
-        key_slots, value_slots = self._slots[layer]
-        num_tokens = len(slots)
-        key_slots.index_copy_(0, slots, key.transpose(0, 1).reshape(num_tokens, -1))
-        value_slots.index_copy_(0, slots, value.transpose(0, 1).reshape(num_tokens, -1))
+        num_tokens, num_slots = len(slots), self.num_blocks * self.block_size
+        for pool, new in ((self._keys[layer], key), (self._values[layer], value)):
+            rows = new.transpose(0, 1).reshape(num_tokens, -1)
+            pool.view(num_slots, -1).index_copy_(0, slots, rows.to(pool.dtype))
 
     def copy_blocks(self, sources: Tensor, destinations: Tensor) -> None:
         """Copy whole blocks in every layer; all sources are read before any is written.
@@ -90,7 +118,12 @@ class KVPool:
 
 
 def choose_num_blocks(
-    config: EngineConfig, shapes: KVShapes, *, max_model_len: int, device: torch.device
+    config: EngineConfig,
+    shapes: KVShapes,
+    *,
+    max_model_len: int,
+    device: torch.device,
+    layout: Layout = Layout.TOKENS,
 ) -> int:
     """Return the pool's size in blocks, block 0 included.
 
@@ -100,12 +133,21 @@ def choose_num_blocks(
     """
     if config.num_blocks is not None:
         return config.num_blocks
-    bytes_per_block = shapes.bytes_per_token * config.block_size
+    bytes_per_block = _bytes_per_block(shapes, config.block_size, layout)
     if config.kv_cache_gib is not None:
         return max(2, int(config.kv_cache_gib * _GIB) // bytes_per_block)
     wanted = 1 + config.max_num_seqs * -(-max_model_len // config.block_size)
     share = _FREE_SHARE.get(device.type, _FREE_SHARE["cuda"])
     return max(2, min(wanted, int(free_bytes(device) * share) // bytes_per_block))
+
+
+def _bytes_per_block(shapes: KVShapes, block_size: int, layout: Layout) -> int:
+    """Bytes of a block over all layers."""
+    numbers = sum(
+        math.prod(layout.key_shape(x, block_size)) + math.prod(layout.value_shape(x, block_size))
+        for x in shapes.layers
+    )
+    return numbers * shapes.dtype.itemsize
 
 
 def choose_gathered_slots(shapes: KVShapes, device: torch.device) -> int:

@@ -5,6 +5,7 @@ chunks' masses and then a token within it. One random number a row instead of on
 row's draw independent of the batch it stands in.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -26,9 +27,9 @@ class Draws(NamedTuple):
     Attributes:
         token_ids: i64 [num_rows].
         logprobs: f32 [num_rows], log-probability under the distribution that was sampled from
-            (temperature, top-k and top-p applied, renormalised); greedy: at temperature 1.
+            (temperature and truncation applied, renormalised); greedy: at temperature 1.
         entropies: f32 [num_rows], entropy in nats of the full vocabulary at the sampling
-            temperature, before top-k and top-p; greedy: at temperature 1.
+            temperature, before truncation; greedy: at temperature 1.
     """
 
     token_ids: Tensor
@@ -42,7 +43,7 @@ def sample(logits: Tensor, uniforms: Tensor, params: SamplingParams) -> Draws:
     Args:
         logits: [num_rows, vocab_size], any float dtype; not changed.
         uniforms: f64 [num_rows] in [0, 1); not read if greedy.
-        params: Temperature (0: the most likely token), top-k and top-p.
+        params: Temperature (0: the most likely token), top-k, top-p of what it leaves, and min-p.
 
     Returns:
         The draws. A token of probability 0 is never drawn.
@@ -108,10 +109,20 @@ def _check_finite(entropies: Tensor, first_row: int) -> None:
 
 
 def _threshold(shifted: Tensor, total: Tensor, params: SamplingParams) -> Tensor | None:
-    """Return the smallest logit that may be drawn, [S, 1]; None if every one may.
+    """Return the smallest logit that may be drawn, [S, 1] or [1]; None if every one may.
 
     Tokens that tie with the last one kept are kept too.
     """
+    threshold = _top_k_top_p(shifted, total, params)
+    if params.min_p == 0:
+        return threshold
+    # The largest probability belongs to a shifted logit of 0.
+    min_p = shifted.new_full((1,), math.log(params.min_p))
+    return min_p if threshold is None else torch.maximum(threshold, min_p)
+
+
+def _top_k_top_p(shifted: Tensor, total: Tensor, params: SamplingParams) -> Tensor | None:
+    """Return the smallest logit that top-k and top-p leave, [S, 1]; None if they leave all."""
     vocab_size = shifted.shape[1]
     has_top_k = 0 < params.top_k < vocab_size
     if params.top_p >= 1:

@@ -7,6 +7,7 @@ mod config;
 mod error;
 mod forecast;
 mod forest;
+mod kernels;
 mod pool;
 mod scheduler;
 mod search;
@@ -22,6 +23,11 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(forecast::forecast, module)?)?;
     module.add_class::<config::SearchConfig>()?;
     module.add_class::<forest::Forest>()?;
+    module.add_class::<kernels::Activation>()?;
+    module.add_class::<kernels::AttentionLayer>()?;
+    module.add_class::<kernels::AttentionStep>()?;
+    module.add_class::<kernels::Element>()?;
+    module.add_class::<kernels::Kernels>()?;
     module.add_class::<pool::BlockPool>()?;
     module.add_class::<scheduler::Scheduler>()?;
     module.add_class::<search::Search>()

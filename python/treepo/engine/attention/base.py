@@ -6,7 +6,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from treepo.engine.inputs import StepInputs
+from treepo.engine.inputs import Arrangement, StepInputs, StepRows
+from treepo.engine.kv import KVPool, Layout
 from treepo.errors import UnsupportedModelError
 
 
@@ -38,20 +39,43 @@ class LayerCall:
 
 
 class AttentionBackend(Protocol):
-    """Attention of a step's tokens over keys and values in the block pool."""
+    """Attention of a step's tokens over keys and values in the block pool.
+
+    Attributes:
+        name: Its name in messages.
+        features: What it implements besides plain softmax attention.
+        layout: How it wants the pool.
+    """
 
     name: str
     features: frozenset[Feature]
+    layout: Layout
+
+    def arrange(self, rows: StepRows) -> Arrangement:
+        """Prepare a step once for all layers."""
+        ...
 
     def attend(
-        self, query: Tensor, keys: Tensor, values: Tensor, inputs: StepInputs, call: LayerCall
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        pool: KVPool,
+        inputs: StepInputs,
+        call: LayerCall,
     ) -> Tensor:
-        """Attend from every token of a step to the resident tokens of its row.
+        """Write a step's keys and values, then attend from every token to its row's.
+
+        Every row's are written before any row reads: a row may share blocks with another one that
+        is computed in the same step.
 
         Args:
+            layer: The layer's index.
             query: [num_tokens, num_heads, key_dim].
-            keys: [num_blocks, block_size, num_kv_heads, key_dim]; the step's own are written.
-            values: [num_blocks, block_size, num_kv_heads, value_dim].
+            key: [num_tokens, num_kv_heads, key_dim].
+            value: [num_tokens, num_kv_heads, value_dim].
+            pool: The block pool, in this back end's layout.
             inputs: The step.
             call: The layer's scaling and features.
 

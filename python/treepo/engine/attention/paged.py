@@ -28,13 +28,7 @@ class PagedContext:
         softcap: float | None,
         sinks: Tensor | None,
     ) -> Tensor:
-        """Write the step's keys and values of one layer and attend to the pool.
-
-        Every row's are written before any row reads: a row may share blocks with another one that
-        is computed in the same step.
-
-        Shapes as in `treepo.engine.hook.AttentionContext.attend`.
-        """
+        """Attend through the back end; shapes as in `AttentionContext.attend`."""
         layer = int(module.layer_idx)  # type: ignore[arg-type]
         call = LayerCall(
             scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
@@ -43,7 +37,7 @@ class PagedContext:
             sinks=sinks,
         )
         check_features(self._backend, call.features(), layer)
-        self._pool.write(layer, self._inputs.slot_mapping, key[0], value[0])
-        keys, values = self._pool.layer(layer)
-        output = self._backend.attend(query[0].transpose(0, 1), keys, values, self._inputs, call)
-        return output.unsqueeze(0)
+        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+        return self._backend.attend(
+            layer, q, k, v, self._pool, self._inputs, call
+        ).unsqueeze(0)

@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from treepo.engine.attention.base import Feature, LayerCall
-from treepo.engine.inputs import RowGroup, StepInputs
+from treepo.engine.attention.groups import RowGroup, group_rows
+from treepo.engine.inputs import Arrangement, StepInputs, StepRows
+from treepo.engine.kv import KVPool, Layout
 
 
 class TorchBackend:
@@ -20,15 +22,43 @@ class TorchBackend:
     name = "torch"
     features = frozenset(Feature)
 
-    def __init__(self) -> None:
-        """Start without scratch memory; it grows to the largest group."""
+    layout = Layout.TOKENS
+
+    def __init__(self, *, max_gathered_slots: int, device: torch.device) -> None:
+        """Start without scratch memory; it grows to the largest group.
+
+        Args:
+            max_gathered_slots: Slots of one layer that are gathered at once.
+            device: Where pool and inputs live.
+        """
+        self._max_gathered_slots = max_gathered_slots
+        self._device = device
         self._scratch: dict[_Role, Tensor] = {}
 
+    def arrange(self, rows: StepRows) -> Arrangement:
+        """Group the rows; a model does not mind the order of tokens."""
+        order, groups = group_rows(
+            rows, max_gathered_slots=self._max_gathered_slots, device=self._device
+        )
+        return Arrangement(token_order=order, state=groups)
+
     def attend(
-        self, query: Tensor, keys: Tensor, values: Tensor, inputs: StepInputs, call: LayerCall
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        pool: KVPool,
+        inputs: StepInputs,
+        call: LayerCall,
     ) -> Tensor:
-        """Attend group by group; shapes as in `AttentionBackend.attend`."""
-        outputs = [self._attend_group(query, keys, values, x, call) for x in inputs.groups]
+        """Write, then attend group by group; shapes as in `AttentionBackend.attend`."""
+        pool.write(layer, inputs.slot_mapping, key.transpose(0, 1), value.transpose(0, 1))
+        keys, values = pool.layer(layer)
+        outputs = [
+            self._attend_group(query, keys, values, group, call)
+            for group in inputs.arrangement.state
+        ]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def _attend_group(

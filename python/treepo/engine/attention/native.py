@@ -1,0 +1,107 @@
+"""Paged attention by the CPU kernels: whatever else is in a step, a token gets the same bits."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from treepo.core import AttentionLayer
+from treepo.engine.attention.base import Feature, LayerCall
+from treepo.engine.inputs import Arrangement, StepInputs, StepRows
+from treepo.engine.kernels import Kernels
+from treepo.engine.kv import KVPool, Layout
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A layer as the kernels know it, and what it was made from."""
+
+    scaling: float
+    sliding_window: int | None
+    softcap: float | None
+    sinks: tuple[int, int] | None
+    pool: KVPool
+    layer: AttentionLayer
+
+
+class NativeBackend:
+    """The kernels over a pool in the layout `HEADS`; an `AttentionBackend`."""
+
+    name = "native"
+    features = frozenset(Feature)
+    layout = Layout.HEADS
+
+    def __init__(self, kernels: Kernels) -> None:
+        """Start without layers; each is described to the kernels when it first attends."""
+        self._kernels = kernels
+        self._layers: dict[int, _Known] = {}
+
+    def arrange(self, rows: StepRows) -> Arrangement:
+        """Hand the rows over to the kernels."""
+        step = self._kernels.native.step(
+            num_blocks=rows.num_blocks,
+            block_size=rows.block_size,
+            query_starts=rows.query_starts,
+            kv_lens=rows.kv_lens,
+            tables=rows.table,
+            table_rows=rows.row_ids,
+            slots=rows.slots,
+            row_order=rows.row_order,
+            groups=rows.groups,
+        )
+        return Arrangement(token_order=None, state=step)
+
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        pool: KVPool,
+        inputs: StepInputs,
+        call: LayerCall,
+    ) -> Tensor:
+        """Write and attend; shapes as in `AttentionBackend.attend`."""
+        known = self._layers.get(layer)
+        if known is None or not _is_same(known, pool, call):
+            known = self._layers[layer] = _describe(pool, layer, query, key, value, call)
+        return self._kernels.attend(inputs.arrangement.state, known.layer, query, key, value)
+
+
+def _is_same(known: _Known, pool: KVPool, call: LayerCall) -> bool:
+    return (
+        known.pool is pool
+        and known.scaling == call.scaling
+        and known.sliding_window == call.sliding_window
+        and known.softcap == call.softcap
+        and known.sinks == _version(call.sinks)
+    )
+
+
+def _version(tensor: Tensor | None) -> tuple[int, int] | None:
+    return None if tensor is None else (tensor.data_ptr(), tensor._version)
+
+
+def _describe(
+    pool: KVPool, layer: int, query: Tensor, key: Tensor, value: Tensor, call: LayerCall
+) -> _Known:
+    keys, values = pool.layer(layer)
+    described = AttentionLayer(
+        num_heads=query.shape[1],
+        num_kv_heads=key.shape[1],
+        key_dim=key.shape[2],
+        value_dim=value.shape[2],
+        scaling=call.scaling,
+        keys=keys.data_ptr(),
+        values=values.data_ptr(),
+        window=call.sliding_window,
+        softcap=call.softcap,
+        sinks=None if call.sinks is None else call.sinks.float().tolist(),
+    )
+    return _Known(
+        scaling=call.scaling,
+        sliding_window=call.sliding_window,
+        softcap=call.softcap,
+        sinks=_version(call.sinks),
+        pool=pool,
+        layer=described,
+    )

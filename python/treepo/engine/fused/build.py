@@ -1,0 +1,163 @@
+"""Make a model's overlay: find what can be replaced, try each kind, keep what computes the same."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from treepo.engine.fused.linear import PackedLinear, SharedInput, can_pack, layers_by_input
+from treepo.engine.fused.modules import gates, norms, rotaries
+from treepo.engine.fused.overlay import Fusion, Overlay, Replacement, forward_of
+from treepo.engine.hook import evaluating
+from treepo.engine.kernels import Kernels
+
+_TRIAL_TOKENS = 6
+# Tolerated difference of logits in units of the format's rounding at the largest logit. The
+# replacements round less often than the modules do.
+_TOLERANCE = 64
+
+
+def build_overlay(model: PreTrainedModel, kernels: Kernels) -> Overlay:
+    """Return the overlay of a model on a CPU, on which the hook is installed.
+
+    All kinds of `Fusion` are tried at once. If that raises, or moves the logits of a few tokens
+    by more than rounding, each is tried in turn together with those already kept.
+    """
+    expected, calls = _logits_and_linears(model)
+    overlay = Overlay()
+    for fusion in Fusion:
+        overlay = _extended(overlay, fusion, model, kernels, calls) or overlay
+    if _computes(overlay, model, expected):
+        return overlay
+    overlay = Overlay()
+    for fusion in Fusion:
+        candidate = _extended(overlay, fusion, model, kernels, calls)
+        if candidate is not None and _computes(candidate, model, expected):
+            overlay = candidate
+    return overlay
+
+
+def _extended(
+    overlay: Overlay,
+    fusion: Fusion,
+    model: PreTrainedModel,
+    kernels: Kernels,
+    calls: list[tuple[nn.Linear, Tensor]],
+) -> Overlay | None:
+    """Return the overlay with one more kind; None if the model has nothing of it."""
+    if fusion in (Fusion.PACKED_LINEAR, Fusion.SHARED_INPUT):
+        others = [x for x in overlay.replacements if not isinstance(x.owner, nn.Linear)]
+        return _with_linears(overlay, fusion, others, calls)
+    found = {Fusion.NORM: norms, Fusion.GATE: gates, Fusion.ROTARY: rotaries}[fusion]
+    added = list(found(model, kernels))
+    if not added:
+        return None
+    return Overlay(
+        fusions=(*overlay.fusions, fusion),
+        linears=overlay.linears,
+        shared=overlay.shared,
+        replacements=[*overlay.replacements, *added],
+    )
+
+
+def _with_linears(
+    overlay: Overlay,
+    fusion: Fusion,
+    others: list[Replacement],
+    calls: list[tuple[nn.Linear, Tensor]],
+) -> Overlay | None:
+    groups = layers_by_input(calls)
+    if fusion is Fusion.PACKED_LINEAR:
+        groups = [[module] for group in groups for module in group]
+        if not groups or not can_pack(groups[0][0].weight.dtype):
+            return None
+    elif Fusion.PACKED_LINEAR not in overlay.fusions or all(len(x) == 1 for x in groups):
+        return None
+    # What is packed alone already stays as it is.
+    packed = {id(x.modules[0]): x for x in overlay.linears if len(x.modules) == 1}
+    result = Overlay(fusions=(*overlay.fusions, fusion), replacements=list(others))
+    for group in groups:
+        alone = packed.get(id(group[0])) if len(group) == 1 else None
+        result.linears.append(PackedLinear(group) if alone is None else alone)
+        result.replacements += _forwards(result.linears[-1], result)
+    return result
+
+
+def _forwards(linear: PackedLinear, overlay: Overlay) -> Iterable[Replacement]:
+    if len(linear.modules) == 1:
+        yield forward_of(linear.modules[0], lambda x: linear(x)[0])
+        return
+    shared = SharedInput(linear)
+    overlay.shared.append(shared)
+    for index, module in enumerate(linear.modules):
+        yield forward_of(module, shared.forward_of(index))
+
+
+def _computes(overlay: Overlay, model: PreTrainedModel, expected: Tensor) -> bool:
+    """Whether the model under the overlay gives the expected logits up to rounding."""
+    try:
+        overlay.refresh()
+        with overlay.applied():
+            got = _logits(model)
+    except (RuntimeError, TypeError, ValueError):
+        return False
+    limit = _TOLERANCE * torch.finfo(expected.dtype).eps * float(expected.abs().max())
+    return bool((got.float() - expected.float()).abs().max() <= limit)
+
+
+def _logits_and_linears(
+    model: PreTrainedModel,
+) -> tuple[Tensor, list[tuple[nn.Linear, Tensor]]]:
+    """Return the trial's logits and the linear layers that ran, in order, with their inputs."""
+    calls: list[tuple[nn.Linear, Tensor]] = []
+
+    def record(module: nn.Module, args: tuple[Any, ...]) -> None:
+        if type(module) is nn.Linear and len(args) == 1:
+            calls.append((module, args[0]))
+
+    handles = [
+        module.register_forward_pre_hook(record)
+        for module in model.modules()
+        if type(module) is nn.Linear
+    ]
+    try:
+        return _logits(model), calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _logits(model: PreTrainedModel) -> Tensor:
+    vocab_size = model.config.get_text_config(decoder=True).vocab_size
+    tokens = (torch.arange(_TRIAL_TOKENS, device=model.device) * 7 + 3) % vocab_size
+    positions = torch.arange(_TRIAL_TOKENS, device=model.device)
+    with torch.no_grad(), evaluating(model):
+        output = model(
+            input_ids=tokens[None], position_ids=positions[None], use_cache=False, treepo=_Causal()
+        )
+    logits: Tensor = output.logits[0]
+    return logits
+
+
+class _Causal:
+    """Plain causal attention over the trial's tokens; an `AttentionContext`."""
+
+    def attend(
+        self,
+        module: nn.Module,  # noqa: ARG002
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        scaling: float | None,
+        sliding_window: int | None,  # noqa: ARG002
+        softcap: float | None,  # noqa: ARG002
+        sinks: Tensor | None,  # noqa: ARG002
+    ) -> Tensor:
+        output = F.scaled_dot_product_attention(
+            query, key, value, is_causal=True, scale=scaling, enable_gqa=True
+        )
+        return output.transpose(1, 2)

@@ -1,0 +1,209 @@
+"""Linear layers with weights packed for oneDNN, beside the modules that own them.
+
+A packed product of at least two rows gives a row the same bits in every batch, which law S6 needs;
+a lone row is computed twice over. Layers that read the same input (query, key and value; gate and
+up) are packed as one and computed by the first of them.
+
+The operators are torch's own but private; `can_pack` tries them before anything relies on them.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_TRIAL = (48, 40)
+"""Width and depth of the product that `can_pack` tries."""
+
+
+def can_pack(dtype: torch.dtype) -> bool:
+    """Whether this torch on this processor computes right products with packed weights."""
+    out_features, in_features = _TRIAL
+    weight = torch.arange(out_features * in_features, dtype=torch.float32).sin()
+    weight = weight.view(_TRIAL).to(dtype)
+    rows = weight[:3].cos()
+    try:
+        got = _product(rows, _pack(weight), None)
+    except (RuntimeError, AttributeError):
+        return False
+    expected = rows.double() @ weight.double().T
+    tolerance = 4 * torch.finfo(dtype).eps * float(expected.abs().max())
+    return bool((got.double() - expected).abs().max() <= tolerance)
+
+
+class PackedLinear:
+    """The layers that read one input: y_i = x W_i^T + b_i for every layer i.
+
+    Attributes:
+        modules: The layers, in the order in which the model calls them.
+    """
+
+    def __init__(self, modules: Sequence[nn.Linear]) -> None:
+        """Name the layers; `refresh` packs them.
+
+        Args:
+            modules: Layers of equal input width and dtype, all with a bias or all without.
+        """
+        self.modules = tuple(modules)
+        self._sizes = [module.out_features for module in modules]
+        self._packed: Tensor | None = None
+        self._bias: Tensor | None = None
+        self._seen: list[tuple[int, int]] = []
+
+    def refresh(self, *, force: bool = False) -> bool:
+        """Pack the weights if they changed since the last time, or if `force`; True if packed.
+
+        A change is noticed by a tensor's version, which every in-place operation raises, and by
+        its address. Writing through `.data` is not noticed.
+        """
+        parameters = [p for module in self.modules for p in module.parameters(recurse=False)]
+        seen = [(parameter.data_ptr(), parameter._version) for parameter in parameters]
+        if seen == self._seen and self._packed is not None and not force:
+            return False
+        with torch.no_grad():
+            self._packed = None  # Free the old copy before the new one is made.
+            self._packed = _pack(_joined([module.weight for module in self.modules]))
+            biases = [module.bias for module in self.modules if module.bias is not None]
+            self._bias = _joined(biases) if biases else None
+        self._seen = seen
+        return True
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return every layer's output for x [..., in_features]; slices of one tensor.
+
+        With gradients the products of the backward pass use the modules' own weights.
+        """
+        if not torch.is_grad_enabled():
+            return self._split(self.product(x))
+        weights = [module.weight for module in self.modules]
+        biases = [module.bias for module in self.modules if module.bias is not None]
+        outputs: tuple[Tensor, ...] = _WithGradient.apply(x, self, *weights, *biases)
+        return outputs
+
+    def product(self, x: Tensor) -> Tensor:
+        """Return the layers' outputs side by side, [..., sum of out_features]."""
+        assert self._packed is not None
+        rows = x.reshape(-1, x.shape[-1])
+        if len(rows) == 1:
+            return _product(rows.repeat(2, 1), self._packed, self._bias)[:1].view(*x.shape[:-1], -1)
+        return _product(rows, self._packed, self._bias).view(*x.shape[:-1], -1)
+
+    def _split(self, y: Tensor) -> tuple[Tensor, ...]:
+        return (y,) if len(self._sizes) == 1 else torch.split(y, self._sizes, dim=-1)
+
+
+class _WithGradient(torch.autograd.Function):
+    """The packed product forward, plain products backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, linear: PackedLinear, *parameters: Tensor) -> tuple[Tensor, ...]:
+        num_layers = len(linear.modules)
+        ctx.save_for_backward(x, *parameters[:num_layers])
+        ctx.num_biases = len(parameters) - num_layers
+        return linear._split(linear.product(x))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, *weights = ctx.saved_tensors
+        rows = x.reshape(-1, x.shape[-1])
+        flat = [grad.reshape(len(rows), -1) for grad in grads]
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = flat[0] @ weights[0]
+            for grad, weight in zip(flat[1:], weights[1:], strict=True):
+                grad_x.addmm_(grad, weight)
+            grad_x = grad_x.view_as(x)
+        needs = ctx.needs_input_grad[2:]
+        grad_weights = [
+            grad.T @ rows if wanted else None
+            for grad, wanted in zip(flat, needs[: len(weights)], strict=True)
+        ]
+        grad_biases = [
+            grad.sum(0) if wanted else None
+            for grad, wanted in zip(flat[: ctx.num_biases], needs[len(weights) :], strict=True)
+        ]
+        return (grad_x, None, *grad_weights, *grad_biases)
+
+
+class SharedInput:
+    """Hands out the outputs that the first layer of a `PackedLinear` computed for all of them."""
+
+    def __init__(self, linear: PackedLinear) -> None:
+        """Start with nothing computed."""
+        self._linear = linear
+        self._input: Tensor | None = None
+        self._outputs: list[Tensor | None] = []
+        self._num_left = 0
+
+    def forward_of(self, index: int) -> Any:
+        """Return the forward of layer `index`."""
+
+        def forward(x: Tensor) -> Tensor:
+            if self._input is not x or self._outputs[index] is None:
+                self._compute(x)
+            output = self._outputs[index]
+            assert output is not None
+            self._outputs[index] = None
+            self._num_left -= 1
+            if self._num_left == 0:
+                self._input = None
+            return output
+
+        return forward
+
+    def clear(self) -> None:
+        """Forget outputs that nobody asked for."""
+        self._input, self._outputs, self._num_left = None, [], 0
+
+    def _compute(self, x: Tensor) -> None:
+        self._outputs = list(self._linear(x))
+        self._input, self._num_left = x, len(self._outputs)
+
+
+def layers_by_input(calls: Sequence[tuple[nn.Linear, Tensor]]) -> list[list[nn.Linear]]:
+    """Group layers that a forward pass called one after another on the same tensor.
+
+    Args:
+        calls: Each call's layer and input, in order, inputs kept alive.
+
+    Returns:
+        Groups of layers that can be packed as one; a layer that is called twice stands alone.
+    """
+    counts: dict[int, int] = {}
+    for module, _ in calls:
+        counts[id(module)] = counts.get(id(module), 0) + 1
+    groups: list[list[nn.Linear]] = []
+    previous: Tensor | None = None
+    for module, x in calls:
+        if counts[id(module)] > 1:
+            if not any(module is group[0] for group in groups):
+                groups.append([module])
+            previous = None
+        elif previous is x and _fits(groups[-1][0], module):
+            groups[-1].append(module)
+        else:
+            groups.append([module])
+            previous = x
+    return groups
+
+
+def _fits(first: nn.Linear, other: nn.Linear) -> bool:
+    return (
+        first.in_features == other.in_features
+        and first.weight.dtype == other.weight.dtype
+        and (first.bias is None) == (other.bias is None)
+    )
+
+
+def _joined(tensors: Sequence[Tensor]) -> Tensor:
+    return tensors[0].detach() if len(tensors) == 1 else torch.cat([x.detach() for x in tensors])
+
+
+def _pack(weight: Tensor) -> Tensor:
+    return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())  # type: ignore[no-any-return]
+
+
+def _product(rows: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
+    return product

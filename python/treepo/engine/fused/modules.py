@@ -1,0 +1,124 @@
+"""Which modules a kernel can stand in for: RMS norms, gated feed-forward layers, rotary embedding.
+
+They are recognised by their structure; what a candidate really computes is checked on the model
+(`treepo.engine.fused.build`).
+"""
+
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from treepo.core import Activation
+from treepo.engine.fused.overlay import Replacement, forward_of
+from treepo.engine.kernels import Kernels
+
+_ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    Activation.SILU: F.silu,
+    Activation.GELU: F.gelu,
+    Activation.GELU_TANH: lambda x: F.gelu(x, approximate="tanh"),
+}
+_ROTARY = "apply_rotary_pos_emb"
+
+
+def norms(model: nn.Module, kernels: Kernels) -> Iterator[Replacement]:
+    """Yield replacements of the RMS norms whose weight is as wide as their input."""
+    for module in model.modules():
+        weight = getattr(module, "weight", None)
+        eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+        if not type(module).__name__.endswith("RMSNorm") or weight is None or eps is None:
+            continue
+        if weight.dim() != 1 or list(module.children()):
+            continue
+        offset = _norm_offset(module, float(eps))
+        if offset is not None:
+            yield forward_of(module, _norm_forward(module, kernels, float(eps), offset))
+
+
+def _norm_offset(module: nn.Module, eps: float) -> float | None:
+    """Return what is added to the weight, 0 or 1 (Gemma); None if the module is something else."""
+    weight: Any = module.weight
+    x = torch.arange(2 * len(weight), device=weight.device).add(1).sin().view(2, -1)
+    x = x.to(weight.dtype)
+    normal = x.float() * torch.rsqrt(x.float().square().mean(-1, keepdim=True) + eps)
+    with torch.no_grad():
+        got = module(x).float()
+        for offset in (0.0, 1.0):
+            expected = normal * (offset + weight.float())
+            tolerance = 4 * torch.finfo(weight.dtype).eps * float(expected.abs().max())
+            if float((got - expected).abs().max()) <= tolerance:
+                return offset
+    return None
+
+
+def _norm_forward(
+    module: nn.Module, kernels: Kernels, eps: float, offset: float
+) -> Callable[[Tensor], Tensor]:
+    parameters: Any = module._parameters
+
+    def forward(hidden_states: Tensor) -> Tensor:
+        return kernels.rms_norm(hidden_states, parameters["weight"], eps, offset)
+
+    return forward
+
+
+def gates(model: nn.Module, kernels: Kernels) -> Iterator[Replacement]:
+    """Yield replacements of layers that compute down(act(gate(x)) * up(x))."""
+    for module in model.modules():
+        children = dict(module.named_children())
+        if set(children) != {"gate_proj", "up_proj", "down_proj", "act_fn"}:
+            continue
+        activation = _activation(children["act_fn"])
+        if activation is not None:
+            yield forward_of(module, _gate_forward(children, kernels, activation))
+
+
+def _activation(function: nn.Module) -> Activation | None:
+    x = torch.linspace(-6.0, 6.0, 64)
+    got = function(x)
+    for activation, reference in _ACTIVATIONS.items():
+        if torch.allclose(got, reference(x), rtol=1e-6, atol=1e-6):
+            return activation
+    return None
+
+
+def _gate_forward(
+    children: dict[str, nn.Module], kernels: Kernels, activation: Activation
+) -> Callable[[Tensor], Tensor]:
+    gate, up, down = (children[name] for name in ("gate_proj", "up_proj", "down_proj"))
+
+    def forward(x: Tensor) -> Tensor:
+        output: Tensor = down(kernels.gate(activation, gate(x), up(x)))
+        return output
+
+    return forward
+
+
+def rotaries(model: nn.Module, kernels: Kernels) -> Iterator[Replacement]:
+    """Yield replacements of the rotary functions in the source files of the model's modules."""
+    names = {type(module).__module__ for module in model.modules()}
+    for name in sorted(names):
+        source = sys.modules.get(name)
+        function = getattr(source, _ROTARY, None)
+        if function is None:
+            continue
+        if list(inspect.signature(function).parameters)[:5] == ["q", "k", "cos", "sin", "unsqueeze_dim"]:
+            yield Replacement(source, _ROTARY, _rotary(function, kernels))
+
+
+def _rotary(function: Callable[..., Any], kernels: Kernels) -> Callable[..., tuple[Tensor, Tensor]]:
+    """Return the kernel where its conditions hold and `function` elsewhere, gradients included."""
+
+    def rotate(
+        q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1
+    ) -> tuple[Tensor, Tensor]:
+        if torch.is_grad_enabled() or unsqueeze_dim != 1 or not kernels.can_rotate(q, k, cos):
+            rotated: tuple[Tensor, Tensor] = function(q, k, cos, sin, unsqueeze_dim=unsqueeze_dim)
+            return rotated
+        return kernels.rotate(q, k, cos, sin)
+
+    return rotate

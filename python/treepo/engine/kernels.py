@@ -1,0 +1,248 @@
+"""The CPU kernels on torch tensors: checks, addresses, and gradients where training needs them."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from treepo import core
+from treepo.core import Activation, AttentionLayer, AttentionStep, Element
+from treepo.engine.threads import gomp_parallel
+from treepo.errors import InvalidInputError
+
+ELEMENTS = {torch.float32: Element.F32, torch.bfloat16: Element.BF16}
+"""Number formats that kernels read and write; they compute in float32."""
+
+
+class Kernels:
+    """CPU kernels on torch's own threads.
+
+    Attributes:
+        level: Instruction set: portable, avx2 or avx512.
+    """
+
+    def __init__(self, num_threads: int | None = None, *, level: str | None = None) -> None:
+        """Choose threads and instruction set.
+
+        Args:
+            num_threads: torch's number if absent. They are torch's own OpenMP threads where that
+                library can be found, and a parked pool elsewhere.
+            level: The fastest of this processor if absent.
+
+        Raises:
+            InvalidInputError: If this processor lacks the level.
+        """
+        self._gomp_parallel = gomp_parallel()
+        self._follows_torch = num_threads is None
+        threads = torch.get_num_threads() if num_threads is None else num_threads
+        self._kernels = core.Kernels(threads, gomp_parallel=self._gomp_parallel, level=level)
+        self.level = self._kernels.level
+
+    @property
+    def num_threads(self) -> int:
+        """Threads that share a kernel's work."""
+        return self._kernels.num_threads
+
+    def follow_torch(self) -> None:
+        """Use as many threads as torch does, unless a number was given."""
+        threads = torch.get_num_threads()
+        if self._follows_torch and threads != self.num_threads:
+            self._kernels = core.Kernels(
+                threads, gomp_parallel=self._gomp_parallel, level=self.level
+            )
+
+    @property
+    def native(self) -> core.Kernels:
+        """The kernels by address, for callers that check their buffers themselves."""
+        return self._kernels
+
+    def attend(
+        self, step: AttentionStep, layer: AttentionLayer, query: Tensor, key: Tensor, value: Tensor
+    ) -> Tensor:
+        """Write a step's keys and values to the pool and attend to it.
+
+        Args:
+            step: Rows of the step.
+            layer: The layer, which names its part of the pool.
+            query: [num_tokens, num_heads, key_dim]; any strides, the last dimension contiguous.
+            key: [num_tokens, num_kv_heads, key_dim].
+            value: [num_tokens, num_kv_heads, value_dim].
+
+        Returns:
+            [num_tokens, num_heads, value_dim].
+        """
+        query, key, value = _rowwise(query), _rowwise(key), _rowwise(value)
+        output = query.new_empty((query.shape[0], query.shape[1], value.shape[2]))
+        self._kernels.attend(
+            _element(query),
+            step,
+            layer,
+            (query.data_ptr(), *query.stride()[:2]),
+            (key.data_ptr(), *key.stride()[:2]),
+            (value.data_ptr(), *value.stride()[:2]),
+            output.data_ptr(),
+        )
+        return output
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float, offset: float) -> Tensor:
+        """Return x * rsqrt(mean(x^2) + eps) * (offset + weight) over the last dimension.
+
+        Args:
+            x: [..., d], float32 or bfloat16; a gradient flows if it is asked for.
+            weight: [d].
+            eps: Added to the mean square.
+            offset: 0, or 1 for weights that are stored as a difference from 1.
+        """
+        if torch.is_grad_enabled():
+            output: Tensor = _RmsNorm.apply(x, weight, self, eps, offset)
+            return output
+        return self._rms_norm(x, weight, eps, offset)
+
+    def _rms_norm(self, x: Tensor, weight: Tensor, eps: float, offset: float) -> Tensor:
+        rows = _matrix(x)
+        output = torch.empty(x.shape, dtype=x.dtype)
+        self._kernels.rms_norm(
+            _element(rows),
+            rows.shape[0],
+            rows.shape[1],
+            eps,
+            offset,
+            (rows.data_ptr(), rows.stride(0)),
+            weight.data_ptr(),
+            output.data_ptr(),
+        )
+        return output
+
+    def gate(self, activation: Activation, gate: Tensor, up: Tensor) -> Tensor:
+        """Return activation(gate) * up, [..., d]; a gradient flows if it is asked for."""
+        if torch.is_grad_enabled():
+            output: Tensor = _Gate.apply(gate, up, self, activation)
+            return output
+        return self._gate(activation, gate, up)
+
+    def _gate(self, activation: Activation, gate: Tensor, up: Tensor) -> Tensor:
+        gate_rows, up_rows = _matrix(gate), _matrix(up)
+        output = torch.empty(gate.shape, dtype=gate.dtype)
+        self._kernels.gate(
+            _element(gate),
+            *gate_rows.shape,
+            activation,
+            (gate_rows.data_ptr(), gate_rows.stride(0)),
+            (up_rows.data_ptr(), up_rows.stride(0)),
+            output.data_ptr(),
+        )
+        return output
+
+    def can_rotate(self, query: Tensor, key: Tensor, cos: Tensor) -> bool:
+        """Whether `rotate` takes these tensors."""
+        return (
+            query.dtype == key.dtype == cos.dtype
+            and query.dtype in ELEMENTS
+            and query.device.type == "cpu"
+            and query.shape[0] == 1
+            and cos.dim() == 3
+            and cos.shape[0] == 1
+            and cos.shape[2] % 2 == 0
+        )
+
+    def rotate(
+        self, query: Tensor, key: Tensor, cos: Tensor, sin: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Rotate the halves of queries and keys.
+
+        Args:
+            query: [1, num_heads, num_tokens, head_dim].
+            key: [1, num_kv_heads, num_tokens, head_dim].
+            cos: [1, num_tokens, rotary_dim].
+            sin: The same.
+
+        Returns:
+            Both, shapes as given.
+        """
+        q, k = _rowwise(query[0].transpose(0, 1)), _rowwise(key[0].transpose(0, 1))
+        cos, sin = cos.contiguous(), sin.contiguous()
+        out_q, out_k = torch.empty(q.shape, dtype=q.dtype), torch.empty(k.shape, dtype=k.dtype)
+        self._kernels.rotate(
+            _element(q),
+            (q.shape[0], q.shape[1], k.shape[1], q.shape[2], cos.shape[2]),
+            (q.data_ptr(), *q.stride()[:2]),
+            (k.data_ptr(), *k.stride()[:2]),
+            cos.data_ptr(),
+            sin.data_ptr(),
+            out_q.data_ptr(),
+            out_k.data_ptr(),
+        )
+        return out_q.transpose(0, 1)[None], out_k.transpose(0, 1)[None]
+
+
+def _element(x: Tensor) -> Element:
+    element = ELEMENTS.get(x.dtype)
+    if element is None or x.device.type != "cpu":
+        raise InvalidInputError(
+            f"the kernels take float32 and bfloat16 on a CPU, not {x.dtype} on {x.device}"
+        )
+    return element
+
+
+def _rowwise(x: Tensor) -> Tensor:
+    """The tensor, copied unless its last dimension is contiguous."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _matrix(x: Tensor) -> Tensor:
+    """[..., d] as [n, d] with contiguous rows, without a copy where the strides allow it."""
+    return _rowwise(x.reshape(-1, x.shape[-1]))
+
+
+class _RmsNorm(torch.autograd.Function):
+    """The kernel forward; backward by the derivative of the formula."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, kernels: Kernels, eps: float, offset: float
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.settings = eps, offset
+        return kernels._rms_norm(x, weight, eps, offset)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        eps, offset = ctx.settings
+        scale = offset + weight.float() if offset or weight.dtype != torch.float32 else weight
+        wide, grad_wide = x.float(), grad.float()
+        inverse = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+        normal = wide * inverse
+        slope = grad_wide * scale
+        grad_x = inverse * (slope - normal * (slope * normal).mean(-1, keepdim=True))
+        grad_weight = (grad_wide * normal).flatten(0, -2).sum(0)
+        return grad_x.to(x.dtype), grad_weight.to(weight.dtype), None, None, None
+
+
+class _Gate(torch.autograd.Function):
+    """The kernel forward; backward by torch's own derivative of the activation."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, gate: Tensor, up: Tensor, kernels: Kernels, activation: Activation
+    ) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        ctx.activation = activation
+        return kernels._gate(activation, gate, up)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        gate, up = ctx.saved_tensors
+        grad_active = grad * up
+        if ctx.activation == Activation.SILU:
+            grad_gate = torch.ops.aten.silu_backward(grad_active, gate)
+            active = F.silu(gate)
+        else:
+            form = "tanh" if ctx.activation == Activation.GELU_TANH else "none"
+            grad_gate = torch.ops.aten.gelu_backward(grad_active, gate, approximate=form)
+            active = F.gelu(gate, approximate=form)
+        return grad_gate, grad * active, None, None
+
+

@@ -1,0 +1,96 @@
+"""The model that samples: the trained one or a copy in another number format, made fast."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from transformers import PreTrainedModel
+
+from treepo.config import EngineConfig, Packing
+from treepo.engine.fused import Fusion, Overlay, build_overlay, can_pack
+from treepo.engine.hook import evaluating, install
+from treepo.engine.kernels import ELEMENTS, Kernels
+from treepo.errors import UnsupportedModelError
+
+
+class SamplingPolicy:
+    """Runs the forward passes of sampling.
+
+    Attributes:
+        model: The model that samples.
+        kernels: CPU kernels; None where they do not apply.
+    """
+
+    def __init__(self, trained: PreTrainedModel, config: EngineConfig) -> None:
+        """Copy the model if its number format differs, and find out what can be made faster.
+
+        Args:
+            trained: The model whose weights are followed; the hook is installed.
+            config: `rollout_dtype` and `packing` are applied.
+
+        Raises:
+            UnsupportedModelError: If the processor is slow in the number format (see
+                `EngineConfig.packing`).
+        """
+        self._trained = trained
+        dtype = trained.dtype
+        if config.rollout_dtype is not None:
+            dtype = getattr(torch, config.rollout_dtype.value)
+        self.model = trained if dtype == trained.dtype else _copy(trained, dtype)
+        self._seen: list[tuple[int, int]] = []
+        is_on_cpu = trained.device.type == "cpu"
+        self.kernels = Kernels() if is_on_cpu and dtype in ELEMENTS else None
+        self._overlay = Overlay()
+        if is_on_cpu and config.packing is Packing.AUTO:
+            _check_is_fast(dtype)
+        if self.kernels is not None and config.packing is Packing.AUTO:
+            self._overlay = build_overlay(self.model, self.kernels)
+
+    @property
+    def fusions(self) -> tuple[Fusion, ...]:
+        """What runs faster than in the model's own modules."""
+        return self._overlay.fusions
+
+    def follow(self, *, force: bool = False) -> None:
+        """Take over weights that changed since the last time, or all if `force`."""
+        if self.model is not self._trained:
+            seen = [(x.data_ptr(), x._version) for x in self._trained.parameters()]
+            if force or seen != self._seen:
+                _copy_weights(self._trained, self.model)
+                self._seen = seen
+        if self.kernels is not None:
+            self.kernels.follow_torch()
+        self._overlay.refresh(force=force)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Within a `with` block the model is ready to sample: evaluating, fast, without gradients."""
+        install(self.model)
+        with torch.inference_mode(), evaluating(self.model), self._overlay.applied():
+            yield
+
+
+def _copy(trained: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """A model of its own whose parameters have another number format; buffers keep theirs."""
+    model = copy.deepcopy(trained)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+        parameter.data = parameter.data.to(dtype)
+    return model
+
+
+@torch.no_grad()
+def _copy_weights(source: PreTrainedModel, target: PreTrainedModel) -> None:
+    for old, new in zip(target.parameters(), source.parameters(), strict=True):
+        old.copy_(new)
+
+
+def _check_is_fast(dtype: torch.dtype) -> None:
+    """Refuse bfloat16 on a processor whose products in it are several times slower."""
+    if dtype == torch.bfloat16 and not can_pack(dtype):
+        raise UnsupportedModelError(
+            "this processor has no fast products in bfloat16 (AVX-512 or AVX-NE-CONVERT), float32 "
+            "is several times faster: set dtype to float32, and kv_dtype to bfloat16 for half the "
+            "KV cache; packing=never samples in bfloat16 all the same"
+        )

@@ -1,0 +1,181 @@
+//! Attention of the rows of one step over a paged pool of keys and values.
+//!
+//! A query walks the keys that it sees in tiles of [`TILE`] positions, which begin at multiples of
+//! [`TILE`] whatever the blocks are. In each tile it computes the scores (each a sum over the
+//! dimension in its order), corrects its running maximum and sum (online softmax, Milakov and
+//! Gimelshein 2018, <https://arxiv.org/abs/1805.02867>) and adds the values in the order of their
+//! positions. So the bits of a result depend on the query and on what it sees, on nothing else:
+//! not on the other queries of its row or step, on blocks, on sharing or on threads.
+//!
+//! Queries that see the same tile go through it together, several in registers at a time. Rows that
+//! share blocks share their tiles this way (cascade attention without a merge of partial results).
+
+mod mix;
+mod plan;
+mod pool;
+mod score;
+mod scratch;
+mod soften;
+mod step;
+mod store;
+mod task;
+mod tile;
+
+use crate::element::Element;
+use crate::simd::{self, Level};
+use crate::team::Team;
+
+pub use step::{Step, StepArrays, StepError};
+
+/// Positions of a tile.
+const TILE: usize = 64;
+
+/// Heads of a layer and their dimensions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shape {
+    /// Query heads, a multiple of `num_kv_heads`.
+    pub num_heads: usize,
+    /// Key and value heads; query head `h` reads head `h / (num_heads / num_kv_heads)`.
+    pub num_kv_heads: usize,
+    /// Elements of a query and of a key.
+    pub key_dim: usize,
+    /// Elements of a value and of an output.
+    pub value_dim: usize,
+}
+
+impl Shape {
+    /// Query heads that read one key head.
+    fn ratio(&self) -> usize {
+        self.num_heads / self.num_kv_heads
+    }
+}
+
+/// What one layer's attention computes.
+#[derive(Debug, Clone, Copy)]
+pub struct Layer<'a> {
+    /// Its heads.
+    pub shape: Shape,
+    /// Factor of the scores.
+    pub scaling: f32,
+    /// A query at position p sees the keys at positions above p - window; all where there is none.
+    pub window: Option<usize>,
+    /// Scores x become `softcap * tanh(x / softcap)`.
+    pub softcap: Option<f32>,
+    /// `[num_heads]` one more logit of each head, which takes weight and has no value.
+    pub sinks: Option<&'a [f32]>,
+}
+
+/// A `[num_tokens, num_heads, dim]` array; the last dimension is contiguous.
+#[derive(Debug, Clone, Copy)]
+pub struct Strided<T> {
+    /// Its first element.
+    pub data: *const T,
+    /// Elements from one token to the next.
+    pub token_stride: usize,
+    /// Elements from one head to the next.
+    pub head_stride: usize,
+}
+
+impl<T> Strided<T> {
+    /// The vector of a token and head.
+    ///
+    /// # Safety
+    /// Both are within the array.
+    unsafe fn at(&self, token: usize, head: usize) -> *const T {
+        // SAFETY: the caller's condition.
+        unsafe { self.data.add(token * self.token_stride + head * self.head_stride) }
+    }
+}
+
+/// The arrays of one layer in one step.
+#[derive(Debug, Clone, Copy)]
+pub struct Buffers<T> {
+    /// `[num_tokens, num_heads, key_dim]`.
+    pub query: Strided<T>,
+    /// `[num_tokens, num_kv_heads, key_dim]`, the step's own keys.
+    pub key: Strided<T>,
+    /// `[num_tokens, num_kv_heads, value_dim]`, the step's own values.
+    pub value: Strided<T>,
+    /// `[num_tokens, num_heads, value_dim]`, contiguous.
+    pub output: *mut T,
+    /// The pool's keys `[num_blocks, num_kv_heads, key_dim, block_size]`.
+    pub keys: *mut T,
+    /// The pool's values `[num_blocks, num_kv_heads, block_size, padded_value_dim(value_dim)]`.
+    pub values: *mut T,
+}
+
+// SAFETY: plain addresses; whoever reads and writes through them is unsafe and says why it may.
+unsafe impl<T: Sync> Sync for Buffers<T> {}
+
+/// Elements of a value in the pool: the next multiple of 16, so that a row is read in whole
+/// vectors. What lies behind `value_dim` is never used.
+pub fn padded_value_dim(value_dim: usize) -> usize {
+    value_dim.next_multiple_of(16)
+}
+
+/// Writes the step's keys and values to their slots, then computes the output of every token.
+///
+/// Results are the same bits for any team, chunking and placement; levels may differ.
+///
+/// # Panics
+/// If `num_heads` is no multiple of `num_kv_heads`, there are not as many sinks as heads, or the
+/// processor does not have the level.
+///
+/// # Safety
+/// The arrays have the sizes that [`Buffers`] gives for `layer.shape`, the step's tokens and the
+/// blocks that [`Step::new`] was told; inputs, output and pool do not overlap; nobody else touches
+/// output and pool meanwhile. The pool is initialised (any numbers).
+pub unsafe fn attend<T: Element>(
+    team: &Team,
+    level: Level,
+    step: &Step,
+    layer: &Layer<'_>,
+    buffers: &Buffers<T>,
+) {
+    let shape = layer.shape;
+    assert!(
+        shape.num_kv_heads > 0 && shape.num_heads.is_multiple_of(shape.num_kv_heads),
+        "{} query heads do not divide among {} key heads",
+        shape.num_heads,
+        shape.num_kv_heads
+    );
+    if let Some(sinks) = layer.sinks {
+        assert_eq!(sinks.len(), shape.num_heads, "there is one sink for each query head");
+    }
+    // SAFETY: the caller's condition.
+    unsafe { write(team, step, shape, buffers) }
+    let work = plan::Work::new(step, shape, size_of::<T>());
+    let task = |index| {
+        scratch::with(|scratch| {
+            let items = work.items(index);
+            simd::run(level, task::Items { step, layer, buffers, items, scratch });
+        });
+    };
+    if work.is_small() {
+        (0..work.num_tasks()).for_each(task);
+    } else {
+        team.run(work.num_tasks(), task);
+    }
+}
+
+/// Writes the step's keys and values to their slots.
+///
+/// # Safety
+/// As [`attend`]; query and output are not touched.
+pub unsafe fn write<T: Element>(team: &Team, step: &Step, shape: Shape, buffers: &Buffers<T>) {
+    let bytes = shape.num_kv_heads * (shape.key_dim + shape.value_dim) * size_of::<T>();
+    let per_task = (store::TASK_BYTES / bytes.max(1)).max(1);
+    let num_tokens = step.slots.len();
+    let task = |index: usize| {
+        let first = index * per_task;
+        let tokens = first..num_tokens.min(first + per_task);
+        // SAFETY: the caller's condition; slots are distinct, so tasks write different elements.
+        unsafe { store::store(step, shape, buffers, tokens) }
+    };
+    let num_tasks = num_tokens.div_ceil(per_task);
+    if num_tokens * bytes < store::SMALL_BYTES {
+        (0..num_tasks).for_each(task);
+    } else {
+        team.run(num_tasks, task);
+    }
+}

@@ -1,0 +1,354 @@
+//! One task: some units of rows, each with one key head.
+
+use std::ops::Range;
+
+use super::plan::Piece;
+use super::pool::Pool;
+use super::score::{Scores, score};
+use super::scratch::{Area, MAX_QUERIES, Scratch};
+use super::soften::{Span, soften};
+use super::tile::{Place, Source, Tile, is_f32, open};
+use super::{Buffers, Layer, Step, TILE, mix};
+use crate::element::Element;
+use crate::math;
+use crate::simd::{Kernel, Simd};
+
+/// The work of a task, as a kernel.
+pub(super) struct Items<'a, T> {
+    pub(super) step: &'a Step,
+    pub(super) layer: &'a Layer<'a>,
+    pub(super) buffers: &'a Buffers<T>,
+    pub(super) items: Range<usize>,
+    pub(super) scratch: &'a mut Scratch,
+}
+
+#[allow(clippy::inline_always, reason = "inlined into functions that enable the instructions")]
+impl<T: Element> Kernel for Items<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let shape = self.layer.shape;
+        let pool = Pool::new(self.step.block_size, shape, self.buffers);
+        let area = self.scratch.area(shape);
+        for item in self.items {
+            let unit = &self.step.units[item / shape.num_kv_heads];
+            let pieces = &self.step.pieces[unit.pieces.clone()];
+            let num_tokens: usize = pieces.iter().map(|piece| piece.num_tokens).sum();
+            let at_once = (MAX_QUERIES / num_tokens).clamp(1, shape.ratio());
+            let key_head = item % shape.num_kv_heads;
+            let (mut head, end) = (key_head * shape.ratio(), (key_head + 1) * shape.ratio());
+            while head < end {
+                let num_heads = at_once.min(end - head);
+                let task = Task {
+                    step: self.step,
+                    layer: self.layer,
+                    buffers: self.buffers,
+                    pool: &pool,
+                    area,
+                    pieces,
+                    key_head,
+                    head,
+                    num_heads,
+                };
+                // SAFETY: the condition of `attend`, by `run` at a level that is available.
+                unsafe { task.run::<S>() }
+                head += num_heads;
+            }
+        }
+    }
+}
+
+/// Some query heads of a unit, which read one key head. Query (piece, token, head) lies behind all
+/// queries of the tokens before it.
+struct Task<'a, T> {
+    step: &'a Step,
+    layer: &'a Layer<'a>,
+    buffers: &'a Buffers<T>,
+    pool: &'a Pool<T>,
+    area: Area,
+    pieces: &'a [Piece],
+    key_head: usize,
+    /// The first of the query heads.
+    head: usize,
+    num_heads: usize,
+}
+
+/// Pieces that read the same tile.
+struct Sharing {
+    pieces: Range<usize>,
+    /// Positions of the tile that they need.
+    count: usize,
+}
+
+#[allow(clippy::inline_always, reason = "inlined into functions that enable the instructions")]
+impl<T: Element> Task<'_, T> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(&self) {
+        // SAFETY: the condition of `attend`.
+        unsafe {
+            self.begin::<S>();
+            let mut from = usize::MAX;
+            let mut end = 0;
+            for piece in self.pieces {
+                from = from.min(self.first_seen(piece.position) / TILE * TILE);
+                end = end.max(piece.end());
+            }
+            for position in (from..end).step_by(TILE) {
+                self.pass::<S>(position);
+            }
+            self.finish::<S>();
+        }
+    }
+
+    /// The first position that a query sees.
+    #[inline(always)]
+    fn first_seen(&self, position: usize) -> usize {
+        self.layer.window.map_or(0, |window| (position + 1).saturating_sub(window))
+    }
+
+    /// Scales and widens the queries and clears their sums.
+    #[inline(always)]
+    unsafe fn begin<S: Simd>(&self) {
+        let (key_dim, area) = (self.layer.shape.key_dim, self.area);
+        let mut query = 0;
+        for piece in self.pieces {
+            for token in 0..piece.num_tokens {
+                for head in self.head..self.head + self.num_heads {
+                    // SAFETY: token and head exist; there are at most MAX_QUERIES.
+                    unsafe {
+                        let from = self.buffers.query.at(piece.first_token + token, head);
+                        let to = area.query.add(query * key_dim);
+                        widen::<S, T>(from, key_dim, self.layer.scaling, to);
+                        *area.peak.add(query) = f32::NEG_INFINITY;
+                        *area.total.add(query) = 0.0;
+                        *area.position.add(query) = piece.position + token;
+                    }
+                    query += 1;
+                }
+            }
+        }
+        // SAFETY: as above.
+        unsafe { self.area.mixed.write_bytes(0, query * self.pool.value_stride) }
+    }
+
+    /// Takes all queries that see the tile at a position through it.
+    #[inline(always)]
+    unsafe fn pass<S: Simd>(&self, position: usize) {
+        let (mut index, mut query) = (0, 0);
+        while index < self.pieces.len() {
+            let sharing = self.sharing(index, position);
+            let behind = query + self.num_queries(&self.pieces[sharing.pieces.clone()]);
+            let place = Place {
+                table: &self.step.tables[self.pieces[index].table..],
+                head: self.key_head,
+                position,
+                count: sharing.count,
+                num_queries: behind - query,
+            };
+            // SAFETY: the pieces' tables hold the blocks that they need.
+            unsafe {
+                if sharing.count > 0 {
+                    let tile = open::<S, T>(self.pool, place, self.area);
+                    self.attend::<S>(&tile, query..behind);
+                }
+            }
+            (index, query) = (sharing.pieces.end, behind);
+        }
+    }
+
+    #[inline(always)]
+    fn num_queries(&self, pieces: &[Piece]) -> usize {
+        let mut num_tokens = 0;
+        for piece in pieces {
+            num_tokens += piece.num_tokens;
+        }
+        num_tokens * self.num_heads
+    }
+
+    /// The pieces from one on that have the whole tile in common, as far as they need it.
+    #[inline(always)]
+    fn sharing(&self, first: usize, position: usize) -> Sharing {
+        let mut needed = self.pieces[first].end().min(position + TILE);
+        let mut common = usize::MAX;
+        let mut end = first + 1;
+        while let Some(piece) = self.pieces.get(end) {
+            let shared = common.min(piece.shared * self.step.block_size);
+            let both = needed.max(piece.end().min(position + TILE));
+            if shared < both {
+                break;
+            }
+            (needed, common) = (both, shared);
+            end += 1;
+        }
+        Sharing { pieces: first..end, count: needed.saturating_sub(position) }
+    }
+
+    /// Whether a query sees some of a tile.
+    ///
+    /// # Safety
+    /// The query exists.
+    #[inline(always)]
+    unsafe fn sees(&self, query: usize, tile: &Tile<T>) -> bool {
+        // SAFETY: the caller's condition.
+        let position = unsafe { *self.area.position.add(query) };
+        position >= tile.position && self.first_seen(position) < tile.position + TILE
+    }
+
+    /// Takes those of some neighbouring queries that see a tile through it, as many in registers at
+    /// a time as fit.
+    #[inline(always)]
+    unsafe fn attend<S: Simd>(&self, tile: &Tile<T>, queries: Range<usize>) {
+        let widest = if S::LANES == 16 { 6 } else { 2 };
+        let mut first = queries.start;
+        // SAFETY: the caller's condition.
+        unsafe {
+            while first < queries.end {
+                let mut count = 0;
+                while first + count < queries.end && self.sees(first + count, tile) {
+                    count += 1;
+                }
+                let end = first + count;
+                while first < end {
+                    // As even as can be, so that few are left over.
+                    let rest = end - first;
+                    let width = rest.div_ceil(rest.div_ceil(widest));
+                    first += match width {
+                        1 => self.block::<S, 1>(tile, first),
+                        2 if S::LANES < 16 => self.block::<S, 2>(tile, first),
+                        2 => self.block::<S, 1>(tile, first),
+                        3 if S::LANES == 16 => self.block::<S, 3>(tile, first),
+                        4 | 5 if S::LANES == 16 => self.block::<S, 4>(tile, first),
+                        _ if S::LANES == 16 => self.block::<S, 6>(tile, first),
+                        _ => unreachable!(),
+                    };
+                }
+                while first < queries.end && !self.sees(first, tile) {
+                    first += 1;
+                }
+            }
+        }
+    }
+
+    /// Takes `N` neighbouring queries through a tile; returns `N`.
+    #[inline(always)]
+    unsafe fn block<S: Simd, const N: usize>(&self, tile: &Tile<T>, first: usize) -> usize {
+        let (shape, area) = (self.layer.shape, self.area);
+        // SAFETY: the queries exist.
+        unsafe {
+            let spans = self.spans::<N>(tile, first);
+            let (mut from, mut end) = (TILE, 0);
+            for span in &spans {
+                (from, end) = (from.min(span.from), end.max(span.end));
+            }
+            let vectors = (from / S::LANES, end.div_ceil(S::LANES));
+            let mut scores = Scores([[0.0; TILE]; N]);
+            let query = area.query.add(first * shape.key_dim).cast_const();
+            match &tile.keys {
+                Source::Wide(keys) => {
+                    score::<S, f32, N>(keys, query, shape.key_dim, vectors, &mut scores);
+                }
+                Source::Pool(keys) if !is_f32::<T>() => {
+                    score::<S, T, N>(keys, query, shape.key_dim, vectors, &mut scores);
+                }
+                Source::Pool(_) => unreachable!("f32 is wide"),
+            }
+            let (peak, total) = (area.peak.add(first), area.total.add(first));
+            let softcap = self.layer.softcap;
+            let factors = soften::<S, N>(&mut scores, &spans, softcap, peak, total);
+            let mixed = area.mixed.add(first * self.pool.value_stride);
+            match &tile.values {
+                Source::Wide(values) => {
+                    mix::mix::<S, f32, N>(values, &scores, &spans, &factors, mixed);
+                }
+                Source::Pool(values) if !is_f32::<T>() => {
+                    mix::mix::<S, T, N>(values, &scores, &spans, &factors, mixed);
+                }
+                Source::Pool(_) => unreachable!("f32 is wide"),
+            }
+        }
+        N
+    }
+
+    #[inline(always)]
+    unsafe fn spans<const N: usize>(&self, tile: &Tile<T>, first: usize) -> [Span; N] {
+        let mut spans = [Span { from: 0, end: TILE }; N];
+        for (n, span) in spans.iter_mut().enumerate() {
+            // SAFETY: the caller's condition.
+            let position = unsafe { *self.area.position.add(first + n) };
+            span.from = self.first_seen(position).saturating_sub(tile.position);
+            span.end = (position + 1 - tile.position).min(TILE);
+        }
+        spans
+    }
+
+    /// Divides the sums by the sums of the weights and writes the output.
+    #[inline(always)]
+    unsafe fn finish<S: Simd>(&self) {
+        let shape = self.layer.shape;
+        let mut query = 0;
+        for piece in self.pieces {
+            for token in piece.first_token..piece.first_token + piece.num_tokens {
+                for head in self.head..self.head + self.num_heads {
+                    let at = (token * shape.num_heads + head) * shape.value_dim;
+                    // SAFETY: token, head and query exist.
+                    unsafe {
+                        let factor = self.factor::<S>(query, head);
+                        let from = self.area.mixed.add(query * self.pool.value_stride);
+                        let to = self.buffers.output.add(at);
+                        narrow::<S, T>(from, shape.value_dim, factor, to);
+                    }
+                    query += 1;
+                }
+            }
+        }
+    }
+
+    /// What a query's sum is multiplied by, its sink taken into account.
+    #[inline(always)]
+    unsafe fn factor<S: Simd>(&self, query: usize, head: usize) -> f32 {
+        // SAFETY: the caller's condition.
+        unsafe {
+            let (peak, total) = (*self.area.peak.add(query), *self.area.total.add(query));
+            let Some(sinks) = self.layer.sinks else {
+                return 1.0 / total;
+            };
+            let top = peak.max(sinks[head]);
+            let falls = [peak - top, sinks[head] - top];
+            let [fall, sink] = falls.map(|x| S::largest(math::exp::<S>(S::splat(x))));
+            fall / (total * fall + sink)
+        }
+    }
+}
+
+/// Writes `count` elements times `factor`.
+#[allow(clippy::inline_always, reason = "inlined into functions that enable the instructions")]
+#[inline(always)]
+unsafe fn widen<S: Simd, T: Element>(from: *const T, count: usize, factor: f32, to: *mut f32) {
+    let whole = count / S::LANES * S::LANES;
+    // SAFETY: the caller's condition.
+    unsafe {
+        for i in (0..whole).step_by(S::LANES) {
+            S::store(to.add(i), S::mul(T::load::<S>(from.add(i)), S::splat(factor)));
+        }
+        for i in whole..count {
+            *to.add(i) = (*from.add(i)).to_f32() * factor;
+        }
+    }
+}
+
+/// Rounds and writes `count` elements times `factor`; `from` can be read in whole vectors.
+#[allow(clippy::inline_always, reason = "inlined into functions that enable the instructions")]
+#[inline(always)]
+unsafe fn narrow<S: Simd, T: Element>(from: *const f32, count: usize, factor: f32, to: *mut T) {
+    let whole = count / S::LANES * S::LANES;
+    // SAFETY: the caller's condition.
+    unsafe {
+        for i in (0..whole).step_by(S::LANES) {
+            T::store::<S>(to.add(i), S::mul(S::load(from.add(i)), S::splat(factor)));
+        }
+        for i in whole..count {
+            *to.add(i) = T::from_f32(*from.add(i) * factor);
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! Vectors of f32 for every instruction set, and the choice among them at run time.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod portable;
+
+/// An instruction set that kernels are compiled for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Level {
+    /// Eight lanes in plain Rust; on aarch64 the compiler makes NEON of it.
+    Portable,
+    /// AVX2 and FMA, eight lanes.
+    Avx2,
+    /// AVX-512 (F, BW, DQ, VL), sixteen lanes.
+    Avx512,
+}
+
+impl Level {
+    /// Every level, slowest first.
+    pub const ALL: [Self; 3] = [Self::Portable, Self::Avx2, Self::Avx512];
+
+    /// The fastest level of this processor.
+    pub fn detect() -> Self {
+        let mut levels = Self::ALL.into_iter().rev();
+        levels.find(|level| level.is_available()).unwrap_or(Self::Portable)
+    }
+
+    /// Whether this processor has the level.
+    pub fn is_available(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        match self {
+            Self::Portable => true,
+            Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            Self::Avx512 => {
+                Self::Avx2.is_available()
+                    && is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vl")
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        matches!(self, Self::Portable)
+    }
+
+    /// Its name in messages and options.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Portable => "portable",
+            Self::Avx2 => "avx2",
+            Self::Avx512 => "avx512",
+        }
+    }
+}
+
+/// A vector of f32 and the operations that kernels need.
+///
+/// # Safety
+/// Every operation may use instructions of its level, so it may only run behind [`run`] at a level
+/// that is available. Loads and stores touch [`Simd::LANES`] elements from the pointer on, which
+/// need not be aligned.
+#[allow(clippy::missing_safety_doc, reason = "the trait's section holds for every operation")]
+pub unsafe trait Simd: Copy {
+    /// Elements of a vector.
+    const LANES: usize;
+    /// The vector.
+    type F32: Copy;
+
+    /// Runs a kernel of this level as a function of its own, which keeps the caller small.
+    unsafe fn call<K: Kernel>(kernel: K) -> K::Output;
+    /// All lanes `x`.
+    unsafe fn splat(x: f32) -> Self::F32;
+    /// Reads `LANES` elements.
+    unsafe fn load(from: *const f32) -> Self::F32;
+    /// Reads `count < LANES` elements; the other lanes are 0.
+    unsafe fn load_first(from: *const f32, count: usize) -> Self::F32;
+    /// Reads `LANES` bf16 numbers, given by their bits.
+    unsafe fn load_bf16(from: *const u16) -> Self::F32;
+    /// Rounds to nearest, ties to even, and writes the bits of `LANES` bf16 numbers; a NaN stays one.
+    unsafe fn store_bf16(to: *mut u16, x: Self::F32);
+    /// Writes `LANES` elements.
+    unsafe fn store(to: *mut f32, x: Self::F32);
+    /// Writes the first `count < LANES` elements.
+    unsafe fn store_first(to: *mut f32, count: usize, x: Self::F32);
+    /// x + y.
+    unsafe fn add(x: Self::F32, y: Self::F32) -> Self::F32;
+    /// x - y.
+    unsafe fn sub(x: Self::F32, y: Self::F32) -> Self::F32;
+    /// x * y.
+    unsafe fn mul(x: Self::F32, y: Self::F32) -> Self::F32;
+    /// x / y.
+    unsafe fn div(x: Self::F32, y: Self::F32) -> Self::F32;
+    /// x * y + z, rounded once where the level has a fused product.
+    unsafe fn mul_add(x: Self::F32, y: Self::F32, z: Self::F32) -> Self::F32;
+    /// The larger of each lane; a NaN in `x` gives `y`.
+    unsafe fn max(x: Self::F32, y: Self::F32) -> Self::F32;
+    /// The smaller of each lane; a NaN in `x` gives `y`.
+    unsafe fn min(x: Self::F32, y: Self::F32) -> Self::F32;
+    /// 1 / sqrt(x) to full precision.
+    unsafe fn reciprocal_sqrt(x: Self::F32) -> Self::F32;
+    /// 2 to the power of integers: lanes hold whole numbers from -127 (gives 0) to 127.
+    unsafe fn exp2_whole(x: Self::F32) -> Self::F32;
+    /// The nearest whole number, ties to even; lanes lie within +-2^22.
+    unsafe fn round(x: Self::F32) -> Self::F32;
+    /// `x` where `index < count`, else `other`.
+    unsafe fn keep_first(x: Self::F32, count: usize, other: Self::F32) -> Self::F32;
+    /// `value` where `x >= bound`, else 0.
+    unsafe fn keep_at_least(value: Self::F32, x: Self::F32, bound: Self::F32) -> Self::F32;
+    /// Packs the lanes of `value` where `x >= bound`, writes them and returns their number; what
+    /// follows them up to `LANES` elements may be written too.
+    unsafe fn store_at_least(
+        to: *mut f32,
+        value: Self::F32,
+        x: Self::F32,
+        bound: Self::F32,
+    ) -> usize;
+    /// The sum of all lanes, in a tree that is the same for every call.
+    unsafe fn sum(x: Self::F32) -> f32;
+    /// The largest lane.
+    unsafe fn largest(x: Self::F32) -> f32;
+}
+
+/// Work that is compiled for every level.
+pub trait Kernel {
+    /// What it returns.
+    type Output;
+
+    /// Does the work. Implementations carry `#[inline(always)]`, as does every generic function
+    /// they call, so that they are compiled with the level's instructions.
+    ///
+    /// # Safety
+    /// Only called by [`run`].
+    unsafe fn run<S: Simd>(self) -> Self::Output;
+}
+
+/// Runs a kernel with the instructions of `level`.
+///
+/// # Panics
+/// If this processor does not have the level.
+pub fn run<K: Kernel>(level: Level, kernel: K) -> K::Output {
+    assert!(level.is_available(), "this processor has no {}", level.name());
+    // SAFETY: the level is available.
+    unsafe {
+        match level {
+            Level::Portable => portable::run(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => avx2::run(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => avx512::run(kernel),
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => unreachable!(),
+        }
+    }
+}

@@ -1,0 +1,479 @@
+//! CPU kernels for Python: addresses in, results at addresses out.
+//!
+//! The caller owns every buffer; `treepo.engine.kernels` checks their types, shapes and strides.
+
+#![allow(unsafe_code, reason = "buffers of torch tensors are given by their addresses")]
+
+use numpy::{PyReadonlyArray1, PyReadonlyArray2, PyReadwriteArray1};
+use pyo3::prelude::*;
+use treepo_kernels::attention::{self, Buffers, Layer, Shape, Step, StepArrays, Strided};
+use treepo_kernels::element::Bf16;
+use treepo_kernels::elementwise::{self, RmsNorm, RopeShape, Rows, Strided3};
+use treepo_kernels::sampler::{self, Draws, Logits, NotFinite, SamplingParams};
+use treepo_kernels::simd::Level;
+use treepo_kernels::team::{GompParallel, Team};
+
+use crate::argument::invalid;
+
+/// Number format of a buffer.
+#[pyclass(module = "treepo.core", eq, eq_int, frozen, hash, from_py_object)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Element {
+    F32,
+    BF16,
+}
+
+/// Function of a gated feed-forward layer.
+#[pyclass(module = "treepo.core", eq, eq_int, frozen, hash, from_py_object)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Activation {
+    SILU,
+    GELU,
+    GELU_TANH,
+}
+
+impl From<Activation> for elementwise::Activation {
+    fn from(activation: Activation) -> Self {
+        match activation {
+            Activation::SILU => Self::Silu,
+            Activation::GELU => Self::Gelu,
+            Activation::GELU_TANH => Self::GeluTanh,
+        }
+    }
+}
+
+/// The rows of one step and where their keys and values are.
+#[pyclass(module = "treepo.core", frozen)]
+pub(crate) struct AttentionStep {
+    inner: Step,
+}
+
+/// What one layer's attention computes, and its keys and values.
+#[pyclass(module = "treepo.core", frozen)]
+pub(crate) struct AttentionLayer {
+    shape: Shape,
+    scaling: f32,
+    window: Option<usize>,
+    softcap: Option<f32>,
+    sinks: Option<Vec<f32>>,
+    keys: usize,
+    values: usize,
+}
+
+#[pymethods]
+impl AttentionLayer {
+    #[new]
+    #[pyo3(signature = (*, num_heads, num_kv_heads, key_dim, value_dim, scaling, keys, values,
+                        window=None, softcap=None, sinks=None))]
+    #[allow(clippy::too_many_arguments, reason = "each is a keyword")]
+    fn new(
+        num_heads: usize,
+        num_kv_heads: usize,
+        key_dim: usize,
+        value_dim: usize,
+        scaling: f32,
+        keys: usize,
+        values: usize,
+        window: Option<usize>,
+        softcap: Option<f32>,
+        sinks: Option<Vec<f32>>,
+    ) -> PyResult<Self> {
+        if num_kv_heads == 0 || !num_heads.is_multiple_of(num_kv_heads) {
+            return Err(invalid(format!(
+                "{num_heads} query heads cannot share {num_kv_heads} key heads evenly"
+            )));
+        }
+        if let Some(sinks) = sinks.as_ref().filter(|sinks| sinks.len() != num_heads) {
+            return Err(invalid(format!("{} sinks for {num_heads} heads", sinks.len())));
+        }
+        let shape = Shape { num_heads, num_kv_heads, key_dim, value_dim };
+        Ok(Self { shape, scaling, window, softcap, sinks, keys, values })
+    }
+}
+
+type Vector<'py, T> = PyReadonlyArray1<'py, T>;
+/// Address, elements from token to token, elements from head to head.
+type Heads = (usize, usize, usize);
+
+/// Threads and an instruction set.
+#[pyclass(module = "treepo.core", frozen)]
+pub(crate) struct Kernels {
+    team: Team,
+    level: Level,
+}
+
+#[pymethods]
+impl Kernels {
+    #[new]
+    #[pyo3(signature = (num_threads, *, gomp_parallel=None, level=None))]
+    fn new(
+        num_threads: usize,
+        gomp_parallel: Option<usize>,
+        level: Option<&str>,
+    ) -> PyResult<Self> {
+        let team = match gomp_parallel.filter(|&address| address != 0) {
+            // SAFETY: the caller names the C function of OpenMP by its address.
+            Some(address) => unsafe {
+                let function = std::mem::transmute::<usize, GompParallel>(address);
+                Team::openmp(num_threads, function)
+            },
+            None => Team::parked(num_threads),
+        };
+        Ok(Self { team, level: level.map_or_else(|| Ok(Level::detect()), named)? })
+    }
+
+    #[getter]
+    fn level(&self) -> &'static str {
+        self.level.name()
+    }
+
+    #[getter]
+    fn num_threads(&self) -> usize {
+        self.team.num_threads()
+    }
+
+    #[staticmethod]
+    fn levels() -> Vec<&'static str> {
+        Level::ALL.into_iter().filter(|x| x.is_available()).map(Level::name).collect()
+    }
+
+    #[staticmethod]
+    fn padded_value_dim(value_dim: usize) -> usize {
+        attention::padded_value_dim(value_dim)
+    }
+
+    #[pyo3(signature = (*, num_blocks, block_size, query_starts, kv_lens, tables, table_rows,
+                        slots, row_order, groups))]
+    #[allow(clippy::too_many_arguments, reason = "each is a keyword")]
+    fn step(
+        &self,
+        num_blocks: usize,
+        block_size: usize,
+        query_starts: Vector<'_, i32>,
+        kv_lens: Vector<'_, i32>,
+        tables: PyReadonlyArray2<'_, i32>,
+        table_rows: Vector<'_, i32>,
+        slots: Vector<'_, i64>,
+        row_order: Vector<'_, i32>,
+        groups: PyReadonlyArray2<'_, i32>,
+    ) -> PyResult<AttentionStep> {
+        let arrays = StepArrays {
+            query_starts: query_starts.as_slice()?,
+            kv_lens: kv_lens.as_slice()?,
+            tables: tables.as_slice()?,
+            table_stride: tables.as_array().ncols(),
+            table_rows: table_rows.as_slice()?,
+            slots: slots.as_slice()?,
+            row_order: row_order.as_slice()?,
+            groups: groups.as_slice()?,
+        };
+        let inner = Step::new(num_blocks, block_size, &arrays);
+        Ok(AttentionStep { inner: inner.map_err(|error| invalid(error.to_string()))? })
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "buffers of one call")]
+    fn attend(
+        &self,
+        py: Python<'_>,
+        element: Element,
+        step: &AttentionStep,
+        layer: &AttentionLayer,
+        query: Heads,
+        key: Heads,
+        value: Heads,
+        output: usize,
+    ) {
+        let Self { team, level } = self;
+        let step = &step.inner;
+        let sinks = layer.sinks.as_deref();
+        let AttentionLayer { shape, scaling, window, softcap, keys, values, .. } = *layer;
+        let of_layer = Layer { shape, scaling, window, softcap, sinks };
+        py.detach(|| {
+            // SAFETY: the caller vouches for the buffers; the step's slots lie within the pool.
+            unsafe {
+                match element {
+                    Element::F32 => {
+                        let buffers = buffers::<f32>(query, key, value, output, keys, values);
+                        attention::attend(team, *level, step, &of_layer, &buffers);
+                    }
+                    Element::BF16 => {
+                        let buffers = buffers::<Bf16>(query, key, value, output, keys, values);
+                        attention::attend(team, *level, step, &of_layer, &buffers);
+                    }
+                }
+            }
+        });
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "buffers of one call")]
+    fn rms_norm(
+        &self,
+        element: Element,
+        num_rows: usize,
+        width: usize,
+        eps: f32,
+        offset: f32,
+        input: (usize, usize),
+        weight: usize,
+        output: usize,
+    ) {
+        let norm = RmsNorm { width, eps, offset };
+        let Self { team, level } = self;
+        // SAFETY: the caller vouches for the buffers.
+        unsafe {
+            match element {
+                Element::F32 => {
+                    let input = rows::<f32>(input);
+                    elementwise::rms_norm(
+                        team,
+                        *level,
+                        num_rows,
+                        &norm,
+                        input,
+                        at(weight),
+                        at(output),
+                    );
+                }
+                Element::BF16 => {
+                    let input = rows::<Bf16>(input);
+                    elementwise::rms_norm(
+                        team,
+                        *level,
+                        num_rows,
+                        &norm,
+                        input,
+                        at(weight),
+                        at(output),
+                    );
+                }
+            }
+        }
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "buffers of one call")]
+    fn gate(
+        &self,
+        element: Element,
+        num_rows: usize,
+        width: usize,
+        activation: Activation,
+        gate: (usize, usize),
+        up: (usize, usize),
+        output: usize,
+    ) {
+        let activation = activation.into();
+        let Self { team, level } = self;
+        // SAFETY: the caller vouches for the buffers.
+        unsafe {
+            match element {
+                Element::F32 => {
+                    let (gate, up) = (rows::<f32>(gate), rows(up));
+                    elementwise::gate(
+                        team,
+                        *level,
+                        num_rows,
+                        width,
+                        activation,
+                        gate,
+                        up,
+                        at(output),
+                    );
+                }
+                Element::BF16 => {
+                    let (gate, up) = (rows::<Bf16>(gate), rows(up));
+                    elementwise::gate(
+                        team,
+                        *level,
+                        num_rows,
+                        width,
+                        activation,
+                        gate,
+                        up,
+                        at(output),
+                    );
+                }
+            }
+        }
+    }
+
+    /// `shape`: tokens, query heads, key heads, head width, rotated width.
+    #[allow(clippy::too_many_arguments, reason = "buffers of one call")]
+    fn rotate(
+        &self,
+        element: Element,
+        shape: (usize, usize, usize, usize, usize),
+        query: Heads,
+        key: Heads,
+        cos: usize,
+        sin: usize,
+        query_output: usize,
+        key_output: usize,
+    ) {
+        let (num_tokens, num_heads, num_kv_heads, head_dim, rotary_dim) = shape;
+        let of = |num_heads| RopeShape { num_tokens, num_heads, head_dim, rotary_dim };
+        let shapes = [of(num_heads), of(num_kv_heads)];
+        let Self { team, level } = self;
+        // SAFETY: the caller vouches for the buffers.
+        unsafe {
+            match element {
+                Element::F32 => elementwise::rope_pair::<f32, f32>(
+                    team,
+                    *level,
+                    shapes,
+                    [strided(query), strided(key)],
+                    at(cos),
+                    at(sin),
+                    [at(query_output), at(key_output)],
+                ),
+                Element::BF16 => elementwise::rope_pair::<Bf16, Bf16>(
+                    team,
+                    *level,
+                    shapes,
+                    [strided(query), strided(key)],
+                    at(cos),
+                    at(sin),
+                    [at(query_output), at(key_output)],
+                ),
+            }
+        }
+    }
+
+    /// `logits`: address, rows, vocabulary, elements from row to row. Returns the first row that
+    /// is not finite.
+    #[allow(clippy::too_many_arguments, reason = "buffers of one call")]
+    fn sample(
+        &self,
+        py: Python<'_>,
+        element: Element,
+        logits: (usize, usize, usize, usize),
+        rows: Option<Vector<'_, i64>>,
+        uniforms: Vector<'_, f64>,
+        params: (f32, usize, f32, f32),
+        mut token_ids: PyReadwriteArray1<'_, u32>,
+        mut logprobs: PyReadwriteArray1<'_, f32>,
+        mut entropies: PyReadwriteArray1<'_, f32>,
+    ) -> PyResult<Option<usize>> {
+        let Self { team, level } = self;
+        let (temperature, top_k, top_p, min_p) = params;
+        let params = SamplingParams { temperature, top_k, top_p, min_p };
+        let rows = rows.as_ref().map(PyReadonlyArray1::as_slice).transpose()?;
+        let uniforms = uniforms.as_slice()?;
+        let mut out = Draws {
+            token_ids: token_ids.as_slice_mut()?,
+            logprobs: logprobs.as_slice_mut()?,
+            entropies: entropies.as_slice_mut()?,
+        };
+        // SAFETY: the caller vouches for the buffers.
+        let result = py.detach(|| unsafe {
+            match element {
+                Element::F32 => {
+                    let logits = matrix::<f32>(logits);
+                    sampler::sample(team, *level, &logits, rows, uniforms, &params, &mut out)
+                }
+                Element::BF16 => {
+                    let logits = matrix::<Bf16>(logits);
+                    sampler::sample(team, *level, &logits, rows, uniforms, &params, &mut out)
+                }
+            }
+        });
+        Ok(result.err().map(|NotFinite { row }| row))
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "buffers of one call")]
+    fn token_logprobs(
+        &self,
+        py: Python<'_>,
+        element: Element,
+        logits: (usize, usize, usize, usize),
+        targets: Vector<'_, i64>,
+        temperature: f32,
+        mut logprobs: PyReadwriteArray1<'_, f32>,
+        mut entropies: PyReadwriteArray1<'_, f32>,
+    ) -> PyResult<Option<usize>> {
+        let Self { team, level } = self;
+        let targets = targets.as_slice()?;
+        let (logprobs, entropies) = (logprobs.as_slice_mut()?, entropies.as_slice_mut()?);
+        // SAFETY: the caller vouches for the buffers.
+        let result = py.detach(|| unsafe {
+            match element {
+                Element::F32 => {
+                    let logits = matrix::<f32>(logits);
+                    sampler::token_logprobs(
+                        team,
+                        *level,
+                        &logits,
+                        targets,
+                        temperature,
+                        logprobs,
+                        entropies,
+                    )
+                }
+                Element::BF16 => {
+                    let logits = matrix::<Bf16>(logits);
+                    sampler::token_logprobs(
+                        team,
+                        *level,
+                        &logits,
+                        targets,
+                        temperature,
+                        logprobs,
+                        entropies,
+                    )
+                }
+            }
+        });
+        Ok(result.err().map(|NotFinite { row }| row))
+    }
+}
+
+fn named(name: &str) -> PyResult<Level> {
+    let level = Level::ALL.into_iter().find(|level| level.name() == name);
+    match level {
+        Some(level) if level.is_available() => Ok(level),
+        _ => {
+            let names = Kernels::levels().join(", ");
+            Err(invalid(format!("this processor has no level {name}; it has {names}")))
+        }
+    }
+}
+
+fn at<T>(address: usize) -> *mut T {
+    std::ptr::with_exposed_provenance_mut(address)
+}
+
+fn rows<T>((address, stride): (usize, usize)) -> Rows<T> {
+    Rows { data: at(address), stride }
+}
+
+fn strided<T>((address, token_stride, head_stride): Heads) -> Strided3<T> {
+    Strided3 { data: at(address), token_stride, head_stride }
+}
+
+fn matrix<T>(
+    (address, num_rows, vocab_size, row_stride): (usize, usize, usize, usize),
+) -> Logits<T> {
+    Logits { data: at(address), num_rows, vocab_size, row_stride }
+}
+
+fn buffers<T>(
+    query: Heads,
+    key: Heads,
+    value: Heads,
+    output: usize,
+    keys: usize,
+    values: usize,
+) -> Buffers<T> {
+    let heads = |(address, token_stride, head_stride): Heads| Strided {
+        data: at(address),
+        token_stride,
+        head_stride,
+    };
+    Buffers {
+        query: heads(query),
+        key: heads(key),
+        value: heads(value),
+        output: at(output),
+        keys: at(keys),
+        values: at(values),
+    }
+}
