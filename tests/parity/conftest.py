@@ -9,16 +9,17 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from treepo.config import EngineConfig
+from treepo.config import Attention, EngineConfig
 
 # Lets the tests import what they share from their own folder.
 sys.path.insert(0, str(Path(__file__).parent))
 
 from tiny_models import MODELS, VOCAB_SIZE
 
-# Every test that takes `make_config` runs once with each of these settings of `EngineConfig`; a
-# further attention back end is added here, for instance {"attention": Attention.NATIVE}.
-BACKENDS = {"torch": {}}
+# Every test that takes `make_config` runs once with each of these settings of `EngineConfig`.
+BACKENDS = {
+    attention.value: {"attention": attention} for attention in (Attention.TORCH, Attention.NATIVE)
+}
 
 
 @pytest.fixture(scope="session", autouse=True)
