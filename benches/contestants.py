@@ -146,20 +146,24 @@ class Field:
             contestant.close()
 
     def ask(self, name: str, request: Request) -> dict[str, Any] | None:
-        """A timed reply with the share of one core that the others took; None if it failed."""
+        """A timed reply with the CPU time that the others took meanwhile; None if it failed."""
         if name not in self.running:
             return None
         time.sleep(SETTLE_S)
-        waiting = [x for other, x in self.running.items() if other != name]
-        began, before = time.perf_counter(), [x.cpu_seconds() for x in waiting]
+        waiting = {other: x for other, x in self.running.items() if other != name}
+        before = {other: x.cpu_seconds() for other, x in waiting.items()}
+        began = time.perf_counter()
         try:
             reply = self.running[name].ask(request)
         except ContestantError as error:
             del self.running[name]
             self._leave_out(name, error)
             return None
-        took = sum(x.cpu_seconds() for x in waiting) - sum(before)
-        reply["others_cpu_share"] = took / (time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        reply["others_cpu_s"] = {
+            other: x.cpu_seconds() - before[other] for other, x in waiting.items()
+        }
+        reply["others_cpu_share"] = sum(reply["others_cpu_s"].values()) / seconds
         return reply
 
     def described(self) -> dict[str, Any]:

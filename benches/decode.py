@@ -72,9 +72,7 @@ def compare(options: argparse.Namespace, dtype: str, omp: str) -> None:
     print(file)
 
 
-def measure(
-    field: Field, options: argparse.Namespace, count: int, label: str
-) -> dict[str, Any]:
+def measure(field: Field, options: argparse.Namespace, count: int, label: str) -> dict[str, Any]:
     """Warm-up and rounds at one number of sequences; prints and returns the medians."""
     names = options.contestants
     vocab_size = AutoConfig.from_pretrained(options.model).vocab_size
@@ -141,7 +139,9 @@ def show(figures: dict[str, Any], title: str) -> None:
         if name in figures["treepo_over"]:
             line += f", treepo is {figures['treepo_over'][name]:.2f} x"
         print(line)
-    print(f"  waiting processes took up to {figures['most_cpu_of_others']:.2%} of a core", flush=True)
+    print(
+        f"  waiting processes took up to {figures['most_cpu_of_others']:.2%} of a core", flush=True
+    )
 
 
 def parse() -> argparse.Namespace:

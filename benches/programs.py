@@ -84,7 +84,7 @@ def continuous(setting: Setting) -> Program:
 
 
 def vllm(setting: Setting) -> Program | None:
-    """vLLM with the variables that decide its speed on few cores."""
+    """VLLM with the variables that decide its speed on few cores."""
     python = _given(setting.options.peer_python, "vllm", "--peer-python")
     if python is None:
         return None

@@ -81,7 +81,9 @@ def interleave(weight: np.ndarray, num_heads: int) -> np.ndarray:
 
 
 def head_dim(config: Any) -> int:
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    return int(
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    )
 
 
 def gguf_name(name: str) -> str:

@@ -69,6 +69,7 @@ def generation_config(request: Request) -> GenerationConfig:
     )
 
 
+@torch.inference_mode()
 def generate(model: PreTrainedModel, request: Request) -> Reply:
     """One call of `generate` on the prompts, padded on the left."""
     prompts = [prompt for prompt in request.prompts for _ in range(request.n)]
@@ -96,7 +97,10 @@ def cut(tokens: list[int], stop_token_ids: list[int]) -> list[int]:
 
 
 class Continuous:
-    """`generate_batch` with a manager and cache that persist from call to call."""
+    """`generate_batch` with a manager and cache that persist from call to call.
+
+    Without inference mode: the manager's thread writes into tensors that the call makes.
+    """
 
     def __init__(self) -> None:
         self._settings: tuple[float, list[int]] | None = None
@@ -118,8 +122,9 @@ class Continuous:
         )
         seconds = time.perf_counter() - began
         rows = [output.generated_tokens for output in outputs.values()]
-        if len(rows) != len(prompts) or any(output.error for output in outputs.values()):
-            raise RuntimeError(f"{len(rows)} of {len(prompts)} requests came back, or with errors")
+        errors = [output.error for output in outputs.values() if output.error]
+        if errors or len(rows) != len(prompts):
+            raise RuntimeError(f"{len(rows)} of {len(prompts)} requests came back: {errors[:1]}")
         return flat_reply(seconds, rows, request)
 
 
@@ -140,8 +145,7 @@ def main() -> None:
 
     def answer(request: Request) -> Reply:
         torch.manual_seed(request.seed)
-        with torch.inference_mode():
-            return run(model, request)
+        return run(model, request)
 
     serve(answer, ("transformers", "torch"), answers)
 

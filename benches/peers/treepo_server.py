@@ -1,6 +1,6 @@
 """treepo as a contestant: trees and independent completions on one engine.
 
-    python -m peers.treepo_server --model FOLDER
+python -m peers.treepo_server --model FOLDER
 """
 
 from __future__ import annotations
