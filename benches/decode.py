@@ -139,16 +139,16 @@ def show(figures: dict[str, Any], title: str) -> None:
         if name in figures["treepo_over"]:
             line += f", treepo is {figures['treepo_over'][name]:.2f} x"
         print(line)
-    print(
-        f"  waiting processes took up to {figures['most_cpu_of_others']:.2%} of a core", flush=True
-    )
+    share = figures["most_cpu_of_others"]
+    print(f"  waiting processes took up to {share:.1%} of a core", flush=True)
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     programs.add_options(parser)
-    names = list(programs.PROGRAMS)
-    parser.add_argument("--contestants", nargs="+", choices=names, default=names)
+    default = [name for name in programs.PROGRAMS if name != "vllm_split"]
+    choices = list(programs.PROGRAMS)
+    parser.add_argument("--contestants", nargs="+", choices=choices, default=default)
     parser.add_argument("--sequences", type=int, nargs="+", default=[16, 64, 128])
     parser.add_argument("--prompt-tokens", type=int, default=64)
     parser.add_argument("--new-tokens", type=int, default=128)

@@ -61,7 +61,7 @@ def first_difference(a: list[int], b: list[int]) -> int | None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     programs.add_options(parser)
-    names = [name for name in programs.PROGRAMS if name != "roof"]
+    names = [name for name in programs.PROGRAMS if name not in ("roof", "vllm_split")]
     parser.add_argument("--contestants", nargs="+", choices=names, default=names)
     parser.add_argument("--prompts", type=int, default=4)
     parser.add_argument("--new-tokens", type=int, default=32)

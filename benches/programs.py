@@ -34,18 +34,22 @@ class Setting:
 
     @property
     def model(self) -> list[str]:
+        """Arguments: which weights in which format."""
         return ["--model", str(Path(self.options.model).resolve()), "--dtype", self.dtype]
 
     @property
     def threads(self) -> list[str]:
+        """Arguments: threads of each process."""
         return ["--threads", str(self.options.threads)]
 
     @property
     def rows(self) -> list[str]:
+        """Arguments: sequences at once."""
         return ["--max-num-seqs", str(self.max_num_seqs)]
 
     @property
     def variables(self) -> dict[str, str | None]:
+        """Environment variables of every process."""
         return {
             "OMP_WAIT_POLICY": WAIT_POLICIES[self.omp],
             "OMP_NUM_THREADS": str(self.options.threads),
@@ -95,9 +99,10 @@ def vllm(setting: Setting) -> Program | None:
         "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
         "VLLM_CPU_KVCACHE_SPACE": "4",
         "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": splits,
     }
     return Program(
-        name="vllm",
+        name=name,
         python=python,
         module="peers.vllm_server",
         arguments=[*setting.model, *setting.rows],
@@ -133,6 +138,7 @@ PROGRAMS: dict[str, Callable[[Setting], Program | None]] = {
     "roof": roof,
     "treepo": treepo,
     "vllm": vllm,
+    "vllm_split": vllm_split,
     "llama.cpp": llama_cpp,
     "transformers": transformers,
     "continuous": continuous,

@@ -6,16 +6,16 @@ temperature 1 with log-probabilities, stop at the model's end-of-sequence tokens
 completion length at most. Medians over the rounds. The rounds go through all three (ABAB).
 
 Printed: trajectories/s; the bound returned/decoded (completion tokens of the tree's trajectories
-over the tokens it sampled) and how much of it tree over flat, and tree over vLLM, reach. Completions
-of the contestants may differ in length, so the bound by tokens, the other's sampled tokens over
-the tree's, is printed too.
+over the tokens it sampled) and how much of it tree over flat, and tree over vLLM, reach. The
+contestants' completions may differ in length, so the bound by tokens, the other's sampled tokens
+over the tree's for as many trajectories, is printed too.
 
 KV at its peak: blocks in use times block size, against the unique tokens that had been computed by
 that step (prompts, and tokens sampled in all trees) plus one block a path. `slack` is
 (KV - paths x block size) / unique tokens.
 
-    python benches/tree_vs_flat.py --model models/SmolLM2-135M-Instruct --peer-python PEER/bin/python
-    python benches/tree_vs_flat.py --model models/SmolLM2-135M-Instruct --growth 200
+    python benches/tree_vs_flat.py --model FOLDER --peer-python PEER/bin/python
+    python benches/tree_vs_flat.py --model FOLDER --growth 200
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from peers.server import Request
 from treepo.prompts import encode, eos_token_ids
 
 WARM_UP_TOKENS = 4
+MIB = 1 << 20
 Reply = dict[str, Any]
 
 
@@ -194,9 +195,8 @@ def show(figures: dict[str, Any]) -> None:
         f"{memory['paths']} paths x 1 block = {memory['one_block_a_path']}: slack "
         f"{memory['slack']:.3f}, over unique alone {memory['over_unique_tokens']:.3f}"
     )
-    print(
-        f"  waiting processes took up to {figures['most_cpu_of_others']:.2%} of a core", flush=True
-    )
+    share = figures["most_cpu_of_others"]
+    print(f"  waiting processes took up to {share:.1%} of a core", flush=True)
 
 
 def grow(field: Field, options: argparse.Namespace, tree: Request) -> dict[str, Any]:
@@ -209,10 +209,11 @@ def grow(field: Field, options: argparse.Namespace, tree: Request) -> dict[str, 
         process.append(reply["details"]["process_bytes"])
         pool.append(reply["details"]["pool_bytes"])
         if number % max(options.growth // 10, 1) == 0 or number == options.growth - 1:
+            now, grown = (process[-1], pool[-1]), (process[-1] - process[0], pool[-1] - pool[0])
             print(
-                f"  rollout {number + 1}: process {process[-1] / 2**20:.1f} MiB, of which pool "
-                f"{pool[-1] / 2**20:.1f} MiB; since the first {(process[-1] - process[0]) / 2**20:+.1f} "
-                f"and {(pool[-1] - pool[0]) / 2**20:+.1f} MiB",
+                f"  rollout {number + 1}: process {now[0] / MIB:.1f} MiB, of which pool "
+                f"{now[1] / MIB:.1f} MiB; since the first {grown[0] / MIB:+.1f} and "
+                f"{grown[1] / MIB:+.1f} MiB",
                 flush=True,
             )
     return {"process_bytes": process, "pool_bytes": pool}

@@ -1,6 +1,6 @@
 """Write a Llama of Hugging Face as a GGUF file in fp32 or bf16, without its tokenizer.
 
-    python benches/peers/make_gguf.py --model models/SmolLM2-135M-Instruct --dtype float32 --output FILE
+    python benches/peers/make_gguf.py --model models/SmolLM2-135M-Instruct --output FILE
 
 Needs `pip install 'treepo[peers]'`. llama.cpp rotates neighbouring pairs of a head's dimensions and
 Hugging Face those that are half a head apart, so the rows of the query and key projections are

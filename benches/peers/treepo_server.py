@@ -73,6 +73,7 @@ class Peak:
             self.decoded, self.finished = stats.decoded_tokens, stats.finished_trees
 
     def details(self) -> dict[str, int]:
+        """For the reply."""
         return {"peak_decoded_tokens": self.decoded, "peak_finished_trees": self.finished}
 
 
