@@ -145,7 +145,7 @@ def show(figures: dict[str, Any], title: str) -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    programs.add_options(parser)
+    programs.add_options(parser, kv_gib=4)
     default = [name for name in programs.PROGRAMS if name != "vllm_split"]
     choices = list(programs.PROGRAMS)
     parser.add_argument("--contestants", nargs="+", choices=choices, default=default)

