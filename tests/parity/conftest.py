@@ -1,56 +1,24 @@
-"""Tiny random models whose greedy continuations do not loop, and prompts for them."""
+"""Tiny random models, prompts for them, and the attention back ends that are held to one oracle."""
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from transformers import (
-    Gemma2Config,
-    Gemma2ForCausalLM,
-    GptOssConfig,
-    GptOssForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedModel,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-)
+from transformers import PreTrainedModel
 
-VOCAB_SIZE = 211
-SIZES = {
-    "vocab_size": VOCAB_SIZE,
-    "hidden_size": 48,
-    "intermediate_size": 96,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "max_position_embeddings": 128,
-    "tie_word_embeddings": False,
-    "initializer_range": 0.3,
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "pad_token_id": None,
-}
-FAMILIES = {
-    "llama": (LlamaForCausalLM, LlamaConfig, {}),
-    "qwen2": (Qwen2ForCausalLM, Qwen2Config, {}),
-    "gemma2": (
-        Gemma2ForCausalLM,
-        Gemma2Config,
-        {"sliding_window": 7, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 30.0},
-    ),
-    "gpt_oss": (
-        GptOssForCausalLM,
-        GptOssConfig,
-        {
-            "sliding_window": 7,
-            "num_local_experts": 4,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
-        },
-    ),
-}
+from treepo.config import EngineConfig
+
+# Lets the tests import what they share from their own folder.
+sys.path.insert(0, str(Path(__file__).parent))
+
+from tiny_models import MODELS, VOCAB_SIZE
+
+# Every test that takes `make_config` runs once with each of these settings of `EngineConfig`; a
+# further attention back end is added here, for instance {"attention": Attention.NATIVE}.
+BACKENDS = {"torch": {}}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -59,15 +27,15 @@ def one_thread() -> None:
 
 
 @pytest.fixture
-def make_model() -> Callable[[str], PreTrainedModel]:
+def make_model() -> Callable[..., PreTrainedModel]:
     """A function that builds a family's tiny fp32 model, the same at every call."""
+    return lambda family, **settings: MODELS[family].make(**settings)
 
-    def make(family: str, **settings: object) -> PreTrainedModel:
-        model_class, config_class, extra = FAMILIES[family]
-        torch.manual_seed(0)
-        return model_class(config_class(**{**SIZES, **extra, **settings})).eval()
 
-    return make
+@pytest.fixture(params=BACKENDS.values(), ids=BACKENDS.keys())
+def make_config(request: pytest.FixtureRequest) -> Callable[..., EngineConfig]:
+    """A function that builds an engine config with one attention back end."""
+    return lambda **settings: EngineConfig(**request.param, **settings)
 
 
 @pytest.fixture

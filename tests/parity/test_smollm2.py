@@ -1,50 +1,23 @@
-"""SmolLM2-135M-Instruct, prepared by tools/prepare_smollm2.py, on natural prompts."""
-
-import os
-from pathlib import Path
+"""SmolLM2-135M-Instruct on natural prompts."""
 
 import numpy as np
 import pytest
 import torch
+from smollm2 import QUESTIONS, load
 
 from treepo.config import EngineConfig, SamplingParams, SearchConfig
 from treepo.engine import Engine, plain_attention
 from treepo.forest import TokenKind
 
-FOLDER = Path(
-    os.environ.get(
-        "TREEPO_SMOLLM2", Path(__file__).resolve().parents[2] / "models/SmolLM2-135M-Instruct"
-    )
-)
 NUM_NEW = 32
-QUESTIONS = [
-    "What is the capital of France?",
-    "Write a short poem about the sea.",
-    "Explain why the sky is blue to a child.",
-    "List three uses of a paper clip.",
-    "Tom has 12 apples and buys 7 more. How many apples does he have?",
-    "Translate 'good morning' into Spanish.",
-    "Give me a recipe for pancakes.",
-    "Who wrote Romeo and Juliet?",
-    "Summarise the story of Cinderella in two sentences.",
-    "What is the difference between weather and climate?",
-    "Name five animals that live in the desert.",
-    "How does a bicycle stay upright?",
-    "Write a Python function that reverses a string.",
-    "What should I pack for a weekend in the mountains?",
-    "Describe the taste of a lemon.",
-    "Why do leaves change colour in autumn?",
-]
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def engine():
-    if not FOLDER.is_dir():
-        pytest.fail(f"{FOLDER} does not exist; run: python tools/prepare_smollm2.py")
     config = EngineConfig(max_num_batched_tokens=96, max_model_len=256, max_num_seqs=16)
-    return Engine.from_pretrained(FOLDER, config)
+    return Engine(*load(), config)
 
 
 @pytest.fixture(scope="module")
