@@ -148,8 +148,8 @@ pub unsafe fn attend<T: Element>(
     let work = plan::Work::new(step, shape, size_of::<T>());
     let task = |index| {
         scratch::with(|scratch| {
-            let items = work.items(index);
-            simd::run(level, task::Items { step, layer, buffers, items, scratch });
+            let range = work.items(index);
+            simd::run(level, task::Items { step, layer, buffers, range, scratch });
         });
     };
     if work.is_small() {
