@@ -51,7 +51,7 @@ impl Load {
         }
         // Neighbours in a table are no neighbours in memory.
         let count = num_blocks as usize;
-        let factor = (count / 2 + 1..).find(|&x| gcd(x, count) == 1).unwrap_or(1);
+        let factor = (count / 2 + 1..2 * count).find(|&x| gcd(x, count) == 1).unwrap_or(1);
         for block in &mut tables {
             *block = ((*block as usize * factor) % count) as i32;
         }
