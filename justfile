@@ -70,6 +70,14 @@ bench-rollout *args:
 bench-train *args:
     {{python}} benches/train_step.py {{args}}
 
+# Decoding beside vLLM, llama.cpp, transformers and the roof of the linears.
+bench-decode *args:
+    {{python}} benches/decode.py {{args}}
+
+# Trees beside flat completions, treepo's and vLLM's; `--growth N` watches the memory.
+bench-tree *args:
+    {{python}} benches/tree_vs_flat.py {{args}}
+
 # Times of the core crate; a filter names cases.
 bench-core *args:
     cargo bench --package treepo --bench core {{args}}

@@ -37,7 +37,7 @@ fn results_are_right_with_every_option() {
     for block_size in [1, 5, 16, 32] {
         for (window, softcap) in [(None, None), (Some(70), None), (None, Some(1.5))] {
             for has_sinks in [false, true] {
-                let case = Case { block_size, window, softcap, has_sinks, ..mixed() };
+                let case = Case { window, softcap, has_sinks, block_size, ..mixed() };
                 check::<f32>(&case, 2e-6);
                 check::<Bf16>(&case, 5e-3);
             }
@@ -99,7 +99,7 @@ fn surroundings_do_not_matter<T: Element>(case: &Case) {
             for is_grouped in [false, true] {
                 for (block_size, placement) in [(16, 2), (16, 3), (1, 4), (5, 1), (32, 1), (64, 5)]
                 {
-                    let other = Case { is_grouped, block_size, placement, ..case.clone() };
+                    let other = Case { block_size, placement, is_grouped, ..case.clone() };
                     let results = bits(&other.run::<T>(level, &team));
                     assert!(results == plain, "{other:?} at {} differs", level.name());
                 }

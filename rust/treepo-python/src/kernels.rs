@@ -27,17 +27,20 @@ pub(crate) enum Element {
 #[pyclass(module = "treepo.core", eq, eq_int, frozen, hash, from_py_object)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Activation {
-    SILU,
-    GELU,
-    GELU_TANH,
+    #[pyo3(name = "SILU")]
+    Silu,
+    #[pyo3(name = "GELU")]
+    Gelu,
+    #[pyo3(name = "GELU_TANH")]
+    GeluTanh,
 }
 
 impl From<Activation> for elementwise::Activation {
     fn from(activation: Activation) -> Self {
         match activation {
-            Activation::SILU => Self::Silu,
-            Activation::GELU => Self::Gelu,
-            Activation::GELU_TANH => Self::GeluTanh,
+            Activation::Silu => Self::Silu,
+            Activation::Gelu => Self::Gelu,
+            Activation::GeluTanh => Self::GeluTanh,
         }
     }
 }

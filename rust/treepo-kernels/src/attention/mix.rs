@@ -14,6 +14,7 @@ use crate::simd::{Kernel, Simd};
 /// As [`super::attend`]; behind [`crate::simd::run`]; spans lie within the tile.
 #[allow(clippy::inline_always, reason = "inlined into functions that enable the instructions")]
 #[inline(always)]
+#[allow(clippy::needless_range_loop, reason = "loops over constants stay in registers")]
 pub(super) unsafe fn mix<S: Simd, E: Element, const N: usize>(
     values: &Values<E>,
     weights: &Scores<N>,

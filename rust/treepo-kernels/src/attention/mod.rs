@@ -118,7 +118,7 @@ pub fn padded_value_dim(value_dim: usize) -> usize {
 /// Results are the same bits for any team, chunking and placement; levels may differ.
 ///
 /// # Panics
-/// If `num_heads` is no multiple of `num_kv_heads`, there are not as many sinks as heads, or the
+/// If `num_heads` is no multiple of `num_kv_heads`, the window is 0, there are not as many sinks as heads, or the
 /// processor does not have the level.
 ///
 /// # Safety
@@ -139,6 +139,7 @@ pub unsafe fn attend<T: Element>(
         shape.num_heads,
         shape.num_kv_heads
     );
+    assert!(layer.window != Some(0), "a window of 0 hides every key: give at least 1, or none");
     if let Some(sinks) = layer.sinks {
         assert_eq!(sinks.len(), shape.num_heads, "there is one sink for each query head");
     }
@@ -147,8 +148,8 @@ pub unsafe fn attend<T: Element>(
     let work = plan::Work::new(step, shape, size_of::<T>());
     let task = |index| {
         scratch::with(|scratch| {
-            let items = work.items(index);
-            simd::run(level, task::Items { step, layer, buffers, items, scratch });
+            let range = work.items(index);
+            simd::run(level, task::Items { step, layer, buffers, range, scratch });
         });
     };
     if work.is_small() {

@@ -209,9 +209,9 @@ impl<'a> Work<'a> {
     /// unit i / `num_kv_heads` and head i % `num_kv_heads`.
     pub(super) fn items(&self, task: usize) -> Range<usize> {
         let start = self.first_from(task as u64 * self.task_ps);
-        match task + 1 == self.num_tasks {
-            true => start..self.units.len() * self.num_heads,
-            false => start..self.first_from((task as u64 + 1) * self.task_ps),
+        if task + 1 == self.num_tasks {
+            return start..self.units.len() * self.num_heads;
         }
+        start..self.first_from((task as u64 + 1) * self.task_ps)
     }
 }

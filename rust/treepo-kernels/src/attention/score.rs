@@ -58,9 +58,7 @@ impl<E: Element, const N: usize, const V: usize> Kernel for Dots<'_, E, N, V> {
         // SAFETY: the condition of `score`.
         unsafe {
             let mut starts = [std::ptr::null(); V];
-            for v in 0..V {
-                starts[v] = keys.starts[first + v];
-            }
+            starts.copy_from_slice(&keys.starts[first..first + V]);
             let mut sums = [[S::splat(0.0); V]; N];
             for d in 0..key_dim {
                 let mut key = [S::splat(0.0); V];

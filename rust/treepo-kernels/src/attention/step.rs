@@ -187,8 +187,8 @@ fn read_slots(num_slots: usize, arrays: &StepArrays<'_>) -> Result<Vec<usize>, S
     }
     let mut sorted = slots.clone();
     sorted.sort_unstable();
-    if let Some(pair) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
-        return error(format!("slot {} is written twice: give each token its own", pair[0]));
+    if let Some([slot, ..]) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
+        return error(format!("slot {slot} is written twice: give each token its own"));
     }
     Ok(slots)
 }
@@ -223,9 +223,9 @@ fn shared_blocks(rows: &[Row], order: &[usize], tables: &[u32], block_size: usiz
         &tables[table..table + kv_len.div_ceil(block_size)]
     };
     let mut shared = vec![0; order.len()];
-    for (place, pair) in order.windows(2).enumerate() {
-        let (before, row) = (table(pair[0]), table(pair[1]));
-        shared[place + 1] = before.iter().zip(row).take_while(|(a, b)| a == b).count();
+    for place in 1..order.len() {
+        let (before, row) = (table(order[place - 1]), table(order[place]));
+        shared[place] = before.iter().zip(row).take_while(|(a, b)| a == b).count();
     }
     shared
 }

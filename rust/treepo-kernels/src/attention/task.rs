@@ -18,7 +18,7 @@ pub(super) struct Items<'a, T> {
     pub(super) step: &'a Step,
     pub(super) layer: &'a Layer<'a>,
     pub(super) buffers: &'a Buffers<T>,
-    pub(super) items: Range<usize>,
+    pub(super) range: Range<usize>,
     pub(super) scratch: &'a mut Scratch,
 }
 
@@ -31,7 +31,7 @@ impl<T: Element> Kernel for Items<'_, T> {
         let shape = self.layer.shape;
         let pool = Pool::new(self.step.block_size, shape, self.buffers);
         let area = self.scratch.area(shape);
-        for item in self.items {
+        for item in self.range {
             let unit = &self.step.units[item / shape.num_kv_heads];
             let pieces = &self.step.pieces[unit.pieces.clone()];
             let num_tokens: usize = pieces.iter().map(|piece| piece.num_tokens).sum();
@@ -214,9 +214,8 @@ impl<T: Element> Task<'_, T> {
                     let rest = end - first;
                     let width = rest.div_ceil(rest.div_ceil(widest));
                     first += match width {
-                        1 => self.block::<S, 1>(tile, first),
                         2 if S::LANES < 16 => self.block::<S, 2>(tile, first),
-                        2 => self.block::<S, 1>(tile, first),
+                        1 | 2 => self.block::<S, 1>(tile, first),
                         3 if S::LANES == 16 => self.block::<S, 3>(tile, first),
                         4 | 5 if S::LANES == 16 => self.block::<S, 4>(tile, first),
                         _ if S::LANES == 16 => self.block::<S, 6>(tile, first),
