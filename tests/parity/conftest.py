@@ -9,16 +9,18 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from treepo.config import EngineConfig
+from treepo.config import Attention, EngineConfig, Packing
 
 # Lets the tests import what they share from their own folder.
 sys.path.insert(0, str(Path(__file__).parent))
 
 from tiny_models import MODELS, VOCAB_SIZE
 
-# Every test that takes `make_config` runs once with each of these settings of `EngineConfig`; a
-# further attention back end is added here, for instance {"attention": Attention.NATIVE}.
-BACKENDS = {"torch": {}}
+# Every test that takes `make_config` runs once with each of these settings of `EngineConfig`.
+BACKENDS = {
+    "torch": {"attention": Attention.TORCH, "packing": Packing.NEVER},
+    "native": {"attention": Attention.NATIVE},
+}
 
 
 @pytest.fixture(scope="session", autouse=True)
