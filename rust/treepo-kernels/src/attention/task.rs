@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::convert::{narrow, widen};
 use super::plan::Piece;
 use super::pool::Pool;
 use super::score::{Scores, score};
@@ -366,38 +367,6 @@ impl<T: Element> Task<'_, T> {
             let falls = [peak - top, sinks[head] - top];
             let [fall, sink] = falls.map(|x| S::largest(math::exp::<S>(S::splat(x))));
             fall / (total * fall + sink)
-        }
-    }
-}
-
-/// Writes `count` elements times `factor`.
-#[allow(clippy::inline_always, reason = "inlined into functions that enable the instructions")]
-#[inline(always)]
-unsafe fn widen<S: Simd, T: Element>(from: *const T, count: usize, factor: f32, to: *mut f32) {
-    let whole = count / S::LANES * S::LANES;
-    // SAFETY: the caller's condition.
-    unsafe {
-        for i in (0..whole).step_by(S::LANES) {
-            S::store(to.add(i), S::mul(T::load::<S>(from.add(i)), S::splat(factor)));
-        }
-        for i in whole..count {
-            *to.add(i) = (*from.add(i)).to_f32() * factor;
-        }
-    }
-}
-
-/// Rounds and writes `count` elements times `factor`; `from` can be read in whole vectors.
-#[allow(clippy::inline_always, reason = "inlined into functions that enable the instructions")]
-#[inline(always)]
-unsafe fn narrow<S: Simd, T: Element>(from: *const f32, count: usize, factor: f32, to: *mut T) {
-    let whole = count / S::LANES * S::LANES;
-    // SAFETY: the caller's condition.
-    unsafe {
-        for i in (0..whole).step_by(S::LANES) {
-            T::store::<S>(to.add(i), S::mul(S::load(from.add(i)), S::splat(factor)));
-        }
-        for i in whole..count {
-            *to.add(i) = T::from_f32(*from.add(i) * factor);
         }
     }
 }
