@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from treepo.config import Attention, EngineConfig
+from treepo.config import Attention, EngineConfig, Packing
 
 # Lets the tests import what they share from their own folder.
 sys.path.insert(0, str(Path(__file__).parent))
@@ -18,7 +18,8 @@ from tiny_models import MODELS, VOCAB_SIZE
 
 # Every test that takes `make_config` runs once with each of these settings of `EngineConfig`.
 BACKENDS = {
-    attention.value: {"attention": attention} for attention in (Attention.TORCH, Attention.NATIVE)
+    "torch": {"attention": Attention.TORCH, "packing": Packing.NEVER},
+    "native": {"attention": Attention.NATIVE},
 }
 
 

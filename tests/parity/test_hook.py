@@ -19,7 +19,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from treepo.config import EngineConfig, SamplingParams
+from treepo.config import Attention, EngineConfig, SamplingParams
 from treepo.engine import Engine, install, plain_attention, probe
 from treepo.engine.attention import Feature, TorchBackend
 from treepo.errors import UnsupportedModelError
@@ -131,7 +131,7 @@ def test_a_model_that_is_refused_computes_as_before(make_model):
 
 def test_a_back_end_without_a_feature_refuses_the_layer_that_asks_for_it(make_model, monkeypatch):
     monkeypatch.setattr(TorchBackend, "features", frozenset({Feature.SLIDING_WINDOW}))
-    engine = Engine(make_model("gpt_oss"), None)
+    engine = Engine(make_model("gpt_oss"), None, EngineConfig(attention=Attention.TORCH))
     with pytest.raises(UnsupportedModelError, match="layer 0 uses sinks, which the torch"):
         engine.generate([[1, 2]], max_tokens=2)
 

@@ -33,7 +33,8 @@ def draw(
     """
     num_samples = len(uniforms)
     token_ids = np.empty(num_samples, dtype=np.uint32)
-    logprobs, entropies = np.empty((2, num_samples), dtype=np.float32)
+    logprobs = np.empty(num_samples, dtype=np.float32)
+    entropies = np.empty(num_samples, dtype=np.float32)
     bad_row = kernels.native.sample(
         ELEMENTS[logits.dtype],
         (logits.data_ptr(), *logits.shape, logits.stride(0)),

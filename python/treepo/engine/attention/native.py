@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 from torch import Tensor
 
 from treepo.core import AttentionLayer
@@ -9,6 +10,10 @@ from treepo.engine.attention.base import Feature, LayerCall
 from treepo.engine.inputs import Arrangement, StepInputs, StepRows
 from treepo.engine.kernels import Kernels
 from treepo.engine.kv import KVPool, Layout
+
+# For a token that is fed again only for its logits: its slot lies in the reserved block 0, which
+# nobody reads.
+_NOWHERE = np.int64(-1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +49,7 @@ class NativeBackend:
             kv_lens=rows.kv_lens,
             tables=rows.table,
             table_rows=rows.row_ids,
-            slots=rows.slots,
+            slots=np.where(rows.slots < rows.block_size, _NOWHERE, rows.slots),
             row_order=rows.row_order,
             groups=rows.groups,
         )

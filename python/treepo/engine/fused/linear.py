@@ -85,9 +85,12 @@ class PackedLinear:
         """Return the layers' outputs side by side, [..., sum of out_features]."""
         assert self._packed is not None
         rows = x.reshape(-1, x.shape[-1])
-        if len(rows) == 1:
-            return _product(rows.repeat(2, 1), self._packed, self._bias)[:1].view(*x.shape[:-1], -1)
-        return _product(rows, self._packed, self._bias).view(*x.shape[:-1], -1)
+        width = sum(self._sizes)
+        if len(rows) == 0:
+            return x.new_empty((*x.shape[:-1], width))
+        padded = rows.repeat(2, 1) if len(rows) == 1 else rows
+        y = _product(padded, self._packed, self._bias)[: len(rows)]
+        return y.view(*x.shape[:-1], width)
 
     def _split(self, y: Tensor) -> tuple[Tensor, ...]:
         return (y,) if len(self._sizes) == 1 else torch.split(y, self._sizes, dim=-1)

@@ -3,7 +3,7 @@
 use super::TILE;
 use super::score::Scores;
 use super::soften::Span;
-use super::tile::Values;
+use super::tile::{Ahead, Values};
 use crate::element::Element;
 use crate::simd::{Kernel, Simd};
 
@@ -20,6 +20,7 @@ pub(super) unsafe fn mix<S: Simd, E: Element, const N: usize>(
     weights: &Scores<N>,
     spans: &[Span; N],
     factors: &[f32; N],
+    ahead: Ahead,
     mixed: *mut f32,
 ) {
     let (mut from, mut end) = (0, TILE);
@@ -38,7 +39,7 @@ pub(super) unsafe fn mix<S: Simd, E: Element, const N: usize>(
             let Span { from: own_from, end: own_end } = spans[n];
             if own_from < from {
                 let span = Span { from: own_from, end: own_end.min(from) };
-                let own = Part { weights: weights.0[n].as_ptr(), span };
+                let own = Part { weights: weights.0[n].as_ptr(), span, ahead };
                 add::<S, E, 1>(values, own, &[factors[n]], mixed.add(n * values.stride));
                 factors[n] = 1.0;
             }
@@ -46,12 +47,12 @@ pub(super) unsafe fn mix<S: Simd, E: Element, const N: usize>(
         if N == 1 || from >= end {
             return;
         }
-        let common = Part { weights: weights.0.as_ptr().cast(), span: Span { from, end } };
+        let common = Part { weights: weights.0.as_ptr().cast(), span: Span { from, end }, ahead };
         add::<S, E, N>(values, common, &factors, mixed);
         for n in 0..N {
             if spans[n].end > end {
                 let span = Span { from: end, end: spans[n].end };
-                let own = Part { weights: weights.0[n].as_ptr(), span };
+                let own = Part { weights: weights.0[n].as_ptr(), span, ahead };
                 add::<S, E, 1>(values, own, &[1.0], mixed.add(n * values.stride));
             }
         }
@@ -63,6 +64,7 @@ pub(super) unsafe fn mix<S: Simd, E: Element, const N: usize>(
 struct Part {
     weights: *const f32,
     span: Span,
+    ahead: Ahead,
 }
 
 /// # Safety
@@ -120,6 +122,9 @@ impl<E: Element, const N: usize, const V: usize> Kernel for Sums<'_, E, N, V> {
                 let (start, bound) = (values.bounds[run], values.bounds[run + 1]);
                 let base = values.starts[run].add(first * S::LANES);
                 for key in part.span.from.max(start)..part.span.end.min(bound) {
+                    if N < 4 && V == 4 {
+                        part.ahead.fetch(key);
+                    }
                     let mut value = [S::splat(0.0); V];
                     for v in 0..V {
                         value[v] = E::load::<S>(base.add((key - start) * stride + v * S::LANES));

@@ -1,7 +1,9 @@
 //! Scores: products of queries and the keys of a tile.
 
+use std::ops::Range;
+
 use super::TILE;
-use super::tile::Keys;
+use super::tile::{Ahead, Keys};
 use crate::element::Element;
 use crate::simd::{Kernel, Simd};
 
@@ -20,18 +22,19 @@ pub(super) unsafe fn score<S: Simd, E: Element, const N: usize>(
     keys: &Keys<E>,
     query: *const f32,
     key_dim: usize,
-    (from, end): (usize, usize),
+    vectors: Range<usize>,
+    ahead: Ahead,
     scores: &mut Scores<N>,
 ) {
-    let mut first = from;
+    let Range { start: mut first, end } = vectors;
     let to = scores.0.as_mut_ptr().cast::<f32>();
     // SAFETY: the caller's condition.
     unsafe {
         while first < end {
             let to = to.add(first * S::LANES);
             first += match end - first {
-                1..4 => S::call(Dots::<E, N, 1> { keys, query, key_dim, first, to }),
-                _ => S::call(Dots::<E, N, 4> { keys, query, key_dim, first, to }),
+                1..4 => S::call(Dots::<E, N, 1> { keys, query, key_dim, first, ahead, to }),
+                _ => S::call(Dots::<E, N, 4> { keys, query, key_dim, first, ahead, to }),
             };
         }
     }
@@ -43,6 +46,7 @@ struct Dots<'a, E, const N: usize, const V: usize> {
     query: *const f32,
     key_dim: usize,
     first: usize,
+    ahead: Ahead,
     /// `[N, TILE]`
     to: *mut f32,
 }
@@ -54,13 +58,16 @@ impl<E: Element, const N: usize, const V: usize> Kernel for Dots<'_, E, N, V> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) -> usize {
-        let Self { keys, query, key_dim, first, to } = self;
+        let Self { keys, query, key_dim, first, ahead, to } = self;
         // SAFETY: the condition of `score`.
         unsafe {
             let mut starts = [std::ptr::null(); V];
             starts.copy_from_slice(&keys.starts[first..first + V]);
             let mut sums = [[S::splat(0.0); V]; N];
             for d in 0..key_dim {
+                if N < 4 && V == 4 {
+                    ahead.fetch(d);
+                }
                 let mut key = [S::splat(0.0); V];
                 for v in 0..V {
                     key[v] = E::load::<S>(starts[v].add(d * keys.stride));

@@ -17,7 +17,8 @@ pub struct StepArrays<'a> {
     pub table_stride: usize,
     /// `[num_rows]` row i reads `tables[table_rows[i] * table_stride ..]`.
     pub table_rows: &'a [i32],
-    /// `[num_tokens]` block * `block_size` + offset, where a token's key and value are written.
+    /// `[num_tokens]` block * `block_size` + offset, where a token's key and value are written; -1:
+    /// nowhere.
     pub slots: &'a [i64],
     /// `[num_rows]` an order of the rows in which those that share blocks are neighbours; empty
     /// where no sharing is known.
@@ -177,17 +178,22 @@ fn row_table<'a>(
     }
 }
 
+/// The slot of a token whose keys and values are not kept.
+pub(super) const NOWHERE: usize = usize::MAX;
+
 fn read_slots(num_slots: usize, arrays: &StepArrays<'_>) -> Result<Vec<usize>, StepError> {
     let mut slots = Vec::with_capacity(arrays.slots.len());
     for &slot in arrays.slots {
         match usize::try_from(slot) {
             Ok(slot) if slot < num_slots => slots.push(slot),
+            Err(_) if slot == -1 => slots.push(NOWHERE),
             _ => return error(format!("slot {slot} is none of the pool's {num_slots} slots")),
         }
     }
     let mut sorted = slots.clone();
     sorted.sort_unstable();
-    if let Some([slot, ..]) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
+    if let Some([slot, ..]) = sorted.windows(2).find(|x| x[0] == x[1] && x[0] != NOWHERE)
+    {
         return error(format!("slot {slot} is written twice: give each token its own"));
     }
     Ok(slots)

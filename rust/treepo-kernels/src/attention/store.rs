@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::pool::Pool;
+use super::step::NOWHERE;
 use super::{Buffers, Shape, Step};
 use crate::element::Element;
 
@@ -24,6 +25,10 @@ pub(super) unsafe fn store<T: Element>(
     let pool = Pool::new(step.block_size, shape, buffers);
     let mut first = tokens.start;
     while first < tokens.end {
+        if step.slots[first] == NOWHERE {
+            first += 1;
+            continue;
+        }
         let count = run_len(&step.slots[first..tokens.end], step.block_size);
         let slot = step.slots[first];
         for head in 0..shape.num_kv_heads {

@@ -2,12 +2,13 @@
 
 use std::ops::Range;
 
+use super::convert::{narrow, widen};
 use super::plan::Piece;
 use super::pool::Pool;
 use super::score::{Scores, score};
 use super::scratch::{Area, MAX_QUERIES, Scratch};
 use super::soften::{Span, soften};
-use super::tile::{Place, Source, Tile, is_f32, open};
+use super::tile::{Ahead, Place, Source, Tile, is_f32, open};
 use super::{Buffers, Layer, Step, TILE, mix};
 use crate::element::Element;
 use crate::math;
@@ -31,12 +32,18 @@ impl<T: Element> Kernel for Items<'_, T> {
         let shape = self.layer.shape;
         let pool = Pool::new(self.step.block_size, shape, self.buffers);
         let area = self.scratch.area(shape);
-        for item in self.range {
-            let unit = &self.step.units[item / shape.num_kv_heads];
+        let num_kv_heads = shape.num_kv_heads;
+        for item in self.range.clone() {
+            let unit = &self.step.units[item / num_kv_heads];
             let pieces = &self.step.pieces[unit.pieces.clone()];
             let num_tokens: usize = pieces.iter().map(|piece| piece.num_tokens).sum();
             let at_once = (MAX_QUERIES / num_tokens).clamp(1, shape.ratio());
-            let key_head = item % shape.num_kv_heads;
+            let mut next = None;
+            if item + 1 < self.range.end {
+                let unit = &self.step.units[(item + 1) / num_kv_heads];
+                next = Some((&self.step.pieces[unit.pieces.start], (item + 1) % num_kv_heads));
+            }
+            let key_head = item % num_kv_heads;
             let (mut head, end) = (key_head * shape.ratio(), (key_head + 1) * shape.ratio());
             while head < end {
                 let num_heads = at_once.min(end - head);
@@ -50,6 +57,7 @@ impl<T: Element> Kernel for Items<'_, T> {
                     key_head,
                     head,
                     num_heads,
+                    next,
                 };
                 // SAFETY: the condition of `attend`, by `run` at a level that is available.
                 unsafe { task.run::<S>() }
@@ -72,6 +80,8 @@ struct Task<'a, T> {
     /// The first of the query heads.
     head: usize,
     num_heads: usize,
+    /// The first piece and the key head of the task that follows.
+    next: Option<(&'a Piece, usize)>,
 }
 
 /// Pieces that read the same tile.
@@ -150,11 +160,40 @@ impl<T: Element> Task<'_, T> {
             unsafe {
                 if sharing.count > 0 {
                     let tile = open::<S, T>(self.pool, place, self.area);
-                    self.attend::<S>(&tile, query..behind);
+                    let ahead = self.ahead(sharing.pieces.end, position).unwrap_or(tile.ahead);
+                    self.attend::<S>(&tile, query..behind, ahead);
                 }
             }
             (index, query) = (sharing.pieces.end, behind);
         }
+    }
+
+    /// The keys of the tile that comes after those of the pieces before one; where this task ends,
+    /// those of the next.
+    #[inline(always)]
+    unsafe fn ahead(&self, index: usize, position: usize) -> Option<Ahead> {
+        let place = |piece: &Piece, head, position| Place {
+            table: &self.step.tables[piece.table..],
+            head,
+            position,
+            count: piece.end().saturating_sub(position).min(TILE),
+            num_queries: 0,
+        };
+        let place = match (self.pieces.get(index), self.next) {
+            (Some(piece), _) => place(piece, self.key_head, position),
+            (None, _) if position + TILE < self.pieces[0].end() => {
+                place(&self.pieces[0], self.key_head, position + TILE)
+            }
+            (None, Some((piece, head))) => {
+                place(piece, head, self.first_seen(piece.position) / TILE * TILE)
+            }
+            (None, None) => return None,
+        };
+        if place.count == 0 {
+            return None;
+        }
+        // SAFETY: the piece's table holds the blocks of its positions.
+        Some(unsafe { Ahead::keys(self.pool, place) })
     }
 
     #[inline(always)]
@@ -198,7 +237,7 @@ impl<T: Element> Task<'_, T> {
     /// Takes those of some neighbouring queries that see a tile through it, as many in registers at
     /// a time as fit.
     #[inline(always)]
-    unsafe fn attend<S: Simd>(&self, tile: &Tile<T>, queries: Range<usize>) {
+    unsafe fn attend<S: Simd>(&self, tile: &Tile<T>, queries: Range<usize>, ahead: Ahead) {
         let widest = if S::LANES == 16 { 6 } else { 2 };
         let mut first = queries.start;
         // SAFETY: the caller's condition.
@@ -214,11 +253,11 @@ impl<T: Element> Task<'_, T> {
                     let rest = end - first;
                     let width = rest.div_ceil(rest.div_ceil(widest));
                     first += match width {
-                        2 if S::LANES < 16 => self.block::<S, 2>(tile, first),
-                        1 | 2 => self.block::<S, 1>(tile, first),
-                        3 if S::LANES == 16 => self.block::<S, 3>(tile, first),
-                        4 | 5 if S::LANES == 16 => self.block::<S, 4>(tile, first),
-                        _ if S::LANES == 16 => self.block::<S, 6>(tile, first),
+                        2 if S::LANES < 16 => self.block::<S, 2>(tile, first, ahead),
+                        1 | 2 => self.block::<S, 1>(tile, first, ahead),
+                        3 if S::LANES == 16 => self.block::<S, 3>(tile, first, ahead),
+                        4 | 5 if S::LANES == 16 => self.block::<S, 4>(tile, first, ahead),
+                        _ if S::LANES == 16 => self.block::<S, 6>(tile, first, ahead),
                         _ => unreachable!(),
                     };
                 }
@@ -231,7 +270,12 @@ impl<T: Element> Task<'_, T> {
 
     /// Takes `N` neighbouring queries through a tile; returns `N`.
     #[inline(always)]
-    unsafe fn block<S: Simd, const N: usize>(&self, tile: &Tile<T>, first: usize) -> usize {
+    unsafe fn block<S: Simd, const N: usize>(
+        &self,
+        tile: &Tile<T>,
+        first: usize,
+        ahead: Ahead,
+    ) -> usize {
         let (shape, area) = (self.layer.shape, self.area);
         // SAFETY: the queries exist.
         unsafe {
@@ -240,15 +284,22 @@ impl<T: Element> Task<'_, T> {
             for span in &spans {
                 (from, end) = (from.min(span.from), end.max(span.end));
             }
-            let vectors = (from / S::LANES, end.div_ceil(S::LANES));
+            let vectors = from / S::LANES..end.div_ceil(S::LANES);
             let mut scores = Scores([[0.0; TILE]; N]);
             let query = area.query.add(first * shape.key_dim).cast_const();
             match &tile.keys {
                 Source::Wide(keys) => {
-                    score::<S, f32, N>(keys, query, shape.key_dim, vectors, &mut scores);
+                    score::<S, f32, N>(
+                        keys,
+                        query,
+                        shape.key_dim,
+                        vectors,
+                        tile.ahead,
+                        &mut scores,
+                    );
                 }
                 Source::Pool(keys) if !is_f32::<T>() => {
-                    score::<S, T, N>(keys, query, shape.key_dim, vectors, &mut scores);
+                    score::<S, T, N>(keys, query, shape.key_dim, vectors, tile.ahead, &mut scores);
                 }
                 Source::Pool(_) => unreachable!("f32 is wide"),
             }
@@ -258,10 +309,10 @@ impl<T: Element> Task<'_, T> {
             let mixed = area.mixed.add(first * self.pool.value_stride);
             match &tile.values {
                 Source::Wide(values) => {
-                    mix::mix::<S, f32, N>(values, &scores, &spans, &factors, mixed);
+                    mix::mix::<S, f32, N>(values, &scores, &spans, &factors, ahead, mixed);
                 }
                 Source::Pool(values) if !is_f32::<T>() => {
-                    mix::mix::<S, T, N>(values, &scores, &spans, &factors, mixed);
+                    mix::mix::<S, T, N>(values, &scores, &spans, &factors, ahead, mixed);
                 }
                 Source::Pool(_) => unreachable!("f32 is wide"),
             }
@@ -316,38 +367,6 @@ impl<T: Element> Task<'_, T> {
             let falls = [peak - top, sinks[head] - top];
             let [fall, sink] = falls.map(|x| S::largest(math::exp::<S>(S::splat(x))));
             fall / (total * fall + sink)
-        }
-    }
-}
-
-/// Writes `count` elements times `factor`.
-#[allow(clippy::inline_always, reason = "inlined into functions that enable the instructions")]
-#[inline(always)]
-unsafe fn widen<S: Simd, T: Element>(from: *const T, count: usize, factor: f32, to: *mut f32) {
-    let whole = count / S::LANES * S::LANES;
-    // SAFETY: the caller's condition.
-    unsafe {
-        for i in (0..whole).step_by(S::LANES) {
-            S::store(to.add(i), S::mul(T::load::<S>(from.add(i)), S::splat(factor)));
-        }
-        for i in whole..count {
-            *to.add(i) = (*from.add(i)).to_f32() * factor;
-        }
-    }
-}
-
-/// Rounds and writes `count` elements times `factor`; `from` can be read in whole vectors.
-#[allow(clippy::inline_always, reason = "inlined into functions that enable the instructions")]
-#[inline(always)]
-unsafe fn narrow<S: Simd, T: Element>(from: *const f32, count: usize, factor: f32, to: *mut T) {
-    let whole = count / S::LANES * S::LANES;
-    // SAFETY: the caller's condition.
-    unsafe {
-        for i in (0..whole).step_by(S::LANES) {
-            T::store::<S>(to.add(i), S::mul(S::load(from.add(i)), S::splat(factor)));
-        }
-        for i in whole..count {
-            *to.add(i) = T::from_f32(*from.add(i) * factor);
         }
     }
 }

@@ -6,7 +6,7 @@ use super::TILE;
 use super::pool::Pool;
 use super::scratch::Area;
 use crate::element::Element;
-use crate::simd::Simd;
+use crate::simd::{self, Simd};
 
 /// Blocks below this size are packed: a run of values would be too short.
 const MIN_RUN: usize = 8;
@@ -67,6 +67,58 @@ pub(super) fn is_f32<T: 'static>() -> bool {
     TypeId::of::<T>() == TypeId::of::<f32>()
 }
 
+/// Memory that is asked for while something else is computed: streams that are followed step by
+/// step.
+#[derive(Clone, Copy)]
+pub(super) struct Ahead {
+    starts: [*const u8; STREAMS],
+    /// Bytes of a step.
+    step: usize,
+}
+
+const STREAMS: usize = 4;
+
+#[allow(clippy::inline_always, reason = "inlined into functions that enable the instructions")]
+impl Ahead {
+    /// Follows pointers over `bytes` in `num_steps`.
+    #[inline(always)]
+    fn new<T>(starts: &[*const T], bytes: usize, num_steps: usize) -> Self {
+        let mut all = [starts[0].cast(); STREAMS];
+        for (to, from) in all.iter_mut().zip(starts) {
+            *to = from.cast();
+        }
+        Self { starts: all, step: bytes / num_steps.max(1) }
+    }
+
+    /// The keys of a tile while values are summed.
+    ///
+    /// # Safety
+    /// As [`open`].
+    #[inline(always)]
+    pub(super) unsafe fn keys<T>(pool: &Pool<T>, place: Place<'_>) -> Self {
+        let bytes = pool.key_dim * pool.block_size * size_of::<T>();
+        // SAFETY: the caller's condition.
+        let keys = unsafe { find_keys(pool, place, TILE / STREAMS) };
+        let count = place.count.div_ceil(TILE / STREAMS).min(STREAMS);
+        Self::new(&keys.starts[..count], bytes, TILE)
+    }
+
+    /// The values of a tile while scores are computed.
+    #[inline(always)]
+    fn values<T>(pool: &Pool<T>, values: &Values<T>) -> Self {
+        let bytes = pool.block_size.min(TILE) * pool.value_stride * size_of::<T>();
+        Self::new(&values.starts[..values.num_runs.min(STREAMS)], bytes, pool.key_dim)
+    }
+
+    /// Asks for the lines of a step.
+    #[inline(always)]
+    pub(super) fn fetch(&self, step: usize) {
+        for start in self.starts {
+            simd::prefetch(start.wrapping_add(step * self.step));
+        }
+    }
+}
+
 /// Something in the pool's format or in f32, there or in scratch.
 pub(super) enum Source<P, W> {
     Pool(P),
@@ -79,6 +131,8 @@ pub(super) struct Tile<T> {
     pub(super) position: usize,
     pub(super) keys: Source<Keys<T>, Keys<f32>>,
     pub(super) values: Source<Values<T>, Values<f32>>,
+    /// Its own values, for those who compute scores.
+    pub(super) ahead: Ahead,
 }
 
 /// A tile and who reads it.
@@ -139,6 +193,7 @@ pub(super) unsafe fn open<S: Simd, T: Element>(
             let keys = find_keys(pool, place, S::LANES);
             if is_f32::<T>() { Source::Wide(keys.cast()) } else { Source::Pool(keys) }
         };
+        let mut ahead = Ahead { starts: [area.values.cast_const().cast(); STREAMS], step: 0 };
         let values = if is_wide || pool.block_size < MIN_RUN {
             pack_values(pool, place, area.values);
             let mut bounds = [place.count; MAX_RUNS + 1];
@@ -147,9 +202,12 @@ pub(super) unsafe fn open<S: Simd, T: Element>(
             Source::Wide(Values { starts, bounds, num_runs: 1, stride: pool.value_stride })
         } else {
             let values = find_values(pool, place);
+            if place.num_queries < MANY_QUERIES {
+                ahead = Ahead::values(pool, &values);
+            }
             if is_f32::<T>() { Source::Wide(values.cast()) } else { Source::Pool(values) }
         };
-        Tile { position: place.position, keys, values }
+        Tile { position: place.position, keys, values, ahead }
     }
 }
 

@@ -154,3 +154,17 @@ pub fn run<K: Kernel>(level: Level, kernel: K) -> K::Output {
         }
     }
 }
+
+/// Asks for the cache line at an address, which need not be valid.
+#[allow(clippy::inline_always, reason = "one instruction")]
+#[inline(always)]
+pub fn prefetch(address: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: SSE is there on every x86-64; the instruction reads nothing.
+    unsafe {
+        use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(address.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
