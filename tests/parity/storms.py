@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from treepo.config import EngineConfig, SamplingParams, SearchConfig
-from treepo.engine import Engine, EngineStats
+from treepo.engine import Engine
 from treepo.forest import Forest
 
 U32 = npt.NDArray[np.uint32]
@@ -126,28 +126,29 @@ def random_limits(
     )
 
 
-def run_reference(model: PreTrainedModel, job: Job, base: EngineConfig) -> list[Forest]:
+def limit(engine: Engine, config: EngineConfig) -> None:
+    """Give an engine other memory and batch limits; its packed weights stay."""
+    engine.config = config
+    engine.release()
+
+
+def run_reference(engine: Engine, job: Job, base: EngineConfig) -> list[Forest]:
     """Grow all forests of a job at once in ample memory and return them one by one."""
     block_size = 16
     tokens = sum(job.ample_tokens(index) for index in range(len(job.forests)))
     paths = sum(map(len, job.forests)) * (1 + job.search.width)
     num_blocks = 1 + tokens // block_size + 2 * paths
-    config = base.replace(block_size=block_size, num_blocks=num_blocks)
-    engine = Engine(model, None, config)
+    limit(engine, base.replace(block_size=block_size, num_blocks=num_blocks))
     prompts = [prompt for forest in job.forests for prompt in forest]
     everything = engine.rollout(prompts, job.search, job.sampling, seed=job.seed)
     assert engine.stats.preemptions == engine.stats.evictions == 0
     return [everything.select(job.keys(index)) for index in range(len(job.forests))]
 
 
-def run_limited(
-    model: PreTrainedModel, job: Job, index: int, config: EngineConfig
-) -> tuple[Forest, EngineStats]:
-    """Grow one forest of a job under limits and return it with the engine's statistics."""
-    engine = Engine(model, None, config)
+def run_one(engine: Engine, job: Job, index: int) -> Forest:
+    """Grow one forest of a job."""
     search, sampling, keys = job.search, job.sampling, job.keys(index)
-    forest = engine.rollout(job.forests[index], search, sampling, seed=job.seed, keys=keys)
-    return forest, engine.stats
+    return engine.rollout(job.forests[index], search, sampling, seed=job.seed, keys=keys)
 
 
 def differing_values(
@@ -206,10 +207,10 @@ def run_storms(
     base: EngineConfig,
 ) -> Tally:
     """Grow every forest of the jobs under random limits and compare it with its reference."""
-    tally = Tally()
+    tally, engine = Tally(), Engine(model, None, base)
     for number, job in enumerate(jobs):
         with threads(max(NUM_THREADS)):
-            references = run_reference(model, job, base)
+            references = run_reference(engine, job, base)
         for index, expected in enumerate(references):
             config = random_limits(
                 rng,
@@ -219,17 +220,18 @@ def run_storms(
             )
             num_threads = int(rng.choice(NUM_THREADS))
             with threads(num_threads):
-                actual, stats = run_limited(model, job, index, config)
+                limit(engine, config)
+                actual = run_one(engine, job, index)
             tally.forests += 1
             tally.trees += expected.num_trees
             tally.tokens += expected.num_tokens
             tally.logprobs += int(np.isfinite(expected.tokens.logprob).sum())
             for name in ("preemptions", "evictions", "recomputed_tokens", "copies"):
-                tally.events[name] += getattr(stats, name)
+                tally.events[name] += getattr(engine.stats, name)
             # A prompt longer than the step can only arrive in chunks.
             longest = max(map(len, job.forests[index]))
             tally.events["chunked prefills"] += longest > config.max_num_batched_tokens
-            tally.events["steps"] += stats.steps
+            tally.events["steps"] += engine.stats.steps
             if counts := differing_values(actual.columns(), expected.columns()):
                 changed = {k: v for k, v in config.fields().items() if v != getattr(base, k)}
                 tally.differences.append(

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 from smollm2 import QUESTIONS, load
-from storms import differing_values, random_job, random_limits, run_limited, run_storms
+from storms import differing_values, random_job, random_limits, run_one, run_storms
 from tiny_models import MODELS, VOCAB_SIZE
 
 from treepo.config import Dtype, EngineConfig
+from treepo.engine import Engine
 
 HAS_FAST_BFLOAT16 = torch.cpu._is_avx512_bf16_supported()
 DTYPES = [Dtype.FLOAT32, *([Dtype.BFLOAT16] if HAS_FAST_BFLOAT16 else [])]
@@ -54,30 +55,31 @@ def test_storms_change_no_bit(family, dtype):
 def test_a_repeated_rollout_is_the_same_to_the_bit():
     rng = np.random.default_rng(12)
     [job] = tiny_jobs(rng, num_jobs=1, num_forests=1)
-    model, config = tiny_model("llama", Dtype.FLOAT32), EngineConfig(block_size=4)
-    first, again = (run_limited(model, job, 0, config)[0] for _ in range(2))
+    engine = Engine(tiny_model("llama", Dtype.FLOAT32), None, EngineConfig(block_size=4))
+    first, again = (run_one(engine, job, 0) for _ in range(2))
     assert differing_values(again.columns(), first.columns()) == {}
 
 
 def test_a_model_that_rounds_differently_in_large_steps_is_noticed():
     rng = np.random.default_rng(13)
     [job] = tiny_jobs(rng, num_jobs=1, num_forests=1)
-    model, config = tiny_model("llama", Dtype.FLOAT32), EngineConfig(block_size=4)
-    expected, _ = run_limited(model, job, 0, config)
+    model = tiny_model("llama", Dtype.FLOAT32)
+    engine = Engine(model, None, EngineConfig(block_size=4))
+    expected = run_one(engine, job, 0)
 
     def one_bit_up(module, args, hidden):
         is_large = hidden.shape[1] > 4
         return torch.nextafter(hidden, torch.tensor(torch.inf)) if is_large else hidden
 
     model.model.norm.register_forward_hook(one_bit_up)
-    actual, _ = run_limited(model, job, 0, config)
+    actual = run_one(engine, job, 0)
     assert differing_values(actual.columns(), expected.columns())["token_logprob"] > 0
 
 
 def test_one_bit_of_one_value_is_noticed():
     rng = np.random.default_rng(14)
     [job] = tiny_jobs(rng, num_jobs=1, num_forests=1)
-    forest, _ = run_limited(tiny_model("llama", Dtype.FLOAT32), job, 0, EngineConfig())
+    forest = run_one(Engine(tiny_model("llama", Dtype.FLOAT32), None), job, 0)
     for name in ("token_logprob", "token_entropy", "token_id"):
         column = forest.columns()[name].copy()
         column.view(np.uint32)[-1] ^= 1
