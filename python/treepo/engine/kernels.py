@@ -102,7 +102,7 @@ class Kernels:
 
     def _rms_norm(self, x: Tensor, weight: Tensor, eps: float, offset: float) -> Tensor:
         rows = _matrix(x)
-        output = torch.empty(x.shape, dtype=x.dtype)
+        output = torch.empty_like(x, memory_format=torch.contiguous_format)
         self._kernels.rms_norm(
             _element(rows),
             rows.shape[0],
@@ -193,7 +193,7 @@ def _rowwise(x: Tensor) -> Tensor:
 
 def _matrix(x: Tensor) -> Tensor:
     """[..., d] as [n, d] with contiguous rows, without a copy where the strides allow it."""
-    return _rowwise(x.reshape(-1, x.shape[-1]))
+    return _rowwise(x[0] if x.dim() == 3 and x.shape[0] == 1 else x.reshape(-1, x.shape[-1]))
 
 
 class _RmsNorm(torch.autograd.Function):

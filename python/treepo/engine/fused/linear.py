@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+_MIN_ROWS = 2
+"""Rows from which on a row's bits do not depend on their number."""
 _TRIAL = (48, 40)
 """Width and depth of the product that `can_pack` tries."""
 
@@ -84,13 +86,13 @@ class PackedLinear:
     def product(self, x: Tensor) -> Tensor:
         """Return the layers' outputs side by side, [..., sum of out_features]."""
         assert self._packed is not None
-        rows = x.reshape(-1, x.shape[-1])
-        width = sum(self._sizes)
-        if len(rows) == 0:
-            return x.new_empty((*x.shape[:-1], width))
-        padded = rows.repeat(2, 1) if len(rows) == 1 else rows
-        y = _product(padded, self._packed, self._bias)[: len(rows)]
-        return y.view(*x.shape[:-1], width)
+        num_rows = x.numel() // x.shape[-1]
+        if num_rows >= _MIN_ROWS:
+            return _product(x, self._packed, self._bias)
+        if num_rows == 0:
+            return x.new_empty((*x.shape[:-1], sum(self._sizes)))
+        rows = x.reshape(1, -1).repeat(_MIN_ROWS, 1)
+        return _product(rows, self._packed, self._bias)[:1].view(*x.shape[:-1], -1)
 
     def _split(self, y: Tensor) -> tuple[Tensor, ...]:
         return (y,) if len(self._sizes) == 1 else torch.split(y, self._sizes, dim=-1)
