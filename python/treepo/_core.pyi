@@ -14,15 +14,27 @@ import numpy.typing as npt
 _I32 = npt.NDArray[np.int32]
 _U32 = npt.NDArray[np.uint32]
 _F32 = npt.NDArray[np.float32]
+_I64 = npt.NDArray[np.int64]
+_F64 = npt.NDArray[np.float64]
+
+_Heads = tuple[int, int, int]
+"""Address, elements from token to token, elements from head to head."""
+_Rows = tuple[int, int]
+"""Address, elements from row to row."""
 
 _Verdict = Literal["continue", "stop", "prune"]
 
 __all__ = [
+    "Activation",
+    "AttentionLayer",
+    "AttentionStep",
     "BlockPool",
     "BufferTooSmallError",
+    "Element",
     "Forest",
     "InvalidConfigError",
     "InvalidInputError",
+    "Kernels",
     "LawBrokenError",
     "NotFiniteError",
     "PoolTooSmallError",
@@ -568,3 +580,194 @@ class Scheduler:
         """A copy of the forest as it is."""
     def check(self) -> None:
         """Raises LawBrokenError if an invariant does not hold. O(tokens + blocks)."""
+
+@final
+class Element:
+    """Number format of a buffer; kernels compute in float32."""
+
+    F32: ClassVar[Element]
+    BF16: ClassVar[Element]
+    def __eq__(self, other: object, /) -> bool: ...
+    def __ne__(self, other: object, /) -> bool: ...
+    def __hash__(self) -> int: ...
+    def __int__(self) -> int: ...
+
+@final
+class Activation:
+    """Function of a gated feed-forward layer; GELU is exact, GELU_TANH its approximation."""
+
+    SILU: ClassVar[Activation]
+    GELU: ClassVar[Activation]
+    GELU_TANH: ClassVar[Activation]
+    def __eq__(self, other: object, /) -> bool: ...
+    def __ne__(self, other: object, /) -> bool: ...
+    def __hash__(self) -> int: ...
+    def __int__(self) -> int: ...
+
+@final
+class AttentionStep:
+    """The rows of one step and where their keys and values are; made by `Kernels.step`."""
+
+@final
+class AttentionLayer:
+    """What one layer's attention computes, and its keys and values.
+
+    Args:
+        num_heads: a multiple of `num_kv_heads`.
+        num_kv_heads: heads of keys and values.
+        key_dim: width of queries and keys.
+        value_dim: width of values.
+        scaling: factor of the scores.
+        keys: address of [num_blocks, num_kv_heads, key_dim, block_size].
+        values: address of [num_blocks, num_kv_heads, block_size, padded_value_dim(value_dim)].
+        window: a query at position p sees keys above p - window.
+        softcap: scores become softcap * tanh(score / softcap).
+        sinks: one extra logit a head, without a value.
+
+    Raises:
+        InvalidInputError: heads do not divide, or sinks are missing.
+    """
+
+    def __new__(
+        cls,
+        *,
+        num_heads: int,
+        num_kv_heads: int,
+        key_dim: int,
+        value_dim: int,
+        scaling: float,
+        keys: int,
+        values: int,
+        window: int | None = None,
+        softcap: float | None = None,
+        sinks: Sequence[float] | None = None,
+    ) -> AttentionLayer: ...
+
+@final
+class Kernels:
+    """CPU kernels: threads and an instruction set.
+
+    Buffers are given by address, strides in elements; nothing about them can be checked here, and
+    a wrong one ends the process. `treepo.engine.kernels` calls them on torch tensors.
+
+    Args:
+        num_threads: threads that share a kernel's work.
+        gomp_parallel: address of OpenMP's function of that name, whose threads do the work; a
+            parked pool does without.
+        level: portable, avx2 or avx512; the fastest of this processor if absent.
+
+    Raises:
+        InvalidInputError: this processor lacks the level.
+    """
+
+    def __new__(
+        cls, num_threads: int, *, gomp_parallel: int | None = None, level: str | None = None
+    ) -> Kernels: ...
+    @property
+    def level(self) -> str: ...
+    @property
+    def num_threads(self) -> int: ...
+    @staticmethod
+    def levels() -> list[str]:
+        """Levels of this processor, slowest first."""
+
+    @staticmethod
+    def padded_value_dim(value_dim: int) -> int:
+        """Width of a value row in the pool: the next multiple of 16."""
+
+    def step(
+        self,
+        *,
+        num_blocks: int,
+        block_size: int,
+        query_starts: _I32,
+        kv_lens: _I32,
+        tables: _I32,
+        table_rows: _I32,
+        slots: _I64,
+        row_order: _I32,
+        groups: _I32,
+    ) -> AttentionStep:
+        """Reads the rows of a step; arrays as in a plan, a slot of -1 is written nowhere.
+
+        Raises:
+            InvalidInputError: a table, slot or length does not fit the pool.
+        """
+
+    def attend(
+        self,
+        element: Element,
+        step: AttentionStep,
+        layer: AttentionLayer,
+        query: _Heads,
+        key: _Heads,
+        value: _Heads,
+        output: int,
+    ) -> None:
+        """Writes keys and values, then attends; output [num_tokens, num_heads, value_dim]."""
+
+    def rms_norm(
+        self,
+        element: Element,
+        num_rows: int,
+        width: int,
+        eps: float,
+        offset: float,
+        input: _Rows,
+        weight: int,
+        output: int,
+    ) -> None:
+        """X * rsqrt(mean(x^2) + eps) * (offset + weight), rows contiguous."""
+
+    def gate(
+        self,
+        element: Element,
+        num_rows: int,
+        width: int,
+        activation: Activation,
+        gate: _Rows,
+        up: _Rows,
+        output: int,
+    ) -> None:
+        """activation(gate) * up."""
+
+    def rotate(
+        self,
+        element: Element,
+        shape: tuple[int, int, int, int, int],
+        query: _Heads,
+        key: _Heads,
+        cos: int,
+        sin: int,
+        query_output: int,
+        key_output: int,
+    ) -> None:
+        """Rotates halves; shape is tokens, query heads, key heads, head width, rotated width."""
+
+    def sample(
+        self,
+        element: Element,
+        logits: tuple[int, int, int, int],
+        rows: _I64 | None,
+        uniforms: _F64,
+        params: tuple[float, int, float, float],
+        token_ids: _U32,
+        logprobs: _F32,
+        entropies: _F32,
+    ) -> int | None:
+        """Draws a token for each uniform; returns the first row that is not finite.
+
+        `logits` is address, rows, vocabulary, elements from row to row; `params` is temperature,
+        top-k, top-p, min-p.
+        """
+
+    def token_logprobs(
+        self,
+        element: Element,
+        logits: tuple[int, int, int, int],
+        targets: _I64,
+        temperature: float,
+        logprobs: _F32,
+        entropies: _F32,
+    ) -> int | None:
+        """Log-prob of one token a row and the row's entropy, by the arithmetic of `sample`."""

@@ -19,9 +19,9 @@ from treepo.engine.hook import KVShapes, probe
 from treepo.engine.inputs import InputBuilder, StepInputs
 from treepo.engine.kv import KVPool, choose_num_blocks
 from treepo.engine.load import load_model
+from treepo.engine.native_sampler import can_draw, draw
 from treepo.engine.policy import SamplingPolicy
 from treepo.engine.sampler import Draws, sample
-from treepo.engine.native_sampler import can_draw, draw
 from treepo.engine.stats import EngineStats
 from treepo.engine.texts import token_texts
 from treepo.engine.verdicts import Judge, report_all

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -43,7 +42,8 @@ class Kernels:
     @property
     def num_threads(self) -> int:
         """Threads that share a kernel's work."""
-        return self._kernels.num_threads
+        threads: int = self._kernels.num_threads
+        return threads
 
     def follow_torch(self) -> None:
         """Use as many threads as torch does, unless a number was given."""
@@ -79,9 +79,9 @@ class Kernels:
             _element(query),
             step,
             layer,
-            (query.data_ptr(), *query.stride()[:2]),
-            (key.data_ptr(), *key.stride()[:2]),
-            (value.data_ptr(), *value.stride()[:2]),
+            _heads(query),
+            _heads(key),
+            _heads(value),
             output.data_ptr(),
         )
         return output
@@ -127,7 +127,8 @@ class Kernels:
         output = torch.empty(gate.shape, dtype=gate.dtype)
         self._kernels.gate(
             _element(gate),
-            *gate_rows.shape,
+            gate_rows.shape[0],
+            gate_rows.shape[1],
             activation,
             (gate_rows.data_ptr(), gate_rows.stride(0)),
             (up_rows.data_ptr(), up_rows.stride(0)),
@@ -147,9 +148,7 @@ class Kernels:
             and cos.shape[2] % 2 == 0
         )
 
-    def rotate(
-        self, query: Tensor, key: Tensor, cos: Tensor, sin: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def rotate(self, query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """Rotate the halves of queries and keys.
 
         Args:
@@ -167,8 +166,8 @@ class Kernels:
         self._kernels.rotate(
             _element(q),
             (q.shape[0], q.shape[1], k.shape[1], q.shape[2], cos.shape[2]),
-            (q.data_ptr(), *q.stride()[:2]),
-            (k.data_ptr(), *k.stride()[:2]),
+            _heads(q),
+            _heads(k),
             cos.data_ptr(),
             sin.data_ptr(),
             out_q.data_ptr(),
@@ -184,6 +183,11 @@ def _element(x: Tensor) -> Element:
             f"the kernels take float32 and bfloat16 on a CPU, not {x.dtype} on {x.device}"
         )
     return element
+
+
+def _heads(x: Tensor) -> tuple[int, int, int]:
+    """Address and strides of [num_tokens, num_heads, dim]."""
+    return x.data_ptr(), x.stride(0), x.stride(1)
 
 
 def _rowwise(x: Tensor) -> Tensor:
@@ -244,5 +248,3 @@ class _Gate(torch.autograd.Function):
             grad_gate = torch.ops.aten.gelu_backward(grad_active, gate, approximate=form)
             active = F.gelu(gate, approximate=form)
         return grad_gate, grad * active, None, None
-
-

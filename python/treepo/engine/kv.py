@@ -72,6 +72,7 @@ class KVPool:
         self.block_size = block_size
 
         self.layout = layout
+        self.dtype = shapes.dtype
 
         def zeros(shape: tuple[int, int, int]) -> Tensor:
             return torch.zeros((num_blocks, *shape), dtype=shapes.dtype, device=device)

@@ -65,7 +65,7 @@ class SamplingPolicy:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Within a `with` block the model is ready to sample: evaluating, fast, without gradients."""
+        """Within a `with` block the model samples: evaluating, fast, without gradients."""
         install(self.model)
         with torch.inference_mode(), evaluating(self.model), self._overlay.applied():
             yield

@@ -65,7 +65,14 @@ class NativeBackend:
         inputs: StepInputs,
         call: LayerCall,
     ) -> Tensor:
-        """Write and attend; shapes as in `AttentionBackend.attend`."""
+        """Write and attend; shapes as in `AttentionBackend.attend`.
+
+        Where the pool's number format is not the model's, all that attention reads and writes is
+        rounded to the pool's.
+        """
+        if query.dtype != pool.dtype:
+            q, k, v = (x.to(pool.dtype) for x in (query, key, value))
+            return self.attend(layer, q, k, v, pool, inputs, call).to(query.dtype)
         known = self._layers.get(layer)
         if known is None or not _is_same(known, pool, call):
             known = self._layers[layer] = _describe(pool, layer, query, key, value, call)
@@ -83,7 +90,10 @@ def _is_same(known: _Known, pool: KVPool, call: LayerCall) -> bool:
 
 
 def _version(tensor: Tensor | None) -> tuple[int, int] | None:
-    return None if tensor is None else (tensor.data_ptr(), tensor._version)
+    # A tensor that was made without gradients has no version; it is new at every address.
+    if tensor is None:
+        return None
+    return tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version
 
 
 def _describe(

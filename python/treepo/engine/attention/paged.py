@@ -38,6 +38,4 @@ class PagedContext:
         )
         check_features(self._backend, call.features(), layer)
         q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-        return self._backend.attend(
-            layer, q, k, v, self._pool, self._inputs, call
-        ).unsqueeze(0)
+        return self._backend.attend(layer, q, k, v, self._pool, self._inputs, call).unsqueeze(0)

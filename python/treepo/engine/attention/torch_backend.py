@@ -74,8 +74,8 @@ class TorchBackend:
             .permute(0, 2, 3, 1, 4)
             .reshape(num_rows, num_kv_heads, fold * query_len, -1)
         )
-        row_keys = self._gather(_Role.KEYS, keys, group)
-        row_values = self._gather(_Role.VALUES, values, group)
+        row_keys = self._gather(_Role.KEYS, keys, group).to(query.dtype)
+        row_values = self._gather(_Role.VALUES, values, group).to(query.dtype)
         mask = group.visible(call.sliding_window, fold)
         if call.softcap is None and call.sinks is None:
             output = F.scaled_dot_product_attention(

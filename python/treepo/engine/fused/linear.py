@@ -102,7 +102,9 @@ class _WithGradient(torch.autograd.Function):
     """The packed product forward, plain products backward."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, linear: PackedLinear, *parameters: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, x: Tensor, linear: PackedLinear, *parameters: Tensor
+    ) -> tuple[Tensor, ...]:
         num_layers = len(linear.modules)
         ctx.save_for_backward(x, *parameters[:num_layers])
         ctx.num_biases = len(parameters) - num_layers

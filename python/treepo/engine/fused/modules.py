@@ -23,6 +23,7 @@ _ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     Activation.GELU_TANH: lambda x: F.gelu(x, approximate="tanh"),
 }
 _ROTARY = "apply_rotary_pos_emb"
+_ROTARY_PARAMETERS = ["q", "k", "cos", "sin", "unsqueeze_dim"]
 
 
 def norms(model: nn.Module, kernels: Kernels) -> Iterator[Replacement]:
@@ -106,7 +107,13 @@ def rotaries(model: nn.Module, kernels: Kernels) -> Iterator[Replacement]:
         function = getattr(source, _ROTARY, None)
         if function is None:
             continue
-        if list(inspect.signature(function).parameters)[:5] == ["q", "k", "cos", "sin", "unsqueeze_dim"]:
+        if list(inspect.signature(function).parameters)[:5] == [
+            "q",
+            "k",
+            "cos",
+            "sin",
+            "unsqueeze_dim",
+        ]:
             yield Replacement(source, _ROTARY, _rotary(function, kernels))
 
 

@@ -1,0 +1,139 @@
+"""The overlay computes what the model computes, follows its weights and leaves it as it was."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from treepo.config import Attention, Dtype, EngineConfig, Packing
+from treepo.engine import Engine, install
+from treepo.engine.fused import Fusion, PackedLinear, build_overlay
+from treepo.engine.fused.linear import layers_by_input
+from treepo.engine.kernels import Kernels
+
+ALL = set(Fusion)
+
+
+def logits_of(engine, prompt):
+    forest = engine.generate([prompt], n=1, max_tokens=6)
+    return forest.tokens.id, forest.tokens.logprob[len(prompt) :]
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "mistral", "gemma2", "smollm3"])
+def test_gated_models_have_every_fusion(make_model, family):
+    assert set(Engine(make_model(family), None).fusions) == ALL
+
+
+def test_an_overlay_leaves_the_model_as_it_was(make_model):
+    model = make_model("llama")
+    install(model)
+    before = {name: dict(vars(module)) for name, module in model.named_modules()}
+    overlay = build_overlay(model, Kernels())
+    overlay.refresh()
+    with overlay.applied():
+        assert any("forward" in vars(module) for module in model.modules())
+    after = {name: dict(vars(module)) for name, module in model.named_modules()}
+    assert before.keys() == after.keys()
+    assert all(before[name].keys() == after[name].keys() for name in before)
+
+
+def test_an_error_within_the_block_takes_the_overlay_off(make_model):
+    model = make_model("llama")
+    install(model)
+    overlay = build_overlay(model, Kernels())
+    with pytest.raises(RuntimeError, match="stop"), overlay.applied():
+        raise RuntimeError("stop")
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_a_replacement_that_computes_something_else_is_left_out(make_model, monkeypatch):
+    monkeypatch.setattr(Kernels, "_gate", lambda self, activation, gate, up: gate * up)
+    fusions = set(Engine(make_model("llama"), None).fusions)
+    assert fusions == ALL - {Fusion.GATE}
+
+
+def test_nothing_is_packed_when_the_config_says_so(make_model):
+    assert Engine(make_model("llama"), None, EngineConfig(packing=Packing.NEVER)).fusions == ()
+
+
+@pytest.mark.parametrize("announced", [True, False])
+def test_new_weights_are_sampled_from(make_model, announced):
+    model = make_model("llama")
+    engine = Engine(model, None)
+    prompt = np.arange(9, dtype=np.uint32)
+    logits_of(engine, prompt)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.3)
+    if announced:
+        engine.weights_changed()
+    ids, logprobs = logits_of(engine, prompt)
+    expected_ids, expected = logits_of(Engine(copy.deepcopy(model), None), prompt)
+    assert np.array_equal(ids, expected_ids)
+    assert np.array_equal(logprobs, expected)
+
+
+def test_a_bfloat16_copy_follows_its_masters(make_model):
+    model = make_model("llama")
+    engine = Engine(model, None, EngineConfig(rollout_dtype=Dtype.BFLOAT16))
+    prompt = np.arange(9, dtype=np.uint32)
+    _, before = logits_of(engine, prompt)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(4.0)
+    _, after = logits_of(engine, prompt)
+    assert model.dtype == torch.float32
+    assert not np.array_equal(before, after)
+    _, expected = logits_of(Engine(copy.deepcopy(model), None), prompt)
+    # Later tokens may be others: the first one's distribution is compared.
+    assert abs(after[0] - expected[0]) < 0.3 * abs(before[0] - expected[0])
+
+
+@pytest.mark.parametrize("attention", [Attention.NATIVE, Attention.TORCH])
+def test_a_bfloat16_cache_serves_a_float32_model(make_model, attention):
+    model = make_model("llama")
+    prompt = np.arange(9, dtype=np.uint32)
+    config = EngineConfig(kv_dtype=Dtype.BFLOAT16, attention=attention)
+    ids, logprobs = logits_of(Engine(model, None, config), prompt)
+    expected_ids, expected = logits_of(Engine(model, None), prompt)
+    assert np.array_equal(ids, expected_ids)
+    assert np.abs(logprobs - expected).max() < 0.05
+    assert not np.array_equal(logprobs, expected)
+
+
+def test_layers_that_read_one_tensor_are_packed_as_one():
+    first, second, third = (nn.Linear(4, 3) for _ in range(3))
+    x, y = torch.randn(2, 4), torch.randn(2, 4)
+    groups = layers_by_input([(first, x), (second, x), (third, y)])
+    assert groups == [[first, second], [third]]
+
+
+@pytest.mark.parametrize("num_rows", [0, 1, 2, 7])
+@pytest.mark.parametrize("bias", [True, False])
+def test_packed_layers_have_the_outputs_and_gradients_of_plain_ones(num_rows, bias):
+    torch.manual_seed(0)
+    layers = [nn.Linear(24, 16, bias=bias), nn.Linear(24, 40, bias=bias)]
+    packed = PackedLinear(layers)
+    packed.refresh()
+    x = torch.randn(num_rows, 24, requires_grad=True)
+    parameters = [p for layer in layers for p in layer.parameters()]
+    outputs = packed(x)
+    expected = [layer(x) for layer in layers]
+    for got, wanted in zip(outputs, expected, strict=True):
+        torch.testing.assert_close(got, wanted)
+    if num_rows:
+        got = torch.autograd.grad(sum(y.square().sum() for y in outputs), [x, *parameters])
+        wanted = torch.autograd.grad(sum(y.square().sum() for y in expected), [x, *parameters])
+        torch.testing.assert_close(got, wanted)
+
+
+def test_kernels_have_the_gradients_of_the_formulas():
+    kernels = Kernels()
+    torch.manual_seed(0)
+    x = torch.randn(5, 24, requires_grad=True)
+    weight = torch.randn(24, requires_grad=True)
+    normal = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-5) * (1 + weight)
+    got = torch.autograd.grad(kernels.rms_norm(x, weight, 1e-5, 1.0).square().sum(), [x, weight])
+    wanted = torch.autograd.grad(normal.square().sum(), [x, weight])
+    torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-4)
