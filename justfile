@@ -23,7 +23,7 @@ fmt:
 lint:
     cargo fmt --all --check
     cargo clippy --workspace --all-targets --all-features -- -D warnings
-    RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --package treepo --all-features
+    RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --package treepo --package treepo-kernels --all-features
     {{python}} -m ruff check .
     {{python}} -m ruff format --check .
     {{python}} -m mypy
@@ -32,6 +32,7 @@ lint:
 # The default tests: Rust with the simulator, then Python.
 test:
     cargo test --package treepo --features sim
+    cargo test --package treepo-kernels
     {{python}} -m pytest
 
 # The slow tests; they need the prepared SmolLM2 folder (`just smollm2`).
