@@ -675,8 +675,8 @@ class Kernels:
     def padded_value_dim(value_dim: int) -> int:
         """Width of a value row in the pool: the next multiple of 16."""
 
+    @staticmethod
     def step(
-        self,
         *,
         num_blocks: int,
         block_size: int,

@@ -145,11 +145,11 @@ impl Kernels {
         attention::padded_value_dim(value_dim)
     }
 
+    #[staticmethod]
     #[pyo3(signature = (*, num_blocks, block_size, query_starts, kv_lens, tables, table_rows,
                         slots, row_order, groups))]
     #[allow(clippy::too_many_arguments, reason = "each is a keyword")]
     fn step(
-        &self,
         num_blocks: usize,
         block_size: usize,
         query_starts: Vector<'_, i32>,

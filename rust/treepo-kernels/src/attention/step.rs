@@ -192,8 +192,7 @@ fn read_slots(num_slots: usize, arrays: &StepArrays<'_>) -> Result<Vec<usize>, S
     }
     let mut sorted = slots.clone();
     sorted.sort_unstable();
-    if let Some([slot, ..]) = sorted.windows(2).find(|x| x[0] == x[1] && x[0] != NOWHERE)
-    {
+    if let Some([slot, ..]) = sorted.windows(2).find(|x| x[0] == x[1] && x[0] != NOWHERE) {
         return error(format!("slot {slot} is written twice: give each token its own"));
     }
     Ok(slots)
