@@ -1,7 +1,7 @@
 //! Attention of the rows of one step over a paged pool of keys and values.
 //!
-//! A query walks the keys that it sees in tiles of [`TILE`] positions, which begin at multiples of
-//! [`TILE`] whatever the blocks are. In each tile it computes the scores (each a sum over the
+//! A query walks the keys that it sees in tiles of `TILE` positions, which begin at multiples of
+//! `TILE` whatever the blocks are. In each tile it computes the scores (each a sum over the
 //! dimension in its order), corrects its running maximum and sum (online softmax, Milakov and
 //! Gimelshein 2018, <https://arxiv.org/abs/1805.02867>) and adds the values in the order of their
 //! positions. So the bits of a result depend on the query and on what it sees, on nothing else:
