@@ -118,7 +118,7 @@ class Bench:
     def _copy(self) -> None:
         """The copies are new to cargo, which tells by a file's time whether it has to build."""
         shutil.rmtree(self.folder, ignore_errors=True)
-        for name in ("treepo", "treepo-python"):
+        for name in ("treepo", "treepo-kernels", "treepo-python"):
             source = ROOT / "rust" / name
             shutil.copytree(source, self.folder / "rust" / name, copy_function=shutil.copy)
         for name in ("Cargo.toml", "Cargo.lock"):
