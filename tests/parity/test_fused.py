@@ -8,10 +8,12 @@ import torch
 from torch import nn
 
 from treepo.config import Attention, Dtype, EngineConfig, Packing
+from treepo.core import Activation
 from treepo.engine import Engine, install
 from treepo.engine.fused import Fusion, PackedLinear, build_overlay
 from treepo.engine.fused.linear import layers_by_input
 from treepo.engine.kernels import Kernels
+from treepo.errors import InvalidInputError
 
 ALL = set(Fusion)
 
@@ -137,3 +139,12 @@ def test_kernels_have_the_gradients_of_the_formulas():
     got = torch.autograd.grad(kernels.rms_norm(x, weight, 1e-5, 1.0).square().sum(), [x, weight])
     wanted = torch.autograd.grad(normal.square().sum(), [x, weight])
     torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_kernels_refuse_mixed_number_formats():
+    kernels = Kernels()
+    x, weight = torch.ones(2, 8), torch.ones(8, dtype=torch.bfloat16)
+    with torch.no_grad(), pytest.raises(InvalidInputError, match="bfloat16"):
+        kernels.rms_norm(x, weight, 1e-6, 0.0)
+    with torch.no_grad(), pytest.raises(InvalidInputError, match="bfloat16"):
+        kernels.gate(Activation.SILU, x, x.bfloat16())

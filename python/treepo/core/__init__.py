@@ -1,4 +1,4 @@
-"""The Rust core: forest, search, block pool and scheduler, without torch.
+"""The Rust core: forest, search, block pool, scheduler and CPU kernels, without torch.
 
 This module alone loads the extension. Embed `Search` at segment granularity over any function
 that continues token sequences, or `Scheduler` at token granularity over an engine with a paged

@@ -73,6 +73,7 @@ class Kernels:
         Returns:
             [num_tokens, num_heads, value_dim].
         """
+        _check_same_format(query, key, value)
         query, key, value = _rowwise(query), _rowwise(key), _rowwise(value)
         output = query.new_empty((query.shape[0], query.shape[1], value.shape[2]))
         self._kernels.attend(
@@ -101,7 +102,8 @@ class Kernels:
         return self._rms_norm(x, weight, eps, offset)
 
     def _rms_norm(self, x: Tensor, weight: Tensor, eps: float, offset: float) -> Tensor:
-        rows = _matrix(x)
+        _check_same_format(x, weight)
+        rows, weight = _matrix(x), weight.contiguous()
         output = torch.empty_like(x, memory_format=torch.contiguous_format)
         self._kernels.rms_norm(
             _element(rows),
@@ -123,6 +125,7 @@ class Kernels:
         return self._gate(activation, gate, up)
 
     def _gate(self, activation: Activation, gate: Tensor, up: Tensor) -> Tensor:
+        _check_same_format(gate, up)
         gate_rows, up_rows = _matrix(gate), _matrix(up)
         output = torch.empty(gate.shape, dtype=gate.dtype)
         self._kernels.gate(
@@ -145,7 +148,10 @@ class Kernels:
             and query.shape[0] == 1
             and cos.dim() == 3
             and cos.shape[0] == 1
+            and cos.shape[1] == query.shape[2]
             and cos.shape[2] % 2 == 0
+            and cos.shape[2] <= query.shape[3]
+            and query.shape[3] == key.shape[3]
         )
 
     def rotate(self, query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
@@ -183,6 +189,15 @@ def _element(x: Tensor) -> Element:
             f"the kernels take float32 and bfloat16 on a CPU, not {x.dtype} on {x.device}"
         )
     return element
+
+
+def _check_same_format(first: Tensor, *others: Tensor) -> None:
+    """Refuse mixed formats: a kernel reads all its buffers in one."""
+    for other in others:
+        if other.dtype != first.dtype:
+            raise InvalidInputError(
+                f"a kernel takes tensors of one number format, not {first.dtype} and {other.dtype}"
+            )
 
 
 def _heads(x: Tensor) -> tuple[int, int, int]:

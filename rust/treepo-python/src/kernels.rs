@@ -23,6 +23,22 @@ pub(crate) enum Element {
     BF16,
 }
 
+/// Compiles `$body` for each number format and runs the one of `$element`.
+macro_rules! of_element {
+    ($element:expr, $format:ident => $body:expr) => {
+        match $element {
+            Element::F32 => {
+                type $format = f32;
+                $body
+            }
+            Element::BF16 => {
+                type $format = Bf16;
+                $body
+            }
+        }
+    };
+}
+
 /// Function of a gated feed-forward layer.
 #[pyclass(module = "treepo.core", eq, eq_int, frozen, hash, from_py_object)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -191,20 +207,12 @@ impl Kernels {
         let sinks = layer.sinks.as_deref();
         let AttentionLayer { shape, scaling, window, softcap, keys, values, .. } = *layer;
         let of_layer = Layer { shape, scaling, window, softcap, sinks };
-        py.detach(|| {
-            // SAFETY: the caller vouches for the buffers; the step's slots lie within the pool.
-            unsafe {
-                match element {
-                    Element::F32 => {
-                        let buffers = buffers::<f32>(query, key, value, output, keys, values);
-                        attention::attend(team, *level, step, &of_layer, &buffers);
-                    }
-                    Element::BF16 => {
-                        let buffers = buffers::<Bf16>(query, key, value, output, keys, values);
-                        attention::attend(team, *level, step, &of_layer, &buffers);
-                    }
-                }
-            }
+        // SAFETY: the caller vouches for the buffers; the step's slots lie within the pool.
+        py.detach(|| unsafe {
+            of_element!(element, T => {
+                let buffers = buffers::<T>(query, key, value, output, keys, values);
+                attention::attend(team, *level, step, &of_layer, &buffers);
+            });
         });
     }
 
@@ -221,35 +229,13 @@ impl Kernels {
         output: usize,
     ) {
         let norm = RmsNorm { width, eps, offset };
-        let Self { team, level } = self;
+        let (team, level) = (&self.team, self.level);
         // SAFETY: the caller vouches for the buffers.
         unsafe {
-            match element {
-                Element::F32 => {
-                    let input = rows::<f32>(input);
-                    elementwise::rms_norm(
-                        team,
-                        *level,
-                        num_rows,
-                        &norm,
-                        input,
-                        at(weight),
-                        at(output),
-                    );
-                }
-                Element::BF16 => {
-                    let input = rows::<Bf16>(input);
-                    elementwise::rms_norm(
-                        team,
-                        *level,
-                        num_rows,
-                        &norm,
-                        input,
-                        at(weight),
-                        at(output),
-                    );
-                }
-            }
+            of_element!(element, T => {
+                let (input, weight) = (rows::<T>(input), at(weight));
+                elementwise::rms_norm(team, level, num_rows, &norm, input, weight, at(output));
+            });
         }
     }
 
@@ -264,38 +250,13 @@ impl Kernels {
         up: (usize, usize),
         output: usize,
     ) {
-        let activation = activation.into();
-        let Self { team, level } = self;
+        let (team, level, activation) = (&self.team, self.level, activation.into());
         // SAFETY: the caller vouches for the buffers.
         unsafe {
-            match element {
-                Element::F32 => {
-                    let (gate, up) = (rows::<f32>(gate), rows(up));
-                    elementwise::gate(
-                        team,
-                        *level,
-                        num_rows,
-                        width,
-                        activation,
-                        gate,
-                        up,
-                        at(output),
-                    );
-                }
-                Element::BF16 => {
-                    let (gate, up) = (rows::<Bf16>(gate), rows(up));
-                    elementwise::gate(
-                        team,
-                        *level,
-                        num_rows,
-                        width,
-                        activation,
-                        gate,
-                        up,
-                        at(output),
-                    );
-                }
-            }
+            of_element!(element, T => {
+                let (gate, up, to) = (rows::<T>(gate), rows(up), at(output));
+                elementwise::gate(team, level, num_rows, width, activation, gate, up, to);
+            });
         }
     }
 
@@ -315,29 +276,15 @@ impl Kernels {
         let (num_tokens, num_heads, num_kv_heads, head_dim, rotary_dim) = shape;
         let of = |num_heads| RopeShape { num_tokens, num_heads, head_dim, rotary_dim };
         let shapes = [of(num_heads), of(num_kv_heads)];
-        let Self { team, level } = self;
+        let (team, level) = (&self.team, self.level);
         // SAFETY: the caller vouches for the buffers.
         unsafe {
-            match element {
-                Element::F32 => elementwise::rope_pair::<f32, f32>(
-                    team,
-                    *level,
-                    shapes,
-                    [strided(query), strided(key)],
-                    at(cos),
-                    at(sin),
-                    [at(query_output), at(key_output)],
-                ),
-                Element::BF16 => elementwise::rope_pair::<Bf16, Bf16>(
-                    team,
-                    *level,
-                    shapes,
-                    [strided(query), strided(key)],
-                    at(cos),
-                    at(sin),
-                    [at(query_output), at(key_output)],
-                ),
-            }
+            of_element!(element, T => {
+                let inputs = [strided::<T>(query), strided(key)];
+                let outputs = [at(query_output), at(key_output)];
+                let (cos, sin) = (at::<T>(cos), at(sin));
+                elementwise::rope_pair(team, level, shapes, inputs, cos, sin, outputs);
+            });
         }
     }
 
@@ -368,16 +315,10 @@ impl Kernels {
         };
         // SAFETY: the caller vouches for the buffers.
         let result = py.detach(|| unsafe {
-            match element {
-                Element::F32 => {
-                    let logits = matrix::<f32>(logits);
-                    sampler::sample(team, *level, &logits, rows, uniforms, &params, &mut out)
-                }
-                Element::BF16 => {
-                    let logits = matrix::<Bf16>(logits);
-                    sampler::sample(team, *level, &logits, rows, uniforms, &params, &mut out)
-                }
-            }
+            of_element!(element, T => {
+                let logits = matrix::<T>(logits);
+                sampler::sample(team, *level, &logits, rows, uniforms, &params, &mut out)
+            })
         });
         Ok(result.err().map(|NotFinite { row }| row))
     }
@@ -398,32 +339,10 @@ impl Kernels {
         let (logprobs, entropies) = (logprobs.as_slice_mut()?, entropies.as_slice_mut()?);
         // SAFETY: the caller vouches for the buffers.
         let result = py.detach(|| unsafe {
-            match element {
-                Element::F32 => {
-                    let logits = matrix::<f32>(logits);
-                    sampler::token_logprobs(
-                        team,
-                        *level,
-                        &logits,
-                        targets,
-                        temperature,
-                        logprobs,
-                        entropies,
-                    )
-                }
-                Element::BF16 => {
-                    let logits = matrix::<Bf16>(logits);
-                    sampler::token_logprobs(
-                        team,
-                        *level,
-                        &logits,
-                        targets,
-                        temperature,
-                        logprobs,
-                        entropies,
-                    )
-                }
-            }
+            of_element!(element, T => {
+                let of = matrix::<T>(logits);
+                sampler::token_logprobs(team, *level, &of, targets, temperature, logprobs, entropies)
+            })
         });
         Ok(result.err().map(|NotFinite { row }| row))
     }
