@@ -1,7 +1,8 @@
 """One update: the loss on the packed tree against the same loss on padded flat trajectories, ABAB.
 
-The flat side is a plain Hugging Face forward (sdpa, padded, chunked head on completion rows), with
-the same advantages and the same loss. Prints seconds of forward and backward, trajectory and unique
+The tree runs as in training, where a CPU repeats the bits of sampling, and once more by torch
+alone. The flat side is a plain Hugging Face forward (sdpa, padded, chunked head on completion
+rows), with the same advantages and the same loss. Prints seconds of forward and backward, unique
 tokens, and the ratio beside the bound that counts needed flops.
 
     python benches/train_step.py                            # the embedded model
@@ -25,6 +26,7 @@ import environment
 from rollout import multiplications, word_problems
 from treepo import Engine, EngineConfig, Forest, SamplingParams, SearchConfig
 from treepo.config import LossConfig
+from treepo.engine.exact import ExactForward
 from treepo.engine.hook import plain_attention
 from treepo.tasks import embedded
 from treepo.train.head import output_head, token_logprobs
@@ -42,7 +44,8 @@ def main() -> None:
     values = np.random.default_rng(0).normal(size=forest.num_paths)
     engine.release()
     sides = {
-        "tree": lambda: tree_update(engine.model, forest, values),
+        "tree": lambda: tree_update(engine.model, forest, values, engine.exact_forward),
+        "tree_torch": lambda: tree_update(engine.model, forest, values, None),
         "flat": lambda: flat_update(engine.model, forest, values),
     }
     runs: dict[str, list[float]] = {name: [] for name in sides}
@@ -71,10 +74,11 @@ def sample_forest(engine: Engine, options: argparse.Namespace) -> Forest:
     return engine.rollout(prompts, search, SamplingParams(), seed=0)
 
 
-def tree_update(model: Any, forest: Forest, values: Any) -> None:
+def tree_update(model: Any, forest: Forest, values: Any, exact: ExactForward | None) -> None:
     """Forward and backward of the packed tree."""
     packed = pack(forest)
-    TrainStep(model, LossConfig(), 1.0).backward(packed, values, packed.num_trajectory_tokens)
+    step = TrainStep(model, LossConfig(), 1.0, exact=exact)
+    step.backward(packed, values, packed.num_trajectory_tokens)
 
 
 def flat_update(model: Any, forest: Forest, values: Any) -> None:
@@ -135,13 +139,21 @@ def report(
         "seconds": medians,
         "runs": runs,
         "speedup": medians["flat"] / medians["tree"],
+        "cost_of_exactness": medians["tree"] / medians["tree_torch"],
         "flop_bound": flop_bound(model, forest),
         "gradient_difference_l2": float(difference),
         "trajectories": forest.num_paths,
         "unique_tokens": forest.num_tokens,
         "trajectory_tokens": int(forest.paths.length.sum()),
     }
-    for key in ("seconds", "speedup", "flop_bound", "gradient_difference_l2", "unique_tokens"):
+    for key in (
+        "seconds",
+        "speedup",
+        "cost_of_exactness",
+        "flop_bound",
+        "gradient_difference_l2",
+        "unique_tokens",
+    ):
         print(f"{key}: {result[key]}")
     label = "smollm2" if options.model else "embedded"
     print(environment.write(f"train_step_{label}_{options.prompts}x{options.width}", result))

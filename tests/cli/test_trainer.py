@@ -122,13 +122,13 @@ def test_metrics_have_one_line_a_step_with_finite_numbers(finished):
     assert all(row["tree/leaves"] == 4 for row in rows)
 
 
-def test_recorded_logprobs_equal_the_trainers_at_the_same_weights(
-    finished, tiny_model_dir, tmp_path
-):
+def test_on_policy_the_probability_ratio_is_exactly_1(finished, tiny_model_dir, tmp_path):
     one_step = config(tmp_path / "run", num_steps=1, minibatches_per_step=1)
     trainer(tiny_model_dir, one_step).train()
     row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text())
-    assert row["sampling/sampling_logp_difference/mean"] < 1e-5
+    assert row["sampling/sampling_logp_difference/mean"] == 0.0
+    assert row["sampling/importance_sampling_ratio/min"] == 1.0
+    assert row["sampling/importance_sampling_ratio/max"] == 1.0
 
 
 def test_only_the_newest_checkpoints_are_kept(finished):

@@ -165,7 +165,7 @@ def test_head_is_found_by_what_it_computes(model_class, config, scale, softcap):
     torch.manual_seed(0)
     model = model_class(config)
     head = output_head(model)
-    assert (head.scale, head.softcap) == (scale, softcap)
+    assert (head.scale / head.divisor, head.softcap) == (scale, softcap)
     assert head.weight is model.get_output_embeddings().weight
 
 

@@ -13,7 +13,13 @@ from transformers import PreTrainedModel
 
 from treepo import core
 from treepo.config import EngineConfig, SamplingParams, SearchConfig, Verdicts
-from treepo.engine.attention import AttentionBackend, PagedContext, make_backend
+from treepo.engine.attention import (
+    AttentionBackend,
+    NativeBackend,
+    PagedContext,
+    make_backend,
+)
+from treepo.engine.exact import ExactForward
 from treepo.engine.fused import Fusion
 from treepo.engine.hook import KVShapes, probe
 from treepo.engine.inputs import InputBuilder, StepInputs
@@ -201,6 +207,19 @@ class Engine:
     def fusions(self) -> tuple[Fusion, ...]:
         """What is computed faster than by the model's own modules."""
         return self._policy.fusions
+
+    @property
+    def exact_forward(self) -> ExactForward | None:
+        """Lets training compute the very bits of sampling, so that on-policy ratios are exactly 1.
+
+        None where sampling computes with another copy of the model or of the keys and values, in
+        another number format, or by code without a gradient of its own: not on a CPU, or with
+        `attention` torch, or `packing` never.
+        """
+        is_same = self.shapes.dtype == self.model.dtype
+        if not is_same or self._backend.name != NativeBackend.name:
+            return None
+        return self._policy.exact_forward
 
     def acquire(self) -> KVPool:
         """Return the KV pool; make it if it was released or never made."""

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -155,7 +156,7 @@ class Kernels:
         )
 
     def rotate(self, query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-        """Rotate the halves of queries and keys.
+        """Rotate the halves of queries and keys; gradients flow if they are asked for.
 
         Args:
             query: [1, num_heads, num_tokens, head_dim].
@@ -166,6 +167,14 @@ class Kernels:
         Returns:
             Both, shapes as given.
         """
+        if torch.is_grad_enabled():
+            rotated: tuple[Tensor, Tensor] = _Rotate.apply(query, key, cos, sin, self)
+            return rotated
+        return self._rotate(query, key, cos, sin)
+
+    def _rotate(
+        self, query: Tensor, key: Tensor, cos: Tensor, sin: Tensor
+    ) -> tuple[Tensor, Tensor]:
         q, k = _rowwise(query[0].transpose(0, 1)), _rowwise(key[0].transpose(0, 1))
         cos, sin = cos.contiguous(), sin.contiguous()
         out_q, out_k = torch.empty(q.shape, dtype=q.dtype), torch.empty(k.shape, dtype=k.dtype)
@@ -180,6 +189,32 @@ class Kernels:
             out_k.data_ptr(),
         )
         return out_q.transpose(0, 1)[None], out_k.transpose(0, 1)[None]
+
+    def token_logprobs(
+        self, logits: Tensor, targets: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        """Return what sampling records of a token: its log-prob, and the entropy of its row.
+
+        Args:
+            logits: [num_rows, vocab_size], rows contiguous.
+            targets: i64 [num_rows].
+            temperature: Divisor of the logits, above 0.
+
+        Returns:
+            f32 [num_rows] each, in nats, without a gradient; all NaN if a logit is not finite.
+        """
+        results = np.empty((2, len(targets)), dtype=np.float32)
+        bad_row = self._kernels.token_logprobs(
+            _element(logits),
+            (logits.data_ptr(), *logits.shape, logits.stride(0)),
+            targets.numpy(),
+            temperature,
+            results[0],
+            results[1],
+        )
+        if bad_row is not None:
+            results[:] = np.nan
+        return torch.from_numpy(results[0]), torch.from_numpy(results[1])
 
 
 def _element(x: Tensor) -> Element:
@@ -263,3 +298,28 @@ class _Gate(torch.autograd.Function):
             grad_gate = torch.ops.aten.gelu_backward(grad_active, gate, approximate=form)
             active = F.gelu(gate, approximate=form)
         return grad_gate, grad * active, None, None
+
+
+class _Rotate(torch.autograd.Function):
+    """The kernel forward; backward the transposed rotation."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, kernels: Kernels
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(cos, sin)
+        return kernels._rotate(query, key, cos, sin)
+
+    @staticmethod
+    def backward(ctx: Any, grad_q: Tensor, grad_k: Tensor) -> tuple[Tensor | None, ...]:
+        cos, sin = (x[:, None] for x in ctx.saved_tensors)
+        return _rotated_back(grad_q, cos, sin), _rotated_back(grad_k, cos, sin), None, None, None
+
+
+def _rotated_back(grad: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Multiply [1, num_heads, num_tokens, head_dim] by the transpose of the rotation."""
+    rotary_dim = cos.shape[-1]
+    turned, rest = grad[..., :rotary_dim], grad[..., rotary_dim:]
+    low, high = (turned * sin).chunk(2, dim=-1)
+    back = turned * cos + torch.cat([high, -low], dim=-1)
+    return torch.cat([back, rest], dim=-1) if rest.shape[-1] else back

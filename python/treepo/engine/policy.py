@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from treepo.config import EngineConfig, Packing
+from treepo.engine.exact import ExactForward
 from treepo.engine.fused import Fusion, Overlay, build_overlay, can_pack
 from treepo.engine.hook import evaluating, install
 from treepo.engine.kernels import ELEMENTS, Kernels
@@ -62,6 +63,14 @@ class SamplingPolicy:
         if self.kernels is not None:
             self.kernels.follow_torch()
         self._overlay.refresh(force=force)
+
+    @property
+    def exact_forward(self) -> ExactForward | None:
+        """Lets training compute these forwards; None if another model samples or is not packed."""
+        is_packed = Fusion.PACKED_LINEAR in self.fusions
+        if self.kernels is None or self.model is not self._trained or not is_packed:
+            return None
+        return ExactForward(self.model, self.kernels, self._overlay)
 
     @contextmanager
     def running(self) -> Iterator[None]:

@@ -78,7 +78,7 @@ class PackedContext:
         """
         self._spans = packed.spans
         self._device = device
-        self._chains = _chains(packed.spans)
+        self._chains = chains(packed.spans)
         self._longest = max(len(chain) for chain in self._chains)
         self._plans: dict[int | None, _Plan] = {}
 
@@ -244,27 +244,29 @@ def _batch(rows: Tensor, count: int) -> Tensor:
     return rows.view(count, -1, *rows.shape[1:]).transpose(1, 2)
 
 
-def _chains(spans: Spans) -> list[I64]:
-    """Packed positions from the tree's first token to each node's last, one array a node."""
-    chains: list[I64] = []
+def chains(spans: Spans) -> list[I64]:
+    """Returns the packed positions from the root of each node's tree to the node's last token."""
+    found: list[I64] = []
     rows = zip(spans.start.tolist(), spans.length.tolist(), spans.parent.tolist(), strict=True)
     for start, length, parent in rows:
         own = np.arange(start, start + length, dtype=np.int64)
-        chains.append(own if parent < 0 else np.concatenate([chains[parent], own]))
-    return chains
+        found.append(own if parent < 0 else np.concatenate([found[parent], own]))
+    return found
 
 
-def _make_plan(spans: Spans, chains: list[I64], window: int | None, device: torch.device) -> _Plan:
+def _make_plan(
+    spans: Spans, of_nodes: list[I64], window: int | None, device: torch.device
+) -> _Plan:
     by_shape: dict[tuple[int, int], list[int]] = {}
     for node, length in enumerate(spans.length.tolist()):
-        kv_len = len(chains[node])
+        kv_len = len(of_nodes[node])
         if window is not None:
             kv_len = min(kv_len, length + window - 1)
         by_shape.setdefault((length, kv_len), []).append(node)
     query, kv, groups = [], [], []
     for (q_len, kv_len), nodes in by_shape.items():
-        query += [chains[node][-q_len:] for node in nodes]
-        kv += [chains[node][-kv_len:] for node in nodes]
+        query += [of_nodes[node][-q_len:] for node in nodes]
+        kv += [of_nodes[node][-kv_len:] for node in nodes]
         mask = _window_mask(q_len, kv_len, window).to(device)
         groups.append(_Group(count=len(nodes), q_len=q_len, kv_len=kv_len, mask=mask))
     order = np.concatenate(query)

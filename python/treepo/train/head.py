@@ -1,15 +1,20 @@
-"""The output head: which logits a model computes, and log-probs a chunk of rows at a time."""
+"""The output head: which logits a model computes, and log-probs a chunk of rows at a time.
+
+Log-probs come from torch or, with an `ExactForward`, from the code that samples: the same logits
+then give the same bits. The gradient is torch's in both cases.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from treepo.engine.exact import ExactForward
 from treepo.engine.hook import evaluating, plain_attention
 from treepo.errors import UnsupportedModelError
 
@@ -19,18 +24,20 @@ MAX_CHUNK_LOGITS = 1 << 23
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Head:
-    """An output head: logits = scale * cap(hidden @ weight.T + bias).
+    """An output head: logits = scale / divisor * cap(hidden @ weight.T + bias).
 
     Attributes:
         weight: [V, d].
         bias: [V], or absent.
         scale: factor of the logits.
+        divisor: what the logits are divided by.
         softcap: cap(z) = softcap * tanh(z / softcap); absent: cap(z) = z.
     """
 
     weight: Tensor
     bias: Tensor | None = None
     scale: float = 1.0
+    divisor: float = 1.0
     softcap: float | None = None
 
     def logits(self, hidden: Tensor, out: Tensor) -> Tensor:
@@ -50,9 +57,11 @@ class Head:
         return self.shape_(z if self.bias is None else z.add_(self.bias))
 
     def shape_(self, z: Tensor) -> Tensor:
-        """Caps and scales linear outputs in place."""
+        """Caps and scales linear outputs in place, rounding where the models do."""
         if self.softcap is not None:
             z.div_(self.softcap).tanh_().mul_(self.softcap)
+        if self.divisor != 1.0:
+            z.div_(self.divisor)
         return z if self.scale == 1.0 else z.mul_(self.scale)
 
 
@@ -105,7 +114,8 @@ def token_logprobs(
     token_ids: Tensor,
     temperature: float,
     *,
-    max_chunk_logits: int = MAX_CHUNK_LOGITS,
+    exact: ExactForward | None = None,
+    max_chunk_logits: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-prob of one token and entropy a row, a chunk of rows at a time.
 
@@ -117,16 +127,99 @@ def token_logprobs(
         head: the output head.
         token_ids: the token whose log-prob is wanted, i64[U].
         temperature: divisor of the logits, above 0.
-        max_chunk_logits: rows of a chunk times vocabulary.
+        exact: computes as sampling does, in force on the model that the head is of.
+        max_chunk_logits: rows of a chunk times vocabulary; `MAX_CHUNK_LOGITS` if absent.
 
     Returns:
         Log-probs [U], with a gradient, and entropies in nats [U], without; float32 at least.
     """
-    rows = max(1, max_chunk_logits // head.weight.shape[0])
-    logprob, entropy = _ChunkedLogProb.apply(
-        hidden, head.weight, head.bias, token_ids, head.scale / temperature, head.softcap, rows
-    )
+    rows = max(1, (max_chunk_logits or MAX_CHUNK_LOGITS) // head.weight.shape[0])
+    read_rows: _ReadRows
+    if exact is None:
+        read_rows = _TorchRows(head, temperature, hidden, rows)
+    else:
+        read_rows = _ExactRows(head, temperature, exact)
+    scale = head.scale / (head.divisor * temperature)
+    settings = _Settings(scale, head.softcap, rows, read_rows)
+    logprob, entropy = _ChunkedLogProb.apply(hidden, head.weight, head.bias, token_ids, settings)
     return logprob, entropy
+
+
+class _Read(NamedTuple):
+    """What is read from the logits of some rows.
+
+    Attributes:
+        logprob: log-prob of each row's token, [n].
+        entropy: entropy of each row in nats, [n].
+        norm: logarithm of each row's sum of exponentials, [n].
+        probs: makes the probabilities [n, V] in the place of the logits.
+    """
+
+    logprob: Tensor
+    entropy: Tensor
+    norm: Tensor
+    probs: Callable[[], Tensor]
+
+
+_ReadRows = Callable[[Tensor, Tensor], _Read]
+"""Reads hidden rows [n, d] at their tokens, i64[n]."""
+
+
+class _TorchRows:
+    """Reads rows with torch."""
+
+    def __init__(self, head: Head, temperature: float, hidden: Tensor, rows: int) -> None:
+        self._head = Head(
+            weight=head.weight,
+            bias=head.bias,
+            scale=head.scale / (head.divisor * temperature),
+            softcap=head.softcap,
+        )
+        self._space = _logit_space(hidden, head.weight, rows)
+        self._exp_space = torch.empty_like(self._space)
+
+    def __call__(self, hidden: Tensor, token_ids: Tensor) -> _Read:
+        z = self._head.logits(hidden, self._space[: len(hidden)])
+        top = z.amax(-1, keepdim=True)
+        z.sub_(top)
+        exp = torch.exp(z, out=self._exp_space[: len(hidden)])
+        total = exp.sum(-1)
+        return _Read(
+            logprob=z.gather(1, token_ids[:, None])[:, 0] - total.log(),
+            entropy=total.log() - _row_dot(exp, z) / total,
+            norm=top[:, 0] + total.log(),
+            probs=lambda: exp.div_(total[:, None]),
+        )
+
+
+class _ExactRows:
+    """Reads rows as sampling does."""
+
+    def __init__(self, head: Head, temperature: float, exact: ExactForward) -> None:
+        self._head = head
+        self._temperature = temperature
+        self._exact = exact
+
+    def __call__(self, hidden: Tensor, token_ids: Tensor) -> _Read:
+        logits = self._head.shape_(self._exact.head(hidden))
+        logprob, entropy = self._exact.kernels.token_logprobs(logits, token_ids, self._temperature)
+        own = logits.gather(1, token_ids[:, None])[:, 0].to(logprob.dtype)
+        norm = own / self._temperature - logprob
+        return _Read(
+            logprob=logprob,
+            entropy=entropy,
+            norm=norm,
+            probs=lambda: (logits.float() / self._temperature).sub_(norm[:, None]).exp_(),
+        )
+
+
+class _Settings(NamedTuple):
+    """What `_ChunkedLogProb` needs beside tensors: the head's, temperature in the scale."""
+
+    scale: float
+    softcap: float | None
+    rows: int
+    read_rows: _ReadRows
 
 
 class _ChunkedLogProb(torch.autograd.Function):
@@ -142,36 +235,27 @@ class _ChunkedLogProb(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         token_ids: Tensor,
-        scale: float,
-        softcap: float | None,
-        rows: int,
+        settings: _Settings,
     ) -> tuple[Tensor, Tensor]:
-        head = Head(weight=weight, bias=bias, scale=scale, softcap=softcap)
-        space = _logit_space(hidden, weight, rows)
-        exp_space = torch.empty_like(space)
-        logprobs, entropies, norms = [], [], []
+        rows = settings.rows
+        chunks = zip(torch.split(hidden, rows), torch.split(token_ids, rows), strict=True)
         keep = None
-        for h, ids in zip(torch.split(hidden, rows), torch.split(token_ids, rows), strict=True):
-            z = head.logits(h, space[: len(h)])
-            top = z.amax(-1, keepdim=True)
-            z.sub_(top)
-            exp = torch.exp(z, out=exp_space[: len(h)])
-            total = exp.sum(-1)
-            logprobs.append(z.gather(1, ids[:, None])[:, 0] - total.log())
-            entropies.append(total.log() - _row_dot(exp, z) / total)
-            norms.append(top[:, 0] + total.log())
-            if len(hidden) <= rows and softcap is None:
-                keep = exp.div_(total[:, None])
-        ctx.save_for_backward(hidden, weight, bias, token_ids, torch.cat(norms), keep)
-        ctx.settings = (scale, softcap, rows)
-        entropy = torch.cat(entropies)
+        parts = []
+        for h, ids in chunks:
+            read = settings.read_rows(h, ids)
+            parts.append(read[:3])
+            if len(hidden) <= rows and settings.softcap is None:
+                keep = read.probs()
+        logprob, entropy, norm = (torch.cat(part) for part in zip(*parts, strict=True))
+        ctx.save_for_backward(hidden, weight, bias, token_ids, norm, keep)
+        ctx.settings = settings
         ctx.mark_non_differentiable(entropy)
-        return torch.cat(logprobs), entropy
+        return logprob, entropy
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, token_ids, norms, keep = ctx.saved_tensors
-        scale, softcap, rows = ctx.settings
+        scale, softcap, rows, _ = ctx.settings
         head = Head(weight=weight, bias=bias, scale=scale, softcap=softcap)
         wide = grad.dtype
         space = _logit_space(hidden, weight, rows)
@@ -196,7 +280,7 @@ class _ChunkedLogProb(torch.autograd.Function):
             else:
                 d_weight += dz.T @ hidden[part]
         bias_grad = None if d_bias is None else d_bias.to(bias.dtype)
-        return d_hidden, d_weight.to(weight.dtype), bias_grad, None, None, None, None
+        return d_hidden, d_weight.to(weight.dtype), bias_grad, None, None
 
 
 def _logit_space(hidden: Tensor, weight: Tensor, rows: int) -> Tensor:
@@ -233,7 +317,7 @@ def _candidates(model: PreTrainedModel, module: nn.Linear) -> Iterator[Head]:
     if factor is not None:
         yield Head(weight=module.weight, bias=module.bias, scale=float(factor))
     if divisor is not None:
-        yield Head(weight=module.weight, bias=module.bias, scale=1 / float(divisor))
+        yield Head(weight=module.weight, bias=module.bias, divisor=float(divisor))
     yield Head(weight=module.weight, bias=module.bias)
 
 

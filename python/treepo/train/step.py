@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from treepo.config import LossConfig
+from treepo.engine.exact import ExactForward
 from treepo.engine.hook import AttentionContext, evaluating, install, plain_attention, probe
 from treepo.errors import (
     InvalidConfigError,
@@ -22,6 +24,7 @@ from treepo.errors import (
 )
 from treepo.forest import Forest, TokenKind
 from treepo.train.attention import packed_context
+from treepo.train.exact_attention import ExactContext
 from treepo.train.head import output_head, token_logprobs
 from treepo.train.losses import LossTerms, dapo_loss
 from treepo.train.pack import PackedForest, pack
@@ -99,6 +102,7 @@ class TrainStep:
         temperature: float,
         *,
         context: ContextFactory = packed_context,
+        exact: ExactForward | None = None,
     ) -> None:
         """Installs the attention hook on the model and finds out what its head computes.
 
@@ -107,6 +111,8 @@ class TrainStep:
             loss_config: clip edges of the loss.
             temperature: temperature that the trajectories were sampled at, above 0.
             context: attention context of a packed forest on a device.
+            exact: makes the model compute the bits it sampled with
+                (`treepo.engine.Engine.exact_forward`), and `context` only the gradient's attention.
 
         Raises:
             InvalidConfigError: if the temperature is 0 or below.
@@ -123,6 +129,7 @@ class TrainStep:
         self._loss_config = loss_config
         self._temperature = temperature
         self._context = context
+        self._exact = exact
         self._head = output_head(model)
 
     def backward(
@@ -145,7 +152,11 @@ class TrainStep:
         """
         per_path = np.asarray(advantages, dtype=np.float64)
         _check_input(packed, per_path, num_loss_tokens)
-        logprob, entropy = self.logprobs(packed)
+        with self._numerics():
+            return self._backward(packed, per_path, num_loss_tokens)
+
+    def _backward(self, packed: PackedForest, per_path: F64, num_loss_tokens: int) -> StepMetrics:
+        logprob, entropy = self._logprobs(packed)
         _check_finite("the model's log-probs", logprob)
         src = self._tensor(packed.src)
         old = self._tensor(packed.old_logprob).to(logprob.dtype)
@@ -173,17 +184,30 @@ class TrainStep:
         Raises:
             UnsupportedModelError: if the model is in training mode and drops activations.
         """
+        with self._numerics():
+            return self._logprobs(packed)
+
+    def _numerics(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._exact is None else self._exact.applied()
+
+    def _logprobs(self, packed: PackedForest) -> tuple[Tensor, Tensor]:
         _check_dropout(self._model)
         install(self._model)  # With any other attention every token would see the whole row.
         hidden = self._model.base_model(
             input_ids=self._tensor(packed.token_ids)[None],
             position_ids=self._tensor(packed.positions)[None],
             use_cache=False,
-            treepo=self._context(packed, self._model.device),
+            treepo=self._attention(packed),
         ).last_hidden_state[0]
         rows = F.embedding(self._tensor(packed.predictor), hidden)
         targets = self._tensor(packed.token_ids[packed.target])
-        return token_logprobs(rows, self._head, targets, self._temperature)
+        return token_logprobs(rows, self._head, targets, self._temperature, exact=self._exact)
+
+    def _attention(self, packed: PackedForest) -> AttentionContext:
+        gradient = self._context(packed, self._model.device)
+        return (
+            gradient if self._exact is None else ExactContext(packed, self._exact.kernels, gradient)
+        )
 
     def plain_logprobs(self, token_ids: npt.ArrayLike) -> Tensor:
         """Log-probs of a single sequence's tokens by the model's own attention, without a tree.

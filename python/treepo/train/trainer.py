@@ -102,7 +102,12 @@ class Trainer:
         )
         self._source = PromptSource(train_dataset, self.config.seed)
         self._eval_rows = eval_dataset if self.config.eval.num_prompts else None
-        self._update = TrainStep(model, self.config.loss, self.config.sampling.temperature)
+        self._update = TrainStep(
+            model,
+            self.config.loss,
+            self.config.sampling.temperature,
+            exact=self.engine.exact_forward,
+        )
         self._optimizer = optimizer.build(model, self.config.optimizer)
         self._state = LoopState()
         self._stop = Interruption()

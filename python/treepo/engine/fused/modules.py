@@ -118,12 +118,12 @@ def rotaries(model: nn.Module, kernels: Kernels) -> Iterator[Replacement]:
 
 
 def _rotary(function: Callable[..., Any], kernels: Kernels) -> Callable[..., tuple[Tensor, Tensor]]:
-    """Return the kernel where its conditions hold and `function` elsewhere, gradients included."""
+    """Return the kernel where its conditions hold and `function` elsewhere."""
 
     def rotate(
         q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1
     ) -> tuple[Tensor, Tensor]:
-        if torch.is_grad_enabled() or unsqueeze_dim != 1 or not kernels.can_rotate(q, k, cos):
+        if unsqueeze_dim != 1 or not kernels.can_rotate(q, k, cos):
             rotated: tuple[Tensor, Tensor] = function(q, k, cos, sin, unsqueeze_dim=unsqueeze_dim)
             return rotated
         return kernels.rotate(q, k, cos, sin)
