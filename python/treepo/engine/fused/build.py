@@ -1,13 +1,14 @@
 """Make a model's overlay: find what can be replaced, try each kind, keep what computes the same."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from treepo.engine.fused.decoder import layers
 from treepo.engine.fused.linear import PackedLinear, SharedInput, can_pack, layers_by_input
 from treepo.engine.fused.modules import gates, norms, rotaries
 from treepo.engine.fused.overlay import Fusion, Overlay, Replacement, forward_of
@@ -20,21 +21,35 @@ _TRIAL_TOKENS = 6
 _TOLERANCE = 64
 
 
+class _Trial(NamedTuple):
+    """What a forward pass of a few tokens did.
+
+    Attributes:
+        logits: [num_tokens, vocab_size].
+        linears: The linear layers that ran, in order, with their inputs.
+        attention: What each attention module asked for: keywords of `AttentionContext.attend`.
+    """
+
+    logits: Tensor
+    linears: list[tuple[nn.Linear, Tensor]]
+    attention: dict[nn.Module, dict[str, Any]]
+
+
 def build_overlay(model: PreTrainedModel, kernels: Kernels) -> Overlay:
     """Return the overlay of a model on a CPU, on which the hook is installed.
 
     All kinds of `Fusion` are tried at once. If that raises, or moves the logits of a few tokens
     by more than rounding, each is tried in turn together with those already kept.
     """
-    expected, calls = _logits_and_linears(model)
+    expected = _try(model)
     overlay = Overlay()
     for fusion in Fusion:
-        overlay = _extended(overlay, fusion, model, kernels, calls) or overlay
+        overlay = _extended(overlay, fusion, model, kernels, expected) or overlay
     if _computes(overlay, model, expected):
         return overlay
     overlay = Overlay()
     for fusion in Fusion:
-        candidate = _extended(overlay, fusion, model, kernels, calls)
+        candidate = _extended(overlay, fusion, model, kernels, expected)
         if candidate is not None and _computes(candidate, model, expected):
             overlay = candidate
     return overlay
@@ -45,14 +60,17 @@ def _extended(
     fusion: Fusion,
     model: PreTrainedModel,
     kernels: Kernels,
-    calls: list[tuple[nn.Linear, Tensor]],
+    trial: _Trial,
 ) -> Overlay | None:
     """Return the overlay with one more kind; None if the model has nothing of it."""
     if fusion in (Fusion.PACKED_LINEAR, Fusion.SHARED_INPUT):
         others = [x for x in overlay.replacements if not isinstance(x.owner, nn.Linear)]
-        return _with_linears(overlay, fusion, others, calls)
-    found = {Fusion.NORM: norms, Fusion.GATE: gates, Fusion.ROTARY: rotaries}[fusion]
-    added = list(found(model, kernels))
+        return _with_linears(overlay, fusion, others, trial.linears)
+    if fusion is Fusion.DECODER_LAYER:
+        added = list(layers(model, kernels, overlay.linears, trial.attention))
+    else:
+        found = {Fusion.NORM: norms, Fusion.GATE: gates, Fusion.ROTARY: rotaries}[fusion]
+        added = list(found(model, kernels))
     if not added:
         return None
     return Overlay(
@@ -96,67 +114,77 @@ def _forwards(linear: PackedLinear, overlay: Overlay) -> Iterable[Replacement]:
         yield forward_of(module, shared.forward_of(index))
 
 
-def _computes(overlay: Overlay, model: PreTrainedModel, expected: Tensor) -> bool:
+def _computes(overlay: Overlay, model: PreTrainedModel, expected: _Trial) -> bool:
     """Whether the model under the overlay gives the expected logits up to rounding."""
     try:
         overlay.refresh()
         with overlay.applied():
-            got = _logits(model)
-    except (RuntimeError, TypeError, ValueError):
+            got = _try(model)
+    except (AttributeError, RuntimeError, TypeError, ValueError):
         return False
-    limit = _TOLERANCE * torch.finfo(expected.dtype).eps * float(expected.abs().max())
-    return bool((got.float() - expected.float()).abs().max() <= limit)
+    if got.attention != expected.attention:
+        return False
+    limit = _TOLERANCE * torch.finfo(expected.logits.dtype).eps
+    difference = (got.logits.float() - expected.logits.float()).abs().max()
+    return bool(difference <= limit * float(expected.logits.abs().max()))
 
 
-def _logits_and_linears(
-    model: PreTrainedModel,
-) -> tuple[Tensor, list[tuple[nn.Linear, Tensor]]]:
-    """Return the trial's logits and the linear layers that ran, in order, with their inputs."""
-    calls: list[tuple[nn.Linear, Tensor]] = []
+def _try(model: PreTrainedModel) -> _Trial:
+    linears: list[tuple[nn.Linear, Tensor]] = []
 
     def record(module: nn.Module, args: tuple[Any, ...]) -> None:
         if type(module) is nn.Linear and len(args) == 1:
-            calls.append((module, args[0]))
+            linears.append((module, args[0]))
 
     handles = [
         module.register_forward_pre_hook(record)
         for module in model.modules()
         if type(module) is nn.Linear
     ]
+    context = _Causal()
     try:
-        return _logits(model), calls
+        return _Trial(_logits(model, context), linears, context.calls)
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _logits(model: PreTrainedModel) -> Tensor:
+def _logits(model: PreTrainedModel, context: "_Causal") -> Tensor:
     vocab_size = model.config.get_text_config(decoder=True).vocab_size
     tokens = (torch.arange(_TRIAL_TOKENS, device=model.device) * 7 + 3) % vocab_size
     positions = torch.arange(_TRIAL_TOKENS, device=model.device)
     with torch.no_grad(), evaluating(model):
         output = model(
-            input_ids=tokens[None], position_ids=positions[None], use_cache=False, treepo=_Causal()
+            input_ids=tokens[None], position_ids=positions[None], use_cache=False, treepo=context
         )
     logits: Tensor = output.logits[0]
     return logits
 
 
 class _Causal:
-    """Plain causal attention over the trial's tokens; an `AttentionContext`."""
+    """Plain causal attention over the trial's tokens; an `AttentionContext` that takes notes."""
+
+    def __init__(self) -> None:
+        self.calls: dict[nn.Module, dict[str, Any]] = {}
 
     def attend(
         self,
-        module: nn.Module,  # noqa: ARG002
+        module: nn.Module,
         query: Tensor,
         key: Tensor,
         value: Tensor,
         *,
         scaling: float | None,
-        sliding_window: int | None,  # noqa: ARG002
-        softcap: float | None,  # noqa: ARG002
-        sinks: Tensor | None,  # noqa: ARG002
+        sliding_window: int | None,
+        softcap: float | None,
+        sinks: Tensor | None,
     ) -> Tensor:
+        self.calls[module] = {
+            "scaling": scaling,
+            "sliding_window": sliding_window,
+            "softcap": softcap,
+            "sinks": sinks,
+        }
         output = F.scaled_dot_product_attention(
             query, key, value, is_causal=True, scale=scaling, enable_gqa=True
         )

@@ -83,16 +83,36 @@ class PackedLinear:
         outputs: tuple[Tensor, ...] = _WithGradient.apply(x, self, *weights, *biases)
         return outputs
 
-    def product(self, x: Tensor) -> Tensor:
-        """Return the layers' outputs side by side, [..., sum of out_features]."""
+    def added_to(self, residual: Tensor, x: Tensor) -> Tensor:
+        """Return residual + the only layer's output; rounded once.
+
+        Args:
+            residual: [..., out_features].
+            x: [..., in_features].
+        """
+        [module] = self.modules
+        if not torch.is_grad_enabled():
+            return self.product(x, residual)
+        biases = () if module.bias is None else (module.bias,)
+        output: Tensor = _AddedWithGradient.apply(residual, x, self, module.weight, *biases)
+        return output
+
+    def product(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Return the layers' outputs side by side, [..., sum of out_features], or a sum with them.
+
+        Args:
+            x: [..., in_features].
+            residual: What they are added to, of the result's shape.
+        """
         assert self._packed is not None
         num_rows = x.numel() // x.shape[-1]
         if num_rows >= _MIN_ROWS:
-            return _product(x, self._packed, self._bias)
+            return _product(x, self._packed, self._bias, residual)
         if num_rows == 0:
             return x.new_empty((*x.shape[:-1], sum(self._sizes)))
-        rows = x.reshape(1, -1).repeat(_MIN_ROWS, 1)
-        return _product(rows, self._packed, self._bias)[:1].view(*x.shape[:-1], -1)
+        summand = None if residual is None else _doubled(residual)
+        output = _product(_doubled(x), self._packed, self._bias, summand)
+        return output[:1].view(*x.shape[:-1], -1)
 
     def _split(self, y: Tensor) -> tuple[Tensor, ...]:
         return (y,) if len(self._sizes) == 1 else torch.split(y, self._sizes, dim=-1)
@@ -112,25 +132,54 @@ class _WithGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, *weights = ctx.saved_tensors
-        rows = x.reshape(-1, x.shape[-1])
-        flat = [grad.reshape(len(rows), -1) for grad in grads]
-        grad_x = None
-        if ctx.needs_input_grad[0]:
-            grad_x = flat[0] @ weights[0]
-            for grad, weight in zip(flat[1:], weights[1:], strict=True):
-                grad_x.addmm_(grad, weight)
-            grad_x = grad_x.view_as(x)
-        needs = ctx.needs_input_grad[2:]
-        grad_weights = [
-            grad.T @ rows if wanted else None
-            for grad, wanted in zip(flat, needs[: len(weights)], strict=True)
-        ]
-        grad_biases = [
-            grad.sum(0) if wanted else None
-            for grad, wanted in zip(flat[: ctx.num_biases], needs[len(weights) :], strict=True)
-        ]
-        return (grad_x, None, *grad_weights, *grad_biases)
+        needs_x, _, *needs_parameters = ctx.needs_input_grad
+        return _gradients(ctx, grads, needs_x, needs_parameters)
+
+
+class _AddedWithGradient(torch.autograd.Function):
+    """The packed product added to a residual forward, plain products backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, residual: Tensor, x: Tensor, linear: PackedLinear, *parameters: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(x, parameters[0])
+        ctx.num_biases = len(parameters) - 1
+        return linear.product(x, residual)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        needs_residual, needs_x, _, *needs_parameters = ctx.needs_input_grad
+        return (
+            grad if needs_residual else None,
+            *_gradients(ctx, [grad], needs_x, needs_parameters),
+        )
+
+
+def _gradients(
+    ctx: Any, grads: Sequence[Tensor], needs_x: bool, needs_parameters: Sequence[bool]
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients of a product's input, the `PackedLinear`, its weights and its biases."""
+    x, *weights = ctx.saved_tensors
+    rows = x.reshape(-1, x.shape[-1])
+    flat = [grad.reshape(len(rows), -1) for grad in grads]
+    grad_x = None
+    if needs_x:
+        grad_x = flat[0] @ weights[0]
+        for grad, weight in zip(flat[1:], weights[1:], strict=True):
+            grad_x.addmm_(grad, weight)
+        grad_x = grad_x.view_as(x)
+    grad_weights = [
+        grad.T @ rows if wanted else None
+        for grad, wanted in zip(flat, needs_parameters[: len(weights)], strict=True)
+    ]
+    grad_biases = [
+        grad.sum(0) if wanted else None
+        for grad, wanted in zip(
+            flat[: ctx.num_biases], needs_parameters[len(weights) :], strict=True
+        )
+    ]
+    return (grad_x, None, *grad_weights, *grad_biases)
 
 
 class SharedInput:
@@ -211,6 +260,18 @@ def _pack(weight: Tensor) -> Tensor:
     return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())  # type: ignore[no-any-return]
 
 
-def _product(rows: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
+def _product(
+    rows: Tensor, packed: Tensor, bias: Tensor | None, residual: Tensor | None = None
+) -> Tensor:
+    operator = torch.ops.mkldnn._linear_pointwise
+    product: Tensor
+    if residual is None:
+        product = operator.default(rows, packed, bias, "none", [], "")
+    else:
+        product = operator.binary(rows, residual, packed, bias, "add")
     return product
+
+
+def _doubled(x: Tensor) -> Tensor:
+    """The only row of a tensor as `_MIN_ROWS` rows."""
+    return x.reshape(1, -1).repeat(_MIN_ROWS, 1)

@@ -29,15 +29,21 @@ _ROTARY_PARAMETERS = ["q", "k", "cos", "sin", "unsqueeze_dim"]
 def norms(model: nn.Module, kernels: Kernels) -> Iterator[Replacement]:
     """Yield replacements of the RMS norms whose weight is as wide as their input."""
     for module in model.modules():
-        weight = getattr(module, "weight", None)
-        eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
-        if not type(module).__name__.endswith("RMSNorm") or weight is None or eps is None:
-            continue
-        if weight.dim() != 1 or list(module.children()):
-            continue
-        offset = _norm_offset(module, float(eps))
-        if offset is not None:
-            yield forward_of(module, _norm_forward(module, kernels, float(eps), offset))
+        settings = norm_settings(module)
+        if settings is not None:
+            yield forward_of(module, _norm_forward(module, kernels, *settings))
+
+
+def norm_settings(module: nn.Module) -> tuple[float, float] | None:
+    """Return eps and offset of an RMS norm (see `Kernels.rms_norm`); None if it is no such norm."""
+    weight = getattr(module, "weight", None)
+    eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+    if not type(module).__name__.endswith("RMSNorm") or weight is None or eps is None:
+        return None
+    if weight.dim() != 1 or list(module.children()):
+        return None
+    offset = _norm_offset(module, float(eps))
+    return None if offset is None else (float(eps), offset)
 
 
 def _norm_offset(module: nn.Module, eps: float) -> float | None:
@@ -70,12 +76,18 @@ def _norm_forward(
 def gates(model: nn.Module, kernels: Kernels) -> Iterator[Replacement]:
     """Yield replacements of layers that compute down(act(gate(x)) * up(x))."""
     for module in model.modules():
-        children = dict(module.named_children())
-        if set(children) != {"gate_proj", "up_proj", "down_proj", "act_fn"}:
-            continue
-        activation = _activation(children["act_fn"])
+        activation = gate_activation(module)
         if activation is not None:
+            children = dict(module.named_children())
             yield forward_of(module, _gate_forward(children, kernels, activation))
+
+
+def gate_activation(module: nn.Module) -> Activation | None:
+    """Return the activation of a gated feed-forward layer; None if it is something else."""
+    children = dict(module.named_children())
+    if set(children) != {"gate_proj", "up_proj", "down_proj", "act_fn"}:
+        return None
+    return _activation(children["act_fn"])
 
 
 def _activation(function: nn.Module) -> Activation | None:
@@ -103,18 +115,23 @@ def rotaries(model: nn.Module, kernels: Kernels) -> Iterator[Replacement]:
     """Yield replacements of the rotary functions in the source files of the model's modules."""
     names = {type(module).__module__ for module in model.modules()}
     for name in sorted(names):
-        source = sys.modules.get(name)
-        function = getattr(source, _ROTARY, None)
-        if function is None:
-            continue
-        if list(inspect.signature(function).parameters)[:5] == [
-            "q",
-            "k",
-            "cos",
-            "sin",
-            "unsqueeze_dim",
-        ]:
-            yield Replacement(source, _ROTARY, _rotary(function, kernels))
+        function = _rotary_function(name)
+        if function is not None:
+            yield Replacement(sys.modules[name], _ROTARY, _rotary(function, kernels))
+
+
+def rotary_of(module: nn.Module, kernels: Kernels) -> Callable[..., Any] | None:
+    """Return the rotary function of a module's source file, by the kernel; None if it has none."""
+    function = _rotary_function(type(module).__module__)
+    return None if function is None else _rotary(function, kernels)
+
+
+def _rotary_function(source: str) -> Callable[..., Any] | None:
+    function: Callable[..., Any] | None = getattr(sys.modules.get(source), _ROTARY, None)
+    if function is None:
+        return None
+    parameters = list(inspect.signature(function).parameters)
+    return function if parameters[: len(_ROTARY_PARAMETERS)] == _ROTARY_PARAMETERS else None
 
 
 def _rotary(function: Callable[..., Any], kernels: Kernels) -> Callable[..., tuple[Tensor, Tensor]]:

@@ -30,6 +30,8 @@ class Fusion(StrEnum):
     """The activation and product of a gated feed-forward layer in one pass."""
     ROTARY = "rotary"
     """The rotary embedding of queries and keys in one pass."""
+    DECODER_LAYER = "decoder_layer"
+    """Decoder layers in one function, whose products add to the layer's input on their way."""
 
 
 @dataclass(slots=True)
