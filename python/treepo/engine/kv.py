@@ -11,6 +11,7 @@ from torch import Tensor
 from treepo.config import EngineConfig
 from treepo.core import Kernels
 from treepo.engine.hook import KVShapes, LayerShape
+from treepo.engine.memory import zeros
 
 # Share of the free memory that the pool takes when the config leaves its size open. A training
 # phase shares the memory, and on a CPU the rest of the machine does.
@@ -74,11 +75,11 @@ class KVPool:
         self.layout = layout
         self.dtype = shapes.dtype
 
-        def zeros(shape: tuple[int, int, int]) -> Tensor:
-            return torch.zeros((num_blocks, *shape), dtype=shapes.dtype, device=device)
+        def blocks(shape: tuple[int, int, int]) -> Tensor:
+            return zeros((num_blocks, *shape), shapes.dtype, device)
 
-        self._keys = [zeros(layout.key_shape(x, block_size)) for x in shapes.layers]
-        self._values = [zeros(layout.value_shape(x, block_size)) for x in shapes.layers]
+        self._keys = [blocks(layout.key_shape(x, block_size)) for x in shapes.layers]
+        self._values = [blocks(layout.value_shape(x, block_size)) for x in shapes.layers]
         self._blocks = [x.view(num_blocks, -1) for x in (*self._keys, *self._values)]
 
     def layer(self, index: int) -> tuple[Tensor, Tensor]:

@@ -115,7 +115,7 @@ class PackedLinear:
         return output[:1].view(*x.shape[:-1], -1)
 
     def _split(self, y: Tensor) -> tuple[Tensor, ...]:
-        return (y,) if len(self._sizes) == 1 else torch.split(y, self._sizes, dim=-1)
+        return (y,) if len(self._sizes) == 1 else tuple(y.split_with_sizes(self._sizes, -1))
 
 
 class _WithGradient(torch.autograd.Function):
