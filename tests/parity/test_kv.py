@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from treepo.config import EngineConfig
+from treepo.engine import memory
 from treepo.engine.hook import KVShapes, LayerShape
 from treepo.engine.kv import KVPool, choose_num_blocks
 
@@ -69,3 +70,20 @@ def test_by_default_every_row_can_reach_the_context_length():
 def test_by_default_the_pool_stays_within_a_quarter_of_the_free_memory(monkeypatch):
     monkeypatch.setattr("treepo.engine.kv.free_bytes", lambda device: 80_000)
     assert num_blocks(max_num_seqs=8, block_size=16) == 20_000 // (16 * SHAPES.bytes_per_token)
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (0, 4), (700, 1001)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_memory_in_large_pages_is_zero_and_can_be_written(shape, dtype):
+    made = memory.zeros(shape, dtype, torch.device("cpu"))
+    assert (made.shape, made.dtype) == (torch.Size(shape), dtype)
+    assert not made.any()
+    made.fill_(2)
+    assert bool((made == 2).all())
+
+
+def test_larger_pages_under_memory_in_use_change_nothing_in_it():
+    data = torch.arange(3_000_000, dtype=torch.float32)
+    expected = data.clone()
+    memory.enlarge_pages(data.data_ptr(), data.nbytes)
+    assert torch.equal(data, expected)

@@ -1,6 +1,8 @@
-"""The command line: `treepo train`, `treepo rollout`, `treepo plan`, `treepo eval`."""
+"""The command line: `treepo train`, `rollout`, `plan`, `eval` and `doctor`."""
 
 EXIT_OK = 0
+EXIT_FAULT_FOUND = 1
+"""`treepo doctor` found something that makes results wrong."""
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 """128 + SIGINT, as shells report a program that Ctrl-C ended."""

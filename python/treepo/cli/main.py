@@ -17,6 +17,7 @@ _COMMANDS = {
     "rollout": "sample one tree a prompt, show the first and save all",
     "plan": "say what a search will decode and share, before anything runs",
     "eval": "measure accuracy, greedy accuracy and pass@k on prompts",
+    "doctor": "say what this machine computes with, and whether sampling and training agree",
 }
 
 
@@ -36,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Words after `treepo`; those of the process if absent.
 
     Returns:
-        Exit code: 0, 2 for a mistake of the user (one line on stderr), 130 after Ctrl-C.
+        Exit code: 0, 1 if `doctor` found a fault, 2 for a mistake of the user (one line on
+        stderr), 130 after Ctrl-C.
     """
     try:
         return _run(list(sys.argv[1:] if argv is None else argv))

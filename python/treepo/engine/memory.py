@@ -1,6 +1,7 @@
-"""Memory in large pages, for arrays that are read in pieces of a few kilobytes."""
+"""Memory in large pages, for what every step reads: the KV pool and packed weights."""
 
 import contextlib
+import ctypes
 import math
 import mmap
 from collections.abc import Sequence
@@ -9,6 +10,8 @@ import torch
 from torch import Tensor
 
 _LARGE_PAGE = 2 << 20
+# Linux 6.1 and later; Python has no name for it yet.
+_MADV_COLLAPSE = 25
 
 
 def zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -25,3 +28,25 @@ def zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Ten
     with contextlib.suppress(OSError):  # A kernel without large pages.
         pages.madvise(advice)
     return torch.frombuffer(pages, dtype=dtype).view(tuple(shape))
+
+
+def enlarge_pages(address: int, num_bytes: int) -> None:
+    """Ask for large pages under memory that is in use; without effect where there are none.
+
+    The request reaches out to whole large pages. Memory of others that lies there only gets larger
+    pages too.
+
+    Args:
+        address: Where the memory begins.
+        num_bytes: Its length.
+    """
+    advice = getattr(mmap, "MADV_HUGEPAGE", None)
+    if advice is None:
+        return
+    madvise = ctypes.CDLL(None).madvise
+    madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    first = address // _LARGE_PAGE * _LARGE_PAGE
+    end = -(-(address + num_bytes) // _LARGE_PAGE) * _LARGE_PAGE
+    # Later pages of this part are large from the start; those that exist are moved together now.
+    for what in (advice, _MADV_COLLAPSE):
+        madvise(first, end - first, what)

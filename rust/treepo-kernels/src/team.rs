@@ -75,18 +75,70 @@ impl Team {
             return;
         }
         let next = AtomicUsize::new(0);
-        let work = || loop {
-            let index = next.fetch_add(1, Ordering::Relaxed);
-            if index >= num_tasks {
-                return;
+        self.enter(|| take_all(&next, num_tasks, &task));
+    }
+
+    /// Calls `first(i)` once for each `i` below `num_first`, and when all of these are done,
+    /// `second(i)` for each `i` below `num_second`: two [`Team::run`], but the threads are woken once.
+    pub fn run_in_order(
+        &self,
+        (num_first, first): (usize, impl Fn(usize) + Sync),
+        (num_second, second): (usize, impl Fn(usize) + Sync),
+    ) {
+        if matches!(self.threads, Threads::Alone) {
+            (0..num_first).for_each(first);
+            (0..num_second).for_each(second);
+            return;
+        }
+        let (next_first, next_second) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let done = AtomicUsize::new(0);
+        self.enter(|| {
+            take_all(&next_first, num_first, &|index| {
+                let _counted = CountedOnDrop(&done);
+                first(index);
+            });
+            let mut num_looks = 0;
+            while done.load(Ordering::Acquire) < num_first {
+                num_looks += 1;
+                if num_looks % LOOKS_A_YIELD == 0 {
+                    std::thread::yield_now();
+                }
+                std::hint::spin_loop();
             }
-            task(index);
-        };
+            take_all(&next_second, num_second, &second);
+        });
+    }
+
+    /// Calls `work` on every thread.
+    fn enter(&self, work: impl Fn() + Sync) {
         match &self.threads {
             Threads::Alone => work(),
             Threads::Pool(pool) => pool.run(&work),
             Threads::OpenMp(parallel) => run_openmp(*parallel, self.num_threads, &work),
         }
+    }
+}
+
+/// Looks at what others have done before a waiting thread offers its core to them.
+const LOOKS_A_YIELD: usize = 1000;
+
+/// Takes tasks until there are no more.
+fn take_all(next: &AtomicUsize, num_tasks: usize, task: &impl Fn(usize)) {
+    loop {
+        let index = next.fetch_add(1, Ordering::Relaxed);
+        if index >= num_tasks {
+            return;
+        }
+        task(index);
+    }
+}
+
+/// Counts a task as done even where it panicked: nobody waits for it then.
+struct CountedOnDrop<'a>(&'a AtomicUsize);
+
+impl Drop for CountedOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::Release);
     }
 }
 
@@ -122,6 +174,39 @@ mod tests {
                 assert_eq!(finished(&team, num_tasks), expected);
             }
         }
+    }
+
+    #[test]
+    fn the_second_kind_of_task_begins_when_the_first_is_done() {
+        for team in [Team::alone(), Team::parked(2), Team::parked(5)] {
+            for (num_first, num_second) in [(0, 3), (1, 0), (1, 1), (7, 40), (100, 1)] {
+                let done = AtomicUsize::new(0);
+                let seen = Mutex::new(Vec::new());
+                let first = |_| {
+                    std::thread::sleep(std::time::Duration::from_micros(20));
+                    done.fetch_add(1, Ordering::Relaxed);
+                };
+                let second = |i| {
+                    let count = done.load(Ordering::Relaxed);
+                    seen.lock().expect("no task panics").push((i, count));
+                };
+                team.run_in_order((num_first, first), (num_second, second));
+                let mut seen = seen.into_inner().expect("no task panics");
+                seen.sort_unstable();
+                assert_eq!(seen, (0..num_second).map(|i| (i, num_first)).collect::<Vec<_>>());
+                assert_eq!(done.into_inner(), num_first);
+            }
+        }
+    }
+
+    #[test]
+    fn a_panic_in_the_first_kind_of_task_reaches_the_caller() {
+        let team = Team::parked(3);
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            team.run_in_order((50, |i| assert_ne!(i, 20)), (50, |_| ()));
+        }));
+        assert!(result.is_err());
+        assert_eq!(finished(&team, 9).len(), 9);
     }
 
     #[test]

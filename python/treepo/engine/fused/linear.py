@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from treepo.engine.memory import enlarge_pages
+
 _MIN_ROWS = 2
 """Rows from which on a row's bits do not depend on their number."""
 _TRIAL = (48, 40)
@@ -257,7 +259,11 @@ def _joined(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def _pack(weight: Tensor) -> Tensor:
-    return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())  # type: ignore[no-any-return]
+    operators = torch.ops.mkldnn
+    packed: Tensor = operators._reorder_linear_weight(weight.contiguous())
+    if packed.is_mkldnn and hasattr(operators, "data_ptr"):
+        enlarge_pages(operators.data_ptr(packed), operators._nbytes(packed))
+    return packed
 
 
 def _product(

@@ -144,19 +144,22 @@ pub unsafe fn attend<T: Element>(
     if let Some(sinks) = layer.sinks {
         assert_eq!(sinks.len(), shape.num_heads, "there is one sink for each query head");
     }
-    // SAFETY: the caller's condition.
-    unsafe { write(team, step, shape, buffers) }
     let work = plan::Work::new(step, shape, size_of::<T>());
-    let task = |index| {
+    let writing = store::Writing { step, shape, buffers };
+    // SAFETY: the caller's condition.
+    let write = |index| unsafe { writing.task(index) };
+    let attend = |index| {
         scratch::with(|scratch| {
             let range = work.items(index);
             simd::run(level, task::Items { step, layer, buffers, range, scratch });
         });
     };
     if work.is_small() {
-        (0..work.num_tasks()).for_each(task);
+        // SAFETY: the caller's condition.
+        unsafe { writing.run(team) }
+        (0..work.num_tasks()).for_each(attend);
     } else {
-        team.run(work.num_tasks(), task);
+        team.run_in_order((writing.num_tasks(), write), (work.num_tasks(), attend));
     }
 }
 
@@ -165,19 +168,6 @@ pub unsafe fn attend<T: Element>(
 /// # Safety
 /// As [`attend`]; query and output are not touched.
 pub unsafe fn write<T: Element>(team: &Team, step: &Step, shape: Shape, buffers: &Buffers<T>) {
-    let bytes = shape.num_kv_heads * (shape.key_dim + shape.value_dim) * size_of::<T>();
-    let per_task = (store::TASK_BYTES / bytes.max(1)).max(1);
-    let num_tokens = step.slots.len();
-    let task = |index: usize| {
-        let first = index * per_task;
-        let tokens = first..num_tokens.min(first + per_task);
-        // SAFETY: the caller's condition; slots are distinct, so tasks write different elements.
-        unsafe { store::store(step, shape, buffers, tokens) }
-    };
-    let num_tasks = num_tokens.div_ceil(per_task);
-    if num_tokens * bytes < store::SMALL_BYTES {
-        (0..num_tasks).for_each(task);
-    } else {
-        team.run(num_tasks, task);
-    }
+    // SAFETY: the caller's condition.
+    unsafe { store::Writing { step, shape, buffers }.run(team) }
 }

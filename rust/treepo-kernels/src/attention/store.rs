@@ -6,22 +6,65 @@ use super::pool::Pool;
 use super::step::NOWHERE;
 use super::{Buffers, Shape, Step};
 use crate::element::Element;
+use crate::team::Team;
 
 /// Bytes that one task writes.
-pub(super) const TASK_BYTES: usize = 1 << 17;
+const TASK_BYTES: usize = 1 << 15;
 /// Below this many bytes the caller writes alone: waking threads would take longer.
-pub(super) const SMALL_BYTES: usize = 1 << 16;
+const SMALL_BYTES: usize = 1 << 16;
+
+/// The writing of a step's keys and values, as tasks.
+pub(super) struct Writing<'a, T> {
+    pub(super) step: &'a Step,
+    pub(super) shape: Shape,
+    pub(super) buffers: &'a Buffers<T>,
+}
+
+impl<T: Element> Writing<'_, T> {
+    fn bytes_per_token(&self) -> usize {
+        let Shape { num_kv_heads, key_dim, value_dim, .. } = self.shape;
+        (num_kv_heads * (key_dim + value_dim) * size_of::<T>()).max(1)
+    }
+
+    fn tokens_per_task(&self) -> usize {
+        (TASK_BYTES / self.bytes_per_token()).max(1)
+    }
+
+    pub(super) fn num_tasks(&self) -> usize {
+        self.step.slots.len().div_ceil(self.tokens_per_task())
+    }
+
+    /// Does one task.
+    ///
+    /// # Safety
+    /// As [`super::write`].
+    pub(super) unsafe fn task(&self, index: usize) {
+        let first = index * self.tokens_per_task();
+        let tokens = first..self.step.slots.len().min(first + self.tokens_per_task());
+        // SAFETY: the caller's condition; slots are distinct, so tasks write different elements.
+        unsafe { store(self.step, self.shape, self.buffers, tokens) }
+    }
+
+    /// Does all tasks.
+    ///
+    /// # Safety
+    /// As [`super::write`].
+    pub(super) unsafe fn run(&self, team: &Team) {
+        // SAFETY: the caller's condition.
+        let task = |index| unsafe { self.task(index) };
+        if self.step.slots.len() * self.bytes_per_token() < SMALL_BYTES {
+            (0..self.num_tasks()).for_each(task);
+        } else {
+            team.run(self.num_tasks(), task);
+        }
+    }
+}
 
 /// Writes the keys and values of some tokens.
 ///
 /// # Safety
 /// As [`super::attend`]; nobody else writes these tokens' slots.
-pub(super) unsafe fn store<T: Element>(
-    step: &Step,
-    shape: Shape,
-    buffers: &Buffers<T>,
-    tokens: Range<usize>,
-) {
+unsafe fn store<T: Element>(step: &Step, shape: Shape, buffers: &Buffers<T>, tokens: Range<usize>) {
     let pool = Pool::new(step.block_size, shape, buffers);
     let mut first = tokens.start;
     while first < tokens.end {
