@@ -19,12 +19,18 @@ def zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Ten
 
     Blocks of keys and values lie anywhere in their pool. With pages of 4 KiB almost each of them
     costs a walk through the page tables, and the processor's read-ahead ends with the page.
+
+    Raises:
+        RuntimeError: There is not so much memory; torch's own error of this kind.
     """
     num_bytes = math.prod(shape) * dtype.itemsize
     advice = getattr(mmap, "MADV_HUGEPAGE", None)
     if device.type != "cpu" or advice is None or num_bytes < _LARGE_PAGE:
         return torch.zeros(tuple(shape), dtype=dtype, device=device)
-    pages = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        pages = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise RuntimeError(f"cannot allocate memory: {num_bytes} bytes ({error})") from error
     with contextlib.suppress(OSError):  # A kernel without large pages.
         pages.madvise(advice)
     return torch.frombuffer(pages, dtype=dtype).view(tuple(shape))
