@@ -1,10 +1,13 @@
-"""Sums over subtrees and over ancestors, for all nodes of a forest at once.
+"""Sums over subtrees, ancestors and children, for all nodes of a forest at once.
 
-Both use the depth-first preorder of `treepo.forest.Nodes`: the nodes below node `k` are
-`k..subtree_end[k]`, and the ancestors of `k` are the earlier nodes whose range holds `k`. So each
-sum is one cumulative sum, linear in the number of nodes whatever the depth.
+All use the depth-first preorder of `treepo.forest.Nodes`: the nodes below node `k` are
+`k..subtree_end[k]`, the ancestors of `k` are the earlier nodes whose range holds `k`, and nodes of
+one depth with one parent are neighbours among the nodes of their depth. So sums over subtrees and
+ancestors are one cumulative sum, linear in the number of nodes whatever the depth.
 """
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -42,10 +45,64 @@ def ancestor_sums(nodes: Nodes, values: npt.NDArray[Any]) -> F64:
     Returns:
         f64[P], the sum over the nodes on the way to each leaf, both ends included.
     """
+    return _sums_from_root(nodes, values)[nodes.leaf]
+
+
+def proper_ancestor_sums(nodes: Nodes, values: npt.NDArray[Any]) -> F64:
+    """Sum node values over the ancestors of each node, itself not included, f64[K]."""
+    return _sums_from_root(nodes, values) - values
+
+
+def _sums_from_root(nodes: Nodes, values: npt.NDArray[Any]) -> F64:
     num_nodes = len(nodes.subtree_end)
     ended = np.bincount(nodes.subtree_end, weights=values, minlength=num_nodes + 1)
     running: F64 = np.cumsum(values - ended[:num_nodes])
-    return running[nodes.leaf]
+    return running
+
+
+@dataclass(frozen=True, slots=True)
+class Siblings:
+    """The nodes of one depth, grouped by parent.
+
+    Attributes:
+        node: i64[n], nodes of the depth; siblings are neighbours.
+        first: i64[m], where each group of siblings begins in `node`.
+        parent: i64[m], the parent of each group.
+        size: i64[m], siblings in each group.
+    """
+
+    node: I64
+    first: I64
+    parent: I64
+    size: I64
+
+    def sums(self, values: npt.NDArray[Any]) -> F64:
+        """Sum values of the depth's nodes, [n], over each group, f64[m]."""
+        total: F64 = np.add.reduceat(values, self.first)
+        return total
+
+    def spread(self, values: npt.NDArray[Any]) -> F64:
+        """Give each node of the depth its group's value, [m] to [n]."""
+        result: F64 = np.repeat(values, self.size)
+        return result
+
+
+def sibling_groups(nodes: Nodes) -> Iterator[Siblings]:
+    """Yield the nodes of each depth from the deepest to depth 1."""
+    order = np.argsort(nodes.depth, kind="stable")
+    bounds = np.searchsorted(nodes.depth[order], np.arange(1, nodes.depth.max(initial=0) + 2))
+    for begin, end in reversed(list(zip(bounds[:-1], bounds[1:], strict=True))):
+        node = order[begin:end]
+        parent = nodes.parent[node].astype(np.int64)
+        first = np.flatnonzero(np.diff(parent, prepend=-1))
+        size = np.diff(np.append(first, len(node)))
+        yield Siblings(node=node, first=first, parent=parent[first], size=size)
+
+
+def roots(nodes: Nodes) -> I64:
+    """Return the root of each node's tree, i64[K]."""
+    is_root = nodes.parent < 0
+    return np.flatnonzero(is_root)[np.cumsum(is_root) - 1]
 
 
 def num_sampled_tokens(forest: Forest) -> I64:
@@ -58,8 +115,14 @@ def num_sampled_tokens(forest: Forest) -> I64:
         i64[P].
     """
     nodes = forest.nodes()
+    return np.rint(ancestor_sums(nodes, sampled_tokens_of_nodes(forest))).astype(np.int64)
+
+
+def sampled_tokens_of_nodes(forest: Forest) -> I64:
+    """Count the sampled tokens of each node, i64[K]."""
+    nodes = forest.nodes()
     running = np.zeros(forest.num_tokens + 1, dtype=np.int64)
     np.cumsum(forest.tokens.kind == TokenKind.SAMPLED, out=running[1:])
     first = nodes.token_start
-    in_node = running[first + (nodes.end - nodes.start)] - running[first]
-    return np.rint(ancestor_sums(nodes, in_node)).astype(np.int64)
+    counts: I64 = running[first + (nodes.end - nodes.start)] - running[first]
+    return counts

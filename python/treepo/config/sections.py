@@ -97,7 +97,7 @@ class AdvantageConfig(Section):
     """How rewards become advantages."""
 
     preset: str = "treepo"
-    """A preset of treepo.advantages: treepo or grpo."""
+    """A preset of treepo.advantages, see docs/advantages.md."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -38,20 +38,23 @@ def dapo_loss(
     old_logprob: Tensor,
     advantage: Tensor,
     config: LossConfig,
-    num_loss_tokens: int,
+    num_loss_tokens: float,
+    weight: Tensor | None = None,
 ) -> LossTerms:
     """Clipped policy loss with separate clip edges, a mean over tokens (DAPO).
 
-    loss = -sum_t min(r_t A_t, clip(r_t, 1 - clip_low, 1 + clip_high) A_t) / num_loss_tokens with
-    r_t = exp(logprob_t - old_logprob_t); arXiv:2503.14476, eq. 8 and 12. A token that several
-    trajectories share enters once for each of them, with that trajectory's advantage.
+    loss = -sum_t w_t min(r_t A_t, clip(r_t, 1 - clip_low, 1 + clip_high) A_t) / num_loss_tokens
+    with r_t = exp(logprob_t - old_logprob_t); arXiv:2503.14476, eq. 8 and 12. A token that several
+    trajectories share enters once for each of them.
 
     Args:
         logprob: current log-prob of every trajectory token, [S], S at least 1.
         old_logprob: log-prob when it was sampled, [S].
-        advantage: advantage of the token's trajectory, [S].
+        advantage: advantage of the token in its trajectory, [S].
         config: the clip edges.
-        num_loss_tokens: trajectory tokens of the whole optimizer step, over all micro-batches.
+        num_loss_tokens: trajectory tokens of the whole optimizer step, over all micro-batches; with
+            weights, the sum of theirs.
+        weight: w_t, [S]; 1 if absent.
 
     Returns:
         The loss and its metrics; only the loss has a gradient.
@@ -60,6 +63,8 @@ def dapo_loss(
     ratio = log_ratio.exp()
     low, high = 1 - config.clip_low, 1 + config.clip_high
     objective = torch.minimum(ratio * advantage, ratio.clamp(low, high) * advantage)
+    if weight is not None:
+        objective = objective * weight
     seen = ratio.detach()
     return LossTerms(
         loss=-objective.sum() / num_loss_tokens,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from treepo.advantages import Credit
 from treepo.config import LossConfig
 from treepo.engine.exact import ExactForward
 from treepo.engine.hook import AttentionContext, evaluating, install, plain_attention, probe
@@ -32,6 +34,56 @@ from treepo.train.pack import PackedForest, pack
 F64 = npt.NDArray[np.float64]
 _OTHER_HEADS = ("classifier_", "summary_")
 ContextFactory = Callable[[PackedForest, torch.device], AttentionContext]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenAdvantages:
+    """Advantages of packed trajectory tokens, and their weights in the loss.
+
+    Attributes:
+        values: advantage of each entry of `PackedForest.src`, f64[S].
+        weights: weight of each, f64[S].
+    """
+
+    values: F64
+    weights: F64
+
+    @property
+    def total_weight(self) -> float:
+        """Sum of the weights."""
+        return float(self.weights.sum())
+
+    @classmethod
+    def of_paths(cls, packed: PackedForest, advantages: npt.ArrayLike) -> Self:
+        """Gives all tokens of a path its advantage, with weight 1.
+
+        Args:
+            packed: the trees.
+            advantages: one advantage a path of the forest that was packed, float[P].
+
+        Raises:
+            InvalidInputError: if a path has none.
+        """
+        per_path = np.asarray(advantages, dtype=np.float64)
+        if len(per_path) <= packed.src_path.max(initial=-1):
+            raise InvalidInputError(
+                f"{len(per_path)} advantages for path {packed.src_path.max()}: pass one a path of "
+                f"the forest that was packed"
+            )
+        return cls(values=per_path[packed.src_path], weights=np.ones(len(packed.src_path)))
+
+    @classmethod
+    def of_credit(cls, packed: PackedForest, forest: Forest, credit: Credit) -> Self:
+        """Reads off a credit what each token has in its trajectory.
+
+        Args:
+            packed: the trees.
+            forest: the forest that was packed.
+            credit: its credit.
+        """
+        token = packed.token_index[packed.target[packed.src]]
+        values, weights = credit.at(forest, packed.src_path, token)
+        return cls(values=values, weights=weights)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,14 +185,18 @@ class TrainStep:
         self._head = output_head(model)
 
     def backward(
-        self, packed: PackedForest, advantages: npt.ArrayLike, num_loss_tokens: int
+        self,
+        packed: PackedForest,
+        advantages: npt.ArrayLike | TokenAdvantages,
+        num_loss_tokens: float,
     ) -> StepMetrics:
         """Forward and backward of one micro-batch; gradients add to those already there.
 
         Args:
             packed: the trees of the micro-batch.
-            advantages: one advantage a path of the forest that was packed, float[P].
-            num_loss_tokens: trajectory tokens of the whole optimizer step.
+            advantages: those of trajectory tokens; or one a path of the forest that was packed,
+                float[P], which all of the path's tokens have with weight 1.
+            num_loss_tokens: weight of the trajectory tokens of the whole optimizer step.
 
         Returns:
             The metrics of this micro-batch.
@@ -150,12 +206,16 @@ class TrainStep:
             NotFiniteError: if advantages, log-probs or loss hold NaN or infinity; no gradient has
                 been added then.
         """
-        per_path = np.asarray(advantages, dtype=np.float64)
-        _check_input(packed, per_path, num_loss_tokens)
+        _check_has_tokens(packed)
+        if not isinstance(advantages, TokenAdvantages):
+            advantages = TokenAdvantages.of_paths(packed, advantages)
+        _check_input(packed, advantages, num_loss_tokens)
         with self._numerics():
-            return self._backward(packed, per_path, num_loss_tokens)
+            return self._backward(packed, advantages, num_loss_tokens)
 
-    def _backward(self, packed: PackedForest, per_path: F64, num_loss_tokens: int) -> StepMetrics:
+    def _backward(
+        self, packed: PackedForest, advantages: TokenAdvantages, num_loss_tokens: float
+    ) -> StepMetrics:
         logprob, entropy = self._logprobs(packed)
         _check_finite("the model's log-probs", logprob)
         src = self._tensor(packed.src)
@@ -163,9 +223,10 @@ class TrainStep:
         terms = dapo_loss(
             logprob.index_select(0, src),
             old[src],
-            self._tensor(per_path[packed.src_path]).to(logprob.dtype),
+            self._tensor(advantages.values).to(logprob.dtype),
             self._loss_config,
             num_loss_tokens,
+            self._tensor(advantages.weights).to(logprob.dtype),
         )
         _check_finite("the loss", terms.loss)
         terms.loss.backward()  # type: ignore[no-untyped-call]
@@ -323,21 +384,27 @@ def _check_dropout(model: PreTrainedModel) -> None:
             )
 
 
-def _check_input(packed: PackedForest, advantages: F64, num_loss_tokens: int) -> None:
+def _check_has_tokens(packed: PackedForest) -> None:
     if packed.num_trajectory_tokens == 0:
         raise InvalidInputError("the packed trees hold no sampled token: there is no loss")
-    if num_loss_tokens < packed.num_trajectory_tokens:
+
+
+def _check_input(
+    packed: PackedForest, advantages: TokenAdvantages, num_loss_tokens: float
+) -> None:
+    if len(advantages.values) != packed.num_trajectory_tokens:
         raise InvalidInputError(
-            f"num_loss_tokens = {num_loss_tokens} is below the {packed.num_trajectory_tokens} "
-            f"trajectory tokens of this micro-batch: pass the count of the whole optimizer step"
+            f"{len(advantages.values)} advantages for {packed.num_trajectory_tokens} trajectory "
+            f"tokens: pass one for each entry of src"
         )
-    if len(advantages) <= packed.src_path.max():
+    weight = advantages.total_weight
+    if num_loss_tokens < weight * (1 - 1e-9):
         raise InvalidInputError(
-            f"{len(advantages)} advantages for path {packed.src_path.max()}: pass one a path of "
-            f"the forest that was packed"
+            f"num_loss_tokens = {num_loss_tokens} is below the {weight:g} trajectory tokens of "
+            f"this micro-batch: pass the sum over the whole optimizer step"
         )
     for name, values in (
-        ("an advantage", advantages[packed.src_path]),
+        ("an advantage", advantages.values),
         ("a log-prob recorded at sampling", packed.old_logprob),
     ):
         bad = np.flatnonzero(~np.isfinite(values))
