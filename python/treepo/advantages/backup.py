@@ -2,7 +2,14 @@
 
 import numpy as np
 
-from treepo.advantages.nodes import F64, I64, Siblings, sibling_groups, subtree_sums
+from treepo.advantages.nodes import (
+    F64,
+    I64,
+    Siblings,
+    num_ancestors,
+    sibling_groups,
+    subtree_sums,
+)
 from treepo.advantages.presets import Backup
 from treepo.forest import Forest
 
@@ -26,8 +33,8 @@ def node_values(forest: Forest, leaves: F64, backup: Backup) -> F64:
     if backup is Backup.DECAYED:
         return _decayed_means(forest, leaves)
     if backup is Backup.CHILD_SOFTMAX:
-        return _child_means(forest, leaves, np.exp(_logprob_of_nodes(forest)))
-    return _child_means(forest, leaves, np.ones(len(forest.nodes().parent)))
+        return _child_means(forest, leaves, _logprob_of_nodes(forest))
+    return _child_means(forest, leaves, np.zeros(len(forest.nodes().parent)))
 
 
 def _leaf_means(forest: Forest, leaves: F64) -> F64:
@@ -45,24 +52,26 @@ def _leaf_means(forest: Forest, leaves: F64) -> F64:
 def _decayed_means(forest: Forest, leaves: F64) -> F64:
     nodes = forest.nodes()
     is_scored = ~np.isnan(leaves)
-    # DECAY ** (depth of leaf - depth of node): the first factor under the sum, the second before it.
-    faded = np.where(is_scored, leaves, 0.0) * DECAY ** nodes.depth[nodes.leaf].astype(np.float64)
+    level = num_ancestors(nodes).astype(np.float64)
+    # DECAY ** (level of leaf - level of node): one factor under the sum, the other before it.
+    faded = np.where(is_scored, leaves, 0.0) * DECAY ** level[nodes.leaf]
     with np.errstate(invalid="ignore", divide="ignore"):
         means: F64 = subtree_sums(nodes, faded) / subtree_sums(nodes, is_scored)
-    return means / DECAY ** nodes.depth.astype(np.float64)
+    return means / DECAY**level
 
 
-def _child_means(forest: Forest, leaves: F64, weights: F64) -> F64:
-    """Weighted means over children, from the deepest nodes up.
+def _child_means(forest: Forest, leaves: F64, logits: F64) -> F64:
+    """Means over the children that have a value, weighted by exp(logits), from the leaves up.
 
-    A trajectory that ends where another one goes on is one more child of its node.
+    A trajectory that ends where another one goes on is one more child of its node, with the weight
+    of the best one.
     """
     nodes = forest.nodes()
     is_scored = ~np.isnan(leaves)
     ends = nodes.leaf[is_scored]
     num_nodes = len(nodes.parent)
-    total = np.bincount(ends, leaves[is_scored], minlength=num_nodes)
-    weight = np.bincount(ends, minlength=num_nodes).astype(np.float64)
+    total: F64 = np.bincount(ends, leaves[is_scored], minlength=num_nodes).astype(np.float64)
+    weight: F64 = np.bincount(ends, minlength=num_nodes).astype(np.float64)
     values = np.full(num_nodes, np.nan)
 
     def settle(which: I64) -> None:
@@ -72,26 +81,30 @@ def _child_means(forest: Forest, leaves: F64, weights: F64) -> F64:
     for siblings in sibling_groups(nodes):
         settle(siblings.node)
         value = values[siblings.node]
-        own = np.where(np.isnan(value), 0.0, weights[siblings.node])
+        own = np.exp(_relative_to_best(siblings, logits, value))
         total[siblings.parent] += siblings.sums(np.nan_to_num(value) * own)
         weight[siblings.parent] += siblings.sums(own)
     settle(np.flatnonzero(nodes.parent < 0))
     return values
 
 
+def _relative_to_best(siblings: Siblings, logits: F64, value: F64) -> F64:
+    """Return logits minus the best of siblings that have a value, -inf for those without, [n]."""
+    known = np.where(np.isnan(value), -np.inf, logits[siblings.node])
+    best = np.maximum.reduceat(known, siblings.first)
+    result: F64 = known - siblings.spread(np.where(np.isfinite(best), best, 0.0))
+    return result
+
+
 def _logprob_of_nodes(forest: Forest) -> F64:
-    """Return the sum of the log-probs of each node's tokens, relative to its best sibling."""
+    """Return the sum of the log-probs of each node's tokens, f64[K]."""
     nodes = forest.nodes()
     running = np.zeros(forest.num_tokens + 1)
     logprob = np.asarray(forest.tokens.logprob, dtype=np.float64)
     np.cumsum(np.where(np.isfinite(logprob), logprob, 0.0), out=running[1:])
     first = nodes.token_start
-    sums = running[first + (nodes.end - nodes.start)] - running[first]
-    for siblings in sibling_groups(nodes):
-        best = np.maximum.reduceat(sums[siblings.node], siblings.first)
-        sums[siblings.node] -= siblings.spread(best)
-    result: F64 = sums
-    return result
+    sums: F64 = running[first + (nodes.end - nodes.start)] - running[first]
+    return sums
 
 
 def normalize_among_siblings(forest: Forest, values: F64) -> F64:

@@ -12,9 +12,7 @@ from treepo.errors import InvalidConfigError
 from treepo.forest import Forest
 
 
-def compare_leaves(
-    forest: Forest, leaves: F64, baseline: Baseline, groups: AncestorGroups
-) -> F64:
+def compare_leaves(forest: Forest, leaves: F64, baseline: Baseline, groups: AncestorGroups) -> F64:
     """Return each leaf's difference to a baseline.
 
     Args:

@@ -139,9 +139,7 @@ def find_preset(name: str) -> Preset:
     raise InvalidConfigError(f"unknown advantage preset {name!r}, {hint}")
 
 
-def _checked(
-    forest: Forest, rewards: npt.NDArray[np.float32] | npt.NDArray[np.float64]
-) -> F64:
+def _checked(forest: Forest, rewards: npt.NDArray[np.float32] | npt.NDArray[np.float64]) -> F64:
     scores = np.asarray(rewards, dtype=np.float64)
     if scores.shape != (forest.num_paths,):
         raise InvalidInputError(

@@ -32,7 +32,7 @@ def minus_ancestors(forest: Forest, rewards: F64, groups: AncestorGroups) -> F64
     rewards = np.where(is_scored, rewards - levels(forest, rewards), 0.0)
     num_scored = subtree_sums(nodes, is_scored)
     is_root = nodes.parent < 0
-    is_group = (num_scored > 1) & ~is_root
+    is_group = (num_scored > (0 if groups.has_singles else 1)) & ~is_root
     if not groups.has_uniform:
         is_group &= ~_is_uniform(forest, rewards, is_scored)
     if groups.has_root:
@@ -42,12 +42,13 @@ def minus_ancestors(forest: Forest, rewards: F64, groups: AncestorGroups) -> F64
     weights = is_group * (num_scored if groups.pooling is Pooling.SIZE else 1.0)
     total = ancestor_sums(nodes, weights)
     pooled = ancestor_sums(nodes, means * weights)
-    own = 1.0 if groups.has_own else 0.0
-    values = (rewards * total - pooled) / np.maximum(total + own, 1.0)
+    values = (rewards * total - pooled) / np.maximum(total, 1.0)
     return np.where(is_scored, values, 0.0)
 
 
-def _is_uniform(forest: Forest, rewards: F64, is_scored: npt.NDArray[np.bool_]) -> F64:
+def _is_uniform(
+    forest: Forest, rewards: F64, is_scored: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.bool_]:
     """Whether the scored rewards below each node agree exactly, bool[K]."""
     nodes = forest.nodes()
     # A node's leaves are neighbours in preorder; they agree if none differs from the one before it.
@@ -59,7 +60,7 @@ def _is_uniform(forest: Forest, rewards: F64, is_scored: npt.NDArray[np.bool_]) 
     begin = np.searchsorted(place, np.arange(len(nodes.subtree_end)))
     end = np.searchsorted(place, nodes.subtree_end)
     inner = changes[end] - changes[np.minimum(begin + 1, len(order))]
-    result: F64 = (end - begin < 2) | (inner == 0)
+    result: npt.NDArray[np.bool_] = (end - begin < 2) | (inner == 0)
     return result
 
 

@@ -1,13 +1,14 @@
 """Sums over subtrees, ancestors and children, for all nodes of a forest at once.
 
 All use the depth-first preorder of `treepo.forest.Nodes`: the nodes below node `k` are
-`k..subtree_end[k]`, the ancestors of `k` are the earlier nodes whose range holds `k`, and nodes of
-one depth with one parent are neighbours among the nodes of their depth. So sums over subtrees and
-ancestors are one cumulative sum, linear in the number of nodes whatever the depth.
+`k..subtree_end[k]`, the ancestors of `k` are the earlier nodes whose range holds `k`, and siblings
+are neighbours among the nodes with as many ancestors. So sums over subtrees and ancestors are one
+cumulative sum, linear in the number of nodes whatever the depth.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -45,27 +46,29 @@ def ancestor_sums(nodes: Nodes, values: npt.NDArray[Any]) -> F64:
     Returns:
         f64[P], the sum over the nodes on the way to each leaf, both ends included.
     """
-    return _sums_from_root(nodes, values)[nodes.leaf]
+    sums: F64 = _sums_from_root(nodes, values)[nodes.leaf]
+    return sums
 
 
 def proper_ancestor_sums(nodes: Nodes, values: npt.NDArray[Any]) -> F64:
     """Sum node values over the ancestors of each node, itself not included, f64[K]."""
-    return _sums_from_root(nodes, values) - values
+    sums: F64 = _sums_from_root(nodes, values) - values
+    return sums
 
 
 def _sums_from_root(nodes: Nodes, values: npt.NDArray[Any]) -> F64:
     num_nodes = len(nodes.subtree_end)
     ended = np.bincount(nodes.subtree_end, weights=values, minlength=num_nodes + 1)
-    running: F64 = np.cumsum(values - ended[:num_nodes])
+    running: F64 = np.cumsum(values - ended[:num_nodes], dtype=np.float64)
     return running
 
 
 @dataclass(frozen=True, slots=True)
 class Siblings:
-    """The nodes of one depth, grouped by parent.
+    """The nodes with as many ancestors, grouped by parent.
 
     Attributes:
-        node: i64[n], nodes of the depth; siblings are neighbours.
+        node: i64[n], the nodes; siblings are neighbours.
         first: i64[m], where each group of siblings begins in `node`.
         parent: i64[m], the parent of each group.
         size: i64[m], siblings in each group.
@@ -77,21 +80,22 @@ class Siblings:
     size: I64
 
     def sums(self, values: npt.NDArray[Any]) -> F64:
-        """Sum values of the depth's nodes, [n], over each group, f64[m]."""
+        """Sum values of the nodes, [n], over each group, f64[m]."""
         total: F64 = np.add.reduceat(values, self.first)
         return total
 
     def spread(self, values: npt.NDArray[Any]) -> F64:
-        """Give each node of the depth its group's value, [m] to [n]."""
+        """Give each node its group's value, [m] to [n]."""
         result: F64 = np.repeat(values, self.size)
         return result
 
 
 def sibling_groups(nodes: Nodes) -> Iterator[Siblings]:
-    """Yield the nodes of each depth from the deepest to depth 1."""
-    order = np.argsort(nodes.depth, kind="stable")
-    bounds = np.searchsorted(nodes.depth[order], np.arange(1, nodes.depth.max(initial=0) + 2))
-    for begin, end in reversed(list(zip(bounds[:-1], bounds[1:], strict=True))):
+    """Yield all nodes but the roots, those with the most ancestors first."""
+    level = num_ancestors(nodes)
+    order = np.argsort(level, kind="stable")
+    bounds = np.searchsorted(level[order], np.arange(1, level.max(initial=0) + 2))
+    for begin, end in reversed(list(pairwise(bounds))):
         node = order[begin:end]
         parent = nodes.parent[node].astype(np.int64)
         first = np.flatnonzero(np.diff(parent, prepend=-1))
@@ -99,10 +103,17 @@ def sibling_groups(nodes: Nodes) -> Iterator[Siblings]:
         yield Siblings(node=node, first=first, parent=parent[first], size=size)
 
 
+def num_ancestors(nodes: Nodes) -> I64:
+    """Count the ancestors of each node, i64[K]; not its depth, which counts segments."""
+    counts: I64 = np.rint(proper_ancestor_sums(nodes, np.ones(len(nodes.parent)))).astype(np.int64)
+    return counts
+
+
 def roots(nodes: Nodes) -> I64:
     """Return the root of each node's tree, i64[K]."""
     is_root = nodes.parent < 0
-    return np.flatnonzero(is_root)[np.cumsum(is_root) - 1]
+    found: I64 = np.flatnonzero(is_root)[np.cumsum(is_root) - 1]
+    return found
 
 
 def num_sampled_tokens(forest: Forest) -> I64:

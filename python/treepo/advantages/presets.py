@@ -1,8 +1,8 @@
 """Advantage estimators as data: a preset says which parts make up an estimator.
 
-Notation: T is a tree, s one of its nodes, p(s) the parent, root(s) the root, L(s) the leaves below s
-or s itself, R_l the reward of leaf l, V(s) the value of a node, A(s) its advantage. Nodes are runs of
-tokens between forks and ends of segments (`treepo.forest.Nodes`).
+Notation: T is a tree, s one of its nodes, p(s) the parent, root(s) the root, L(s) the leaves below
+s or s itself, R_l the reward of leaf l, V(s) the value of a node, A(s) its advantage. Nodes are
+runs of tokens between forks and ends of segments (`treepo.forest.Nodes`).
 """
 
 from collections.abc import Mapping
@@ -76,7 +76,7 @@ class Scale(StrEnum):
     SQRT_LEAVES = "sqrt_leaves"
     """Square root of the size of L(s)."""
     DEPTH_Z = "depth_z"
-    """Mean 0 and variance 1 over the nodes of one depth in a tree."""
+    """Mean 0 and variance 1 over the nodes of a tree with the same number of ancestors."""
     BATCH_TOKENS = "batch_tokens"
     """Whitened over all sampled tokens of the forest, see `treepo.advantages.whiten`."""
 
@@ -105,19 +105,21 @@ class Pooling(StrEnum):
 class AncestorGroups:
     """Which groups a leaf is compared with: the leaves below each of its ancestors.
 
-    A group has more than one leaf. A stem that does not branch counts once for each of its segments.
+    A stem that does not branch counts once for each of its
+    segments.
 
     Attributes:
         pooling: Weights of the groups.
         has_root: Whether the leaves of the whole tree are a group; it counts always, even alone.
         has_uniform: Whether a group below the root counts whose rewards all agree.
-        has_own: Whether the leaf itself counts as a group of one, which pulls towards 0.
+        has_singles: Whether groups of one leaf count, the leaf itself among them, which pulls
+            towards 0; else a group has more than one.
     """
 
     pooling: Pooling = Pooling.EQUAL
     has_root: bool = True
     has_uniform: bool = True
-    has_own: bool = False
+    has_singles: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,21 +182,21 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             scale=Scale.BATCH_TOKENS,
         ),
         "treepo_without_root": Preset(
-            formula="as treepo_size_weighted, without the group of the whole tree; 0 without groups",
+            formula="as treepo_size_weighted, without the group of the tree; 0 without groups",
             source=f"TreePO, {_TREEPO}, section 4.2; not in its published code",
             baselines=(Baseline.ANCESTORS,),
             ancestors=AncestorGroups(pooling=Pooling.SIZE, has_root=False),
             scale=Scale.BATCH_TOKENS,
         ),
         "treepo_segment": Preset(
-            formula="V(s) - V(p(s)), V(root) = 0, leaves as treepo_size_weighted with their own "
-            "group, whitened over tokens",
+            formula="V(s) - V(p(s)), V(root) = 0, leaves as treepo_size_weighted with groups of "
+            "one, whitened over tokens",
             source=f"{_TREEPO_CODE}: tree_segment_reinforce_plus_plus_baseline",
             level=Level.NODE,
             baselines=(Baseline.PARENT,),
             leaves=Leaves.ANCESTORS,
             backup=Backup.CHILD_MEAN,
-            ancestors=AncestorGroups(pooling=Pooling.SIZE, has_own=True),
+            ancestors=AncestorGroups(pooling=Pooling.SIZE, has_singles=True),
             has_root_value=False,
             scale=Scale.BATCH_TOKENS,
         ),
@@ -217,8 +219,8 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         ),
         "treerl": Preset(
             formula="((V(s) - V(root)) + (V(s) - V(p(s)))) / sqrt(|L(s)|)",
-            source="TreeRL, arXiv 2506.11902, the formula of the paper; its code also removes the mean "
-            "over tokens",
+            source="TreeRL, arXiv 2506.11902, the formula of the paper; its code also removes "
+            "the mean over tokens",
             level=Level.NODE,
             baselines=(Baseline.ROOT, Baseline.PARENT),
             scale=Scale.SQRT_LEAVES,
@@ -264,8 +266,8 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         ),
         "vineppo": Preset(
             formula="V(s) - V(p(s))",
-            source="in the style of VinePPO, arXiv 2410.01679: the tree's own leaves take the place "
-            "of fresh rollouts",
+            source="in the style of VinePPO, arXiv 2410.01679: the tree's own leaves stand in for "
+            "fresh rollouts",
             level=Level.NODE,
             baselines=(Baseline.PARENT,),
         ),

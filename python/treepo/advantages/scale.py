@@ -7,6 +7,7 @@ from treepo.advantages.groups import group_std, minus_group_mean
 from treepo.advantages.nodes import (
     F64,
     I64,
+    num_ancestors,
     num_sampled_tokens,
     sampled_tokens_of_nodes,
     sibling_groups,
@@ -50,9 +51,7 @@ def scale_leaves(forest: Forest, differences: F64, rewards: F64, scale: Scale) -
     )
 
 
-def scale_nodes(
-    forest: Forest, differences: F64, values: F64, rewards: F64, scale: Scale
-) -> F64:
+def scale_nodes(forest: Forest, differences: F64, values: F64, rewards: F64, scale: Scale) -> F64:
     """Scale the differences of nodes.
 
     Args:
@@ -91,9 +90,9 @@ def scale_nodes(
 def _z_of_branch(forest: Forest, rewards: F64) -> F64:
     """Return each reward's z-score among the leaves below the same child of the root, f64[P]."""
     nodes = forest.nodes()
-    # Depth-1 nodes in preorder; a trajectory that ends at the root is a branch of its own.
-    branch = np.cumsum(nodes.depth <= 1)[nodes.leaf]
-    num_groups = len(nodes.depth) + 1
+    # Roots and their children begin a branch; a trajectory that ends at the root is one of its own.
+    branch = np.cumsum(num_ancestors(nodes) <= 1, dtype=np.int64)[nodes.leaf]
+    num_groups = len(nodes.parent) + 1
     centered = minus_group_mean(branch, num_groups, rewards)
     return centered / group_std(branch, num_groups, rewards)
 
@@ -110,10 +109,11 @@ def _by_sibling_std(forest: Forest, differences: F64, values: F64) -> F64:
 
 
 def _z_of_depth(forest: Forest, differences: F64) -> F64:
-    """Return z-scores over the nodes of one depth in a tree; equal ones have 0."""
+    """Return z-scores over the nodes of a tree with as many ancestors; equal ones have 0."""
     nodes = forest.nodes()
-    width = int(nodes.depth.max(initial=0)) + 1
-    _, group = np.unique(nodes.tree.astype(np.int64) * width + nodes.depth, return_inverse=True)
+    level = num_ancestors(nodes)
+    width = int(level.max(initial=0)) + 1
+    _, group = np.unique(nodes.tree.astype(np.int64) * width + level, return_inverse=True)
     num_groups = int(group.max(initial=-1)) + 1
     is_known = ~np.isnan(differences)
     count = np.maximum(np.bincount(group, is_known, minlength=num_groups), 1.0)

@@ -389,9 +389,7 @@ def _check_has_tokens(packed: PackedForest) -> None:
         raise InvalidInputError("the packed trees hold no sampled token: there is no loss")
 
 
-def _check_input(
-    packed: PackedForest, advantages: TokenAdvantages, num_loss_tokens: float
-) -> None:
+def _check_input(packed: PackedForest, advantages: TokenAdvantages, num_loss_tokens: float) -> None:
     if len(advantages.values) != packed.num_trajectory_tokens:
         raise InvalidInputError(
             f"{len(advantages.values)} advantages for {packed.num_trajectory_tokens} trajectory "
