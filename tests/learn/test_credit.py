@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -321,3 +322,11 @@ def test_a_trajectory_that_ends_where_another_goes_on_is_a_child_of_its_end():
 def test_parts_that_do_not_fit_are_refused(parts, message):
     with pytest.raises(InvalidConfigError, match=message):
         credit(flat_forest([2]), np.zeros(2), Preset(formula="", source="", **parts))
+
+
+def test_the_docs_name_every_preset_with_its_formula():
+    text = (Path(__file__).parents[2] / "docs/advantages.md").read_text()
+    for name, preset in PRESETS.items():
+        formula, source = (x.replace("|", "\\|") for x in (preset.formula, preset.source))
+        assert f"| `{name}` | {preset.level.value} | {formula} |" in text
+        assert f"| {source} |" in text

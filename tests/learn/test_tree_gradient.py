@@ -18,7 +18,7 @@ from transformers import (
 from transformers.models.llama import modeling_llama
 
 from treepo.advantages import credit
-from treepo.config import LossConfig
+from treepo.config import Average, LossConfig, Ratio
 from treepo.engine.hook import plain_attention
 from treepo.errors import (
     InvalidConfigError,
@@ -28,7 +28,7 @@ from treepo.errors import (
 )
 from treepo.forest import Forest, TokenKind
 from treepo.train.attention import DensePackedContext, PackedContext
-from treepo.train.losses import dapo_loss
+from treepo.train.losses import policy_loss
 from treepo.train.pack import pack
 from treepo.train.step import TokenAdvantages, TrainStep, combine, first_step_check
 
@@ -212,7 +212,7 @@ def test_clipping_a_summed_advantage_is_caught(llama64, grow_forest):
     logprob, _ = TrainStep(llama64, LOSS, TEMPERATURE).logprobs(packed)
     old = torch.from_numpy(packed.old_logprob).double()
     count = packed.num_trajectory_tokens
-    dapo_loss(logprob, old, torch.from_numpy(summed), LOSS, count).loss.backward()
+    policy_loss(logprob, old, torch.from_numpy(summed), LOSS, count).loss.backward()
     assert error(gradient(llama64), reference) > 1e-3
 
 
@@ -355,6 +355,40 @@ def test_credit_of_nodes_has_the_gradient_of_separate_trajectories(llama64, grow
     assert error(gradient(llama64), expected) < 1e-12
 
 
+@pytest.mark.parametrize("average", Average)
+@pytest.mark.parametrize("ratio", Ratio)
+def test_ratios_and_averages_are_those_of_separate_trajectories(
+    llama64, grow_forest, ratio, average
+):
+    forest, max_tokens = grow_forest(6, vocab=23), 40
+    loss = LossConfig(ratio=ratio, average=average, clip_low=0.9, clip_high=3.0)
+    values = random_advantages(forest, 6)
+    packed = pack(forest)
+    advantages = TokenAdvantages.of_paths(packed, values).averaged(packed, average, max_tokens)
+    TrainStep(llama64, loss, TEMPERATURE).backward(packed, advantages, advantages.total_weight)
+    ours = gradient(llama64)
+    logp, sampled = flat_logprobs(llama64, forest, "sdpa")
+    total = 0.0
+    has_tokens = sampled.any(1)
+    for path in torch.nonzero(has_tokens)[:, 0].tolist():
+        own = sampled[path]
+        index = forest.token_index(path)[1:][own[: len(forest.token_index(path)) - 1].numpy()]
+        old = torch.from_numpy(np.asarray(forest.tokens.logprob)[index]).to(logp.dtype)
+        log_ratio = logp[path][own] - old
+        if ratio is Ratio.TRAJECTORY:
+            log_ratio = log_ratio.mean().expand(len(log_ratio))
+        clipped = log_ratio.exp().clamp(1 - loss.clip_low, 1 + loss.clip_high)
+        objective = torch.minimum(log_ratio.exp() * values[path], clipped * values[path])
+        total = total - (objective.mean() if average is Average.TRAJECTORIES else objective.sum())
+    divisor = {
+        Average.TOKENS: sampled.sum(),
+        Average.TRAJECTORIES: has_tokens.sum(),
+        Average.MAX_TOKENS: has_tokens.sum() * max_tokens,
+    }[average]
+    (total / divisor).backward()
+    assert error(ours, gradient(llama64)) < 1e-12
+
+
 def test_credit_of_some_trees_is_that_of_a_forest_of_them_alone(grow_forest):
     forest = Forest.concatenate([grow_forest(seed, vocab=23) for seed in (1, 2, 3)])
     rewards = np.random.default_rng(1).normal(size=forest.num_paths)
@@ -377,7 +411,7 @@ def test_a_missing_advantage_is_refused(llama, grow_forest):
 def test_a_local_token_count_is_refused(llama, grow_forest):
     forest = grow_forest(1, vocab=23)
     step = TrainStep(llama, LOSS, TEMPERATURE)
-    with pytest.raises(InvalidInputError, match="num_loss_tokens = 1"):
+    with pytest.raises(InvalidInputError, match="total_weight = 1 "):
         step.backward(pack(forest), random_advantages(forest, 1), 1)
 
 

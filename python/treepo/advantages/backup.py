@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from treepo.advantages.groups import level_of_groups
 from treepo.advantages.nodes import (
     F64,
     I64,
@@ -40,9 +41,7 @@ def node_values(forest: Forest, leaves: F64, backup: Backup) -> F64:
 def _leaf_means(forest: Forest, leaves: F64) -> F64:
     nodes = forest.nodes()
     is_scored = ~np.isnan(leaves)
-    # Relative to a value of the tree: equal leaves give equal nodes, to the last digit.
-    level = np.zeros(forest.num_trees)
-    level[forest.paths.tree[is_scored]] = leaves[is_scored]
+    level = level_of_groups(forest.paths.tree, forest.num_trees, leaves)
     known = np.where(is_scored, leaves - level[forest.paths.tree], 0.0)
     with np.errstate(invalid="ignore", divide="ignore"):
         means: F64 = subtree_sums(nodes, known) / subtree_sums(nodes, is_scored)

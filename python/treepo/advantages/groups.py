@@ -80,16 +80,22 @@ def minus_others(forest: Forest, rewards: F64) -> F64:
 
 
 def levels(forest: Forest, rewards: F64) -> F64:
-    """Return a reward of each trajectory's tree, 0 if the tree has only one or none: f64[P].
-
-    Differences to it are exactly 0 where all rewards of a tree agree, and sums over a large forest
-    lose fewer digits.
-    """
-    found = np.zeros(forest.num_trees)
-    scored = np.flatnonzero(~np.isnan(rewards))
-    found[forest.paths.tree[scored]] = rewards[scored]
+    """Return a reward of each trajectory's tree, 0 if the tree has only one or none: f64[P]."""
+    found = level_of_groups(forest.paths.tree, forest.num_trees, rewards)
     found[np.diff(forest.trees.path_start) == 1] = 0.0
     return found[forest.paths.tree]
+
+
+def level_of_groups(group: npt.NDArray[np.integer], num_groups: int, values: F64) -> F64:
+    """Return a value of each group, 0 where none is known: f64[num_groups].
+
+    Differences to it are exactly 0 where all values of a group agree, and sums over a large forest
+    lose fewer digits.
+    """
+    is_known = ~np.isnan(values)
+    level = np.zeros(num_groups)
+    level[group[is_known]] = values[is_known]
+    return level
 
 
 def group_std(group: npt.NDArray[np.integer], num_groups: int, rewards: F64) -> F64:
@@ -119,8 +125,7 @@ def minus_group_mean(group: npt.NDArray[np.integer], num_groups: int, rewards: F
         f64[P]; 0 where a trajectory is not scored.
     """
     is_scored = ~np.isnan(rewards)
-    level = np.zeros(num_groups)
-    level[group[is_scored]] = rewards[is_scored]
+    level = level_of_groups(group, num_groups, rewards)
     known = np.where(is_scored, rewards - level[group], 0.0)
     num_scored = np.bincount(group, is_scored, minlength=num_groups)
     mean = np.bincount(group, known, minlength=num_groups) / np.maximum(num_scored, 1)

@@ -101,21 +101,6 @@ class AdvantageConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LossConfig(Section):
-    """The clipped policy loss, a mean over tokens (DAPO, arXiv:2503.14476, eq. 8 and 12)."""
-
-    clip_low: float = 0.2
-    """The probability ratio is clipped below 1 - clip_low."""
-    clip_high: float = 0.28
-    """The probability ratio is clipped above 1 + clip_high."""
-
-    def _check(self) -> None:
-        above("clip_low", self.clip_low, 0)
-        at_most("clip_low", self.clip_low, 1)
-        above("clip_high", self.clip_high, 0)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class OptimizerConfig(Section):
     """AdamW and its learning rate."""
 

@@ -230,15 +230,17 @@ class Trainer:
 
     def _accumulate(self, forest: Forest, credited: Credit) -> StepMetrics:
         """Forward and backward of one minibatch, micro-batch by micro-batch."""
+        longest = self.config.search.completion_len
         batches = []
         for trees in microbatches(forest, self.config.max_tokens_per_microbatch):
             part = forest.select(trees)
             packed = pack(part)
             own = credited.of_trees(forest, trees[0], trees[-1])
-            batches.append((packed, TokenAdvantages.of_credit(packed, part, own)))
-        num_loss_tokens = sum(part.total_weight for _, part in batches)
+            of_tokens = TokenAdvantages.of_credit(packed, part, own)
+            batches.append((packed, of_tokens.averaged(packed, self.config.loss.average, longest)))
+        total_weight = sum(part.total_weight for _, part in batches)
         return combine(
-            [self._update.backward(packed, part, num_loss_tokens) for packed, part in batches]
+            [self._update.backward(packed, part, total_weight) for packed, part in batches]
         )
 
     def _learning_rate(self) -> float:
