@@ -68,6 +68,9 @@ embedded-model:
 bench-rollout *args:
     {{python}} benches/rollout.py {{args}}
 
+bench-advantages *args:
+    {{python}} benches/advantages.py {{args}}
+
 bench-train *args:
     {{python}} benches/train_step.py {{args}}
 

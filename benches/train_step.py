@@ -30,7 +30,7 @@ from treepo.engine.exact import ExactForward
 from treepo.engine.hook import plain_attention
 from treepo.tasks import embedded
 from treepo.train.head import output_head, token_logprobs
-from treepo.train.losses import dapo_loss
+from treepo.train.losses import policy_loss
 from treepo.train.pack import pack
 from treepo.train.step import TrainStep
 
@@ -101,7 +101,7 @@ def flat_update(model: Any, forest: Forest, values: Any) -> None:
         advantage = torch.as_tensor(values, dtype=logprob.dtype, device=model.device)
         advantage = advantage.repeat_interleave((lengths - prompt_len).to(model.device))
         old_logprob = torch.as_tensor(old, device=model.device)
-        dapo_loss(logprob, old_logprob, advantage, LossConfig(), len(logprob)).loss.backward()
+        policy_loss(logprob, old_logprob, advantage, LossConfig(), len(logprob)).loss.backward()
 
 
 def flop_bound(model: Any, forest: Forest) -> float:

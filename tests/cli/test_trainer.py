@@ -11,8 +11,12 @@ from safetensors.torch import save_file
 
 from treepo.config import (
     AdvantageConfig,
+    Average,
     EvalConfig,
+    LossConfig,
+    Objective,
     OptimizerConfig,
+    Ratio,
     RewardConfig,
     SearchConfig,
     TrainConfig,
@@ -129,6 +133,26 @@ def test_on_policy_the_probability_ratio_is_exactly_1(finished, tiny_model_dir, 
     assert row["sampling/sampling_logp_difference/mean"] == 0.0
     assert row["sampling/importance_sampling_ratio/min"] == 1.0
     assert row["sampling/importance_sampling_ratio/max"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("preset", "loss"),
+    [
+        ("spo_tree", LossConfig()),
+        ("treerl", LossConfig(dual_clip=10.0)),
+        ("grpo", LossConfig(ratio=Ratio.TRAJECTORY, average=Average.TRAJECTORIES)),
+        ("dr_grpo", LossConfig(objective=Objective.CISPO, average=Average.MAX_TOKENS)),
+    ],
+)
+def test_other_estimators_and_losses_train(tiny_model_dir, tmp_path, preset, loss):
+    changes = {"advantage": AdvantageConfig(preset=preset), "loss": loss, "num_steps": 1}
+    own = trainer(tiny_model_dir, config(tmp_path / "run", **changes))
+    before = weights(own)
+    own.train()
+    row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text())
+    assert math.isfinite(row["loss"])
+    assert row["grad_norm"] > 0
+    assert not equal(before, weights(own))
 
 
 def test_only_the_newest_checkpoints_are_kept(finished):

@@ -1,6 +1,8 @@
 """Forests built by hand and at random, for the tests of training."""
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +11,9 @@ from treepo import core
 from treepo.forest import FinishReason, Forest
 
 GrowForest = Callable[..., Forest]
+
+# Lets the tests import what they share from their own folder.
+sys.path.insert(0, str(Path(__file__).parent))
 
 
 class Grower:

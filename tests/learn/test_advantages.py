@@ -1,72 +1,28 @@
 """Advantages of whole forests, against vectors computed by the published code of TreePO."""
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
+from trees import GOLDEN, add_tree, append, assert_golden, flat_forest, golden_forest, rewards_of
 
 from treepo import core
-from treepo.advantages import PRESETS, advantages, num_sampled_tokens, whiten
-from treepo.advantages.baseline import center
-from treepo.advantages.presets import Groups
+from treepo.advantages import (
+    PRESETS,
+    AncestorGroups,
+    advantages,
+    num_sampled_tokens,
+    whiten,
+)
+from treepo.advantages.groups import minus_ancestors
 from treepo.errors import InvalidConfigError, InvalidInputError
-from treepo.forest import FinishReason, Forest
+from treepo.forest import Forest
 
-GOLDEN = json.loads((Path(__file__).parent / "golden/advantages.json").read_text())["trees"]
 VARIANTS = {"treepo": "tree_traj/average/keep", "grpo": "grpo/std"}
 by_tree = pytest.mark.parametrize("tree", GOLDEN, ids=[tree["id"] for tree in GOLDEN])
-
-
-def append(forest, tree, path, num_tokens):
-    zeros = np.zeros(num_tokens, dtype=np.float32)
-    forest.append(tree, path, np.zeros(num_tokens, dtype=np.uint32), zeros, zeros)
-
-
-def add_tree(forest, paths, segment_lengths, prompt_len=3):
-    """Grow a tree from leaves such as 't00#1-0#2-1'; a known beginning is forked."""
-    tree = forest.add_tree(0, np.zeros(prompt_len, dtype=np.uint32))
-    known = {}
-    for leaf, (name, lengths) in enumerate(zip(paths, segment_lengths, strict=True)):
-        nodes = name.split("#")
-        shared = max(k for k in range(1, len(nodes)) if k == 1 or "#".join(nodes[:k]) in known)
-        parent, length = known.get("#".join(nodes[:shared]), (0, prompt_len))
-        path = forest.fork(tree, parent, length) if leaf else 0
-        for k, num_tokens in enumerate(lengths[shared - 1 :], start=shared + 1):
-            append(forest, tree, path, num_tokens)
-            forest.mark(tree, path)
-            length += num_tokens
-            known["#".join(nodes[:k])] = (path, length)
-        forest.finish(tree, path, int(FinishReason.STOP))
-
-
-def golden_forest(trees):
-    forest = core.Forest()
-    for tree in trees:
-        add_tree(forest, tree["paths"], tree["segment_lengths"])
-    return Forest(forest)
-
-
-def rewards_of(trees):
-    return np.array([reward for tree in trees for reward in tree["rewards"]])
-
-
-def assert_golden(actual, expected):
-    expected = np.array(expected)
-    difference = np.abs(actual - expected) / np.maximum(1, np.abs(expected))
-    assert difference.max() < 1e-5
 
 
 def whitened_token_by_token(values, token_counts):
     tokens = np.repeat(values, token_counts)
     return (values - tokens.mean()) / np.sqrt(tokens.var(ddof=1) + 1e-8)
-
-
-def flat_forest(num_leaves_of_trees):
-    forest = core.Forest()
-    for num_leaves in num_leaves_of_trees:
-        add_tree(forest, [f"t#1-{i}" for i in range(num_leaves)], [[2]] * num_leaves)
-    return Forest(forest)
 
 
 @by_tree
@@ -78,12 +34,12 @@ def test_a_tree_has_the_advantages_of_the_published_code(tree, preset):
 
 @by_tree
 def test_the_mean_over_ancestor_groups_is_that_of_the_published_code(tree):
-    actual = center(golden_forest([tree]), rewards_of([tree]), Groups.ANCESTORS)
+    actual = minus_ancestors(golden_forest([tree]), rewards_of([tree]), AncestorGroups())
     assert_golden(actual, tree["results"]["tree_traj/average/keep"]["pre"])
 
 
 def test_baselines_do_not_depend_on_the_other_trees_of_a_forest():
-    actual = center(golden_forest(GOLDEN), rewards_of(GOLDEN), Groups.ANCESTORS)
+    actual = minus_ancestors(golden_forest(GOLDEN), rewards_of(GOLDEN), AncestorGroups())
     assert_golden(
         actual, [a for tree in GOLDEN for a in tree["results"]["tree_traj/average/keep"]["pre"]]
     )
@@ -120,7 +76,7 @@ def test_a_fork_in_the_middle_of_a_segment_makes_a_group():
     add_tree(forest, ["t#1-0", "t#1-1"], [[4], [4]])
     append(forest, 0, forest.fork(0, 1, 5), 2)
     # leaves 1 and 2 share two tokens: for leaf 1 the mean of 1 - 1/3 and 1 - 1/2
-    actual = center(Forest(forest), np.array([0.0, 1.0, 0.0]), Groups.ANCESTORS)
+    actual = minus_ancestors(Forest(forest), np.array([0.0, 1.0, 0.0]), AncestorGroups())
     np.testing.assert_allclose(actual, [-1 / 3, 7 / 12, -5 / 12])
 
 
@@ -150,7 +106,7 @@ def test_the_mean_over_groups_is_that_of_groups_made_one_by_one(grow_forest, see
     rng = np.random.default_rng(seed)
     forest = grow_forest(seed, vocab=50, num_paths=int(rng.integers(1, 9)))
     rewards = rng.choice([0.0, 0.5, 1.0, np.nan], forest.num_paths)
-    actual = center(forest, rewards, Groups.ANCESTORS)
+    actual = minus_ancestors(forest, rewards, AncestorGroups())
     np.testing.assert_allclose(actual, by_explicit_groups(forest, rewards), atol=1e-12)
 
 
@@ -177,7 +133,7 @@ def test_the_only_scored_trajectory_among_several_has_no_advantage():
 
 def test_the_only_trajectory_of_a_tree_keeps_its_reward():
     rewards = np.array([0.25, 1.0, 0.0])
-    actual = center(flat_forest([1, 2]), rewards, Groups.ANCESTORS)
+    actual = minus_ancestors(flat_forest([1, 2]), rewards, AncestorGroups())
     np.testing.assert_allclose(actual, [0.25, 0.5, -0.5])
     actual = advantages(flat_forest([1, 2]), rewards, "grpo")
     np.testing.assert_allclose(actual[0], 0.25, rtol=1e-5)
@@ -233,7 +189,7 @@ def test_time_does_not_grow_with_depth_times_leaves():
     for at in range(1, num_segments):
         append(forest, tree, forest.fork(tree, 0, at), 1)
     rewards = np.arange(num_segments) % 2.0
-    actual = center(Forest(forest), rewards, Groups.ANCESTORS)
+    actual = minus_ancestors(Forest(forest), rewards, AncestorGroups())
     assert np.isfinite(actual).all()
     # the deepest pair is compared in every group; the mean of the groups' means is near one half
     np.testing.assert_allclose(np.abs(actual[-2:]), 0.5, atol=0.01)

@@ -13,10 +13,10 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from treepo.config import LossConfig
-from treepo.errors import UnsupportedModelError
+from treepo.config import LossConfig, Objective, Ratio
+from treepo.errors import InvalidConfigError, InvalidInputError, UnsupportedModelError
 from treepo.train.head import Head, output_head, token_logprobs
-from treepo.train.losses import dapo_loss
+from treepo.train.losses import policy_loss
 
 CONFIG = LossConfig(clip_low=0.2, clip_high=0.3)
 TINY = {
@@ -33,13 +33,13 @@ TINY = {
 }
 
 
-def loss_of(ratios, advantages, num_loss_tokens=None):
+def loss_of(ratios, advantages, total_weight=None, config=CONFIG, **options):
     old = torch.full((len(ratios),), -1.5, dtype=torch.float64)
     logprob = old + torch.tensor(ratios, dtype=torch.float64).log()
     logprob.requires_grad_()
     advantage = torch.tensor(advantages, dtype=torch.float64)
-    count = len(ratios) if num_loss_tokens is None else num_loss_tokens
-    terms = dapo_loss(logprob, old, advantage, CONFIG, count)
+    count = len(ratios) if total_weight is None else total_weight
+    terms = policy_loss(logprob, old, advantage, config, count, **options)
     (gradient,) = torch.autograd.grad(terms.loss, logprob)
     return terms, gradient
 
@@ -55,6 +55,45 @@ def test_clip_counts_are_tokens_without_a_gradient():
     assert terms.clipped_high.item() == 1
     assert terms.clipped_low.item() == 2
     assert int((gradient == 0).sum()) == 3
+
+
+def test_dual_clip_bounds_the_loss_of_a_bad_token():
+    config = LossConfig(clip_low=0.2, clip_high=0.3, dual_clip=3.0)
+    terms, gradient = loss_of([2.0, 5.0, 5.0], [-1.0, -1.0, 1.0], config=config)
+    assert terms.loss.item() == pytest.approx((2.0 + 3.0 - 1.3) / 3)
+    assert gradient.tolist() == pytest.approx([2 / 3, 0.0, 0.0])
+
+
+def test_cispo_has_a_gradient_beyond_the_edges():
+    config = LossConfig(clip_low=0.2, clip_high=0.3, objective=Objective.CISPO)
+    _, gradient = loss_of([1.0, 2.0, 0.5], [1.0, 2.0, -1.0], 1, config)
+    assert gradient.tolist() == pytest.approx([-1.0, -1.3 * 2.0, 0.8])
+
+
+def test_ratios_of_trajectories_are_geometric_means():
+    config = LossConfig(clip_low=0.2, clip_high=0.3, ratio=Ratio.TRAJECTORY)
+    trajectory = torch.tensor([0, 0, 1])
+    terms, gradient = loss_of([2.0, 0.5, 2.0], [1.0, 1.0, 1.0], 1, config, trajectory=trajectory)
+    # The first trajectory's ratio is 1, the second one's is clipped.
+    assert terms.loss.item() == pytest.approx(-(1.0 + 1.0 + 1.3))
+    assert gradient.tolist() == pytest.approx([-1.0, -1.0, 0.0])
+    assert terms.clipped_high.item() == 1
+
+
+def test_ratios_of_trajectories_need_the_trajectories():
+    with pytest.raises(InvalidInputError, match="trajectory of each token"):
+        loss_of([1.0], [1.0], config=LossConfig(ratio=Ratio.TRAJECTORY))
+
+
+def test_weights_multiply_the_objective():
+    weight = torch.tensor([0.5, 2.0], dtype=torch.float64)
+    terms, _ = loss_of([1.0, 1.1], [1.0, -1.0], 2.5, weight=weight)
+    assert terms.loss.item() == pytest.approx(-(0.5 - 2.2) / 2.5)
+
+
+def test_dual_clip_belongs_to_the_clipped_objective():
+    with pytest.raises(InvalidConfigError, match="dual_clip = 3 belongs to objective clip"):
+        LossConfig(dual_clip=3.0, objective=Objective.CISPO)
 
 
 def test_upper_and_lower_edge_differ():

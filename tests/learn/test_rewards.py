@@ -15,6 +15,7 @@ import pytest
 from treepo.errors import RewardError
 from treepo.rewards import RewardRunner, boxed, exact_match, last_number, resolve
 from treepo.rewards.math import find_last_boxed, find_last_number, parse_number
+from treepo.rewards.overlong import overlong_punishment
 from treepo.rewards.runner import MAX_SINGLE_TIMEOUTS
 
 USER_MODULE = """
@@ -410,3 +411,10 @@ def test_ctrl_c_ends_a_call_that_hangs(user_module, tmp_path):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=20)
     assert errors.strip().endswith("KeyboardInterrupt")
+
+
+def test_overlong_completions_are_punished_within_the_buffer():
+    lengths = np.array([0, 60, 70, 80, 100])
+    actual = overlong_punishment(lengths, max_tokens=100, buffer=40, penalty=2.0)
+    np.testing.assert_allclose(actual, [0.0, 0.0, -0.5, -1.0, -2.0])
+    assert not overlong_punishment(lengths, max_tokens=100, buffer=0, penalty=2.0).any()

@@ -17,7 +17,8 @@ from transformers import (
 )
 from transformers.models.llama import modeling_llama
 
-from treepo.config import LossConfig
+from treepo.advantages import credit
+from treepo.config import Average, LossConfig, Ratio
 from treepo.engine.hook import plain_attention
 from treepo.errors import (
     InvalidConfigError,
@@ -25,11 +26,11 @@ from treepo.errors import (
     NotFiniteError,
     UnsupportedModelError,
 )
-from treepo.forest import TokenKind
+from treepo.forest import Forest, TokenKind
 from treepo.train.attention import DensePackedContext, PackedContext
-from treepo.train.losses import dapo_loss
+from treepo.train.losses import policy_loss
 from treepo.train.pack import pack
-from treepo.train.step import TrainStep, combine, first_step_check
+from treepo.train.step import TokenAdvantages, TrainStep, combine, first_step_check
 
 LOSS = LossConfig()
 TEMPERATURE = 0.7
@@ -97,18 +98,19 @@ def flat_logprobs(model, forest, implementation):
     return logp.gather(2, ids[:, 1:, None])[..., 0], sampled[:, 1:]
 
 
-def flat_loss(model, forest, advantages, implementation="sdpa"):
-    """The textbook DAPO loss over padded trajectories."""
+def flat_loss(model, forest, advantages, implementation="sdpa", weights=1.0):
+    """The textbook DAPO loss over padded trajectories, weighted."""
     logp, sampled = flat_logprobs(model, forest, implementation)
     old = torch.zeros_like(logp)
     for path in range(forest.num_paths):
         recorded = np.asarray(forest.tokens.logprob)[forest.token_index(path)][1:]
         old[path, : len(recorded)] = torch.from_numpy(np.nan_to_num(recorded)).to(old.dtype)
-    advantage = torch.from_numpy(advantages).to(logp.dtype)[:, None]
+    advantage = torch.from_numpy(advantages).to(logp.dtype)
+    advantage = advantage[:, None] if advantage.dim() == 1 else advantage
     ratio = torch.exp(logp - old)
     clipped = torch.clamp(ratio, 1 - LOSS.clip_low, 1 + LOSS.clip_high)
     per_token = -torch.minimum(ratio * advantage, clipped * advantage)
-    return (per_token * sampled).sum() / sampled.sum()
+    return (per_token * sampled * weights).sum() / (sampled * weights).sum()
 
 
 def gradient(model):
@@ -127,6 +129,19 @@ def tree_gradient(model, packed, advantages, **options):
     step = TrainStep(model, LOSS, TEMPERATURE, **options)
     metrics = step.backward(packed, advantages, packed.num_trajectory_tokens)
     return gradient(model), metrics
+
+
+def credit_tables(forest, credited):
+    """Advantages and weights of padded trajectories, [paths, n - 1] each."""
+    shape = forest.num_paths, int(forest.paths.length.max()) - 1
+    tables = np.zeros(shape), np.zeros(shape)
+    for path in range(forest.num_paths):
+        token = forest.token_index(path)[1:]
+        for table, values in zip(
+            tables, credited.at(forest, np.full(len(token), path), token), strict=True
+        ):
+            table[path, : len(token)] = values
+    return tables
 
 
 def error(ours, reference):
@@ -197,7 +212,7 @@ def test_clipping_a_summed_advantage_is_caught(llama64, grow_forest):
     logprob, _ = TrainStep(llama64, LOSS, TEMPERATURE).logprobs(packed)
     old = torch.from_numpy(packed.old_logprob).double()
     count = packed.num_trajectory_tokens
-    dapo_loss(logprob, old, torch.from_numpy(summed), LOSS, count).loss.backward()
+    policy_loss(logprob, old, torch.from_numpy(summed), LOSS, count).loss.backward()
     assert error(gradient(llama64), reference) > 1e-3
 
 
@@ -326,6 +341,67 @@ def test_a_nan_advantage_is_named(llama, grow_forest):
         tree_gradient(llama, packed, np.full(forest.num_paths, np.nan))
 
 
+@pytest.mark.parametrize("preset", ["vineppo", "spo_tree", "treerl", "treepo_segment"])
+def test_credit_of_nodes_has_the_gradient_of_separate_trajectories(llama64, grow_forest, preset):
+    forest = grow_forest(6, vocab=23)
+    credited = credit(forest, np.random.default_rng(6).normal(size=forest.num_paths), preset)
+    values, weights = credit_tables(forest, credited)
+    flat_loss(llama64, forest, values, weights=torch.from_numpy(weights)).backward()
+    expected = gradient(llama64)
+    packed = pack(forest)
+    advantages = TokenAdvantages.of_credit(packed, forest, credited)
+    step = TrainStep(llama64, LOSS, TEMPERATURE)
+    step.backward(packed, advantages, advantages.total_weight)
+    assert error(gradient(llama64), expected) < 1e-12
+
+
+@pytest.mark.parametrize("average", Average)
+@pytest.mark.parametrize("ratio", Ratio)
+def test_ratios_and_averages_are_those_of_separate_trajectories(
+    llama64, grow_forest, ratio, average
+):
+    forest, max_tokens = grow_forest(6, vocab=23), 40
+    loss = LossConfig(ratio=ratio, average=average, clip_low=0.9, clip_high=3.0)
+    values = random_advantages(forest, 6)
+    packed = pack(forest)
+    advantages = TokenAdvantages.of_paths(packed, values).averaged(packed, average, max_tokens)
+    TrainStep(llama64, loss, TEMPERATURE).backward(packed, advantages, advantages.total_weight)
+    ours = gradient(llama64)
+    logp, sampled = flat_logprobs(llama64, forest, "sdpa")
+    total = 0.0
+    has_tokens = sampled.any(1)
+    for path in torch.nonzero(has_tokens)[:, 0].tolist():
+        own = sampled[path]
+        index = forest.token_index(path)[1:][own[: len(forest.token_index(path)) - 1].numpy()]
+        old = torch.from_numpy(np.asarray(forest.tokens.logprob)[index]).to(logp.dtype)
+        log_ratio = logp[path][own] - old
+        if ratio is Ratio.TRAJECTORY:
+            log_ratio = log_ratio.mean().expand(len(log_ratio))
+        clipped = log_ratio.exp().clamp(1 - loss.clip_low, 1 + loss.clip_high)
+        objective = torch.minimum(log_ratio.exp() * values[path], clipped * values[path])
+        total = total - (objective.mean() if average is Average.TRAJECTORIES else objective.sum())
+    divisor = {
+        Average.TOKENS: sampled.sum(),
+        Average.TRAJECTORIES: has_tokens.sum(),
+        Average.MAX_TOKENS: has_tokens.sum() * max_tokens,
+    }[average]
+    (total / divisor).backward()
+    assert error(ours, gradient(llama64)) < 1e-12
+
+
+def test_credit_of_some_trees_is_that_of_a_forest_of_them_alone(grow_forest):
+    forest = Forest.concatenate([grow_forest(seed, vocab=23) for seed in (1, 2, 3)])
+    rewards = np.random.default_rng(1).normal(size=forest.num_paths)
+    first, last = 1, forest.num_trees - 2
+    part = forest.select(range(first, last + 1))
+    own = rewards[forest.trees.path_start[first] : forest.trees.path_start[last + 1]]
+    for preset in ("vineppo", "grpo", "spo_tree"):
+        expected = credit(part, own, preset)
+        actual = credit(forest, rewards, preset).of_trees(forest, first, last)
+        np.testing.assert_allclose(actual.values, expected.values, atol=1e-12)
+        np.testing.assert_array_equal(actual.weights, expected.weights)
+
+
 def test_a_missing_advantage_is_refused(llama, grow_forest):
     forest = grow_forest(1, vocab=23)
     with pytest.raises(InvalidInputError, match="2 advantages"):
@@ -335,7 +411,7 @@ def test_a_missing_advantage_is_refused(llama, grow_forest):
 def test_a_local_token_count_is_refused(llama, grow_forest):
     forest = grow_forest(1, vocab=23)
     step = TrainStep(llama, LOSS, TEMPERATURE)
-    with pytest.raises(InvalidInputError, match="num_loss_tokens = 1"):
+    with pytest.raises(InvalidInputError, match="total_weight = 1 "):
         step.backward(pack(forest), random_advantages(forest, 1), 1)
 
 

@@ -1,23 +1,89 @@
 """Advantages of a whole forest."""
 
 import difflib
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from treepo.advantages.baseline import center, divide_by_group_std, whiten
-from treepo.advantages.nodes import F64, num_sampled_tokens
-from treepo.advantages.presets import PRESETS, Preset, Scale
+from treepo.advantages.backup import node_values, normalize_among_siblings
+from treepo.advantages.baseline import compare_leaves, compare_nodes
+from treepo.advantages.groups import group_std, minus_ancestors, minus_group_mean
+from treepo.advantages.nodes import F64, ancestor_sums, subtree_sums
+from treepo.advantages.presets import PRESETS, Leaves, Level, Multiplicity, Preset
+from treepo.advantages.scale import scale_leaves, scale_nodes
 from treepo.errors import InvalidConfigError, InvalidInputError
 from treepo.forest import Forest
 
 
-def advantages(
+@dataclass(frozen=True, slots=True)
+class Credit:
+    """Advantages of a forest, and how much a shared token counts.
+
+    Attributes:
+        level: What has one advantage.
+        values: f64[P] of trajectories or f64[K] of nodes; 0 where nothing is known.
+        weights: f64[K], weight in the loss of each node's tokens, each time that they occur.
+    """
+
+    level: Level
+    values: F64
+    weights: F64
+
+    def of_trajectories(self, forest: Forest) -> F64:
+        """Return one number a trajectory, f64[P]: nodes are averaged over the trajectory's tokens.
+
+        Args:
+            forest: The forest that the credit is of.
+        """
+        if self.level is Level.TRAJECTORY:
+            return self.values
+        nodes = forest.nodes()
+        length = (nodes.end - nodes.start) * (nodes.parent >= 0)
+        total = ancestor_sums(nodes, self.values * length)
+        result: F64 = total / np.maximum(ancestor_sums(nodes, length), 1.0)
+        return result
+
+    def of_trees(self, forest: Forest, first: int, last: int) -> "Credit":
+        """Return the credit of neighbouring trees, as of a forest of these alone.
+
+        Args:
+            forest: The forest that the credit is of.
+            first: The first tree.
+            last: The last tree.
+        """
+        nodes = slice(*np.searchsorted(forest.nodes().tree, [first, last + 1]))
+        paths = slice(forest.trees.path_start[first], forest.trees.path_start[last + 1])
+        of = paths if self.level is Level.TRAJECTORY else nodes
+        return Credit(self.level, self.values[of], self.weights[nodes])
+
+    def at(
+        self, forest: Forest, path: npt.NDArray[np.integer], token: npt.NDArray[np.integer]
+    ) -> tuple[F64, F64]:
+        """Return advantages and weights of tokens in trajectories.
+
+        Args:
+            forest: The forest that the credit is of.
+            path: [S], the trajectory in which a token is read.
+            token: [S], its index in the token columns.
+
+        Returns:
+            f64[S] each.
+        """
+        starts = forest.nodes().token_start
+        order = np.argsort(starts, kind="stable")
+        # Empty nodes begin where the next one does: the last of those that begin there has tokens.
+        node = order[np.searchsorted(starts[order], token, side="right") - 1]
+        values = self.values[path if self.level is Level.TRAJECTORY else node]
+        return values, self.weights[node]
+
+
+def credit(
     forest: Forest,
     rewards: npt.NDArray[np.float32] | npt.NDArray[np.float64],
     preset: str | Preset = "treepo",
-) -> F64:
-    """Advantages of all trajectories of a forest, in time linear in its tokens.
+) -> Credit:
+    """Advantages of a forest at the level that the preset has, in time linear in its tokens.
 
     Args:
         forest: P trajectories. Presets that whiten do so over all of it.
@@ -26,30 +92,38 @@ def advantages(
         preset: A name in `PRESETS`, or a preset.
 
     Returns:
-        f64[P]. Sources: see `treepo.advantages.presets`.
+        The advantages. Formulas and sources: see `treepo.advantages.presets`.
 
     Raises:
         InvalidInputError: There is not one reward a trajectory, or one is infinite.
-        InvalidConfigError: There is no such preset.
+        InvalidConfigError: There is no such preset, or its parts do not fit each other.
     """
     chosen = preset if isinstance(preset, Preset) else find_preset(preset)
-    scores = np.asarray(rewards, dtype=np.float64)
-    if scores.shape != (forest.num_paths,):
-        raise InvalidInputError(
-            f"rewards have shape {scores.shape}, expected ({forest.num_paths},): "
-            "one for each path of the forest"
-        )
-    if np.isinf(scores).any():
-        raise InvalidInputError(
-            f"reward of path {int(np.isinf(scores).argmax())} is infinite, "
-            "use NaN for a path without a reward"
-        )
+    scores = _checked(forest, rewards)
     if forest.num_paths == 0:
-        return scores
-    centered = center(forest, scores, chosen.groups)
-    if chosen.scale is Scale.GROUP_STD:
-        return divide_by_group_std(forest, scores, centered)
-    return whiten(centered, np.where(np.isnan(scores), 0, num_sampled_tokens(forest)))
+        return Credit(chosen.level, scores, np.zeros(len(forest.nodes().parent)))
+    leaves = _leaf_values(forest, scores, chosen)
+    if chosen.level is Level.TRAJECTORY:
+        values = _of_trajectories(forest, leaves, scores, chosen)
+    else:
+        values = _of_nodes(forest, leaves, scores, chosen)
+    return Credit(chosen.level, values, _weights(forest, chosen.multiplicity))
+
+
+def advantages(
+    forest: Forest,
+    rewards: npt.NDArray[np.float32] | npt.NDArray[np.float64],
+    preset: str | Preset = "treepo",
+) -> F64:
+    """One advantage a trajectory, for trainers that have no place for more.
+
+    Presets of level node give the mean over a trajectory's tokens; `credit` has all of it.
+    Arguments and errors as in `credit`.
+
+    Returns:
+        f64[P].
+    """
+    return credit(forest, rewards, preset).of_trajectories(forest)
 
 
 def find_preset(name: str) -> Preset:
@@ -63,3 +137,59 @@ def find_preset(name: str) -> Preset:
     close = difflib.get_close_matches(name, PRESETS, n=1)
     hint = f"did you mean {close[0]}" if close else f"known: {', '.join(PRESETS)}"
     raise InvalidConfigError(f"unknown advantage preset {name!r}, {hint}")
+
+
+def _checked(forest: Forest, rewards: npt.NDArray[np.float32] | npt.NDArray[np.float64]) -> F64:
+    scores = np.asarray(rewards, dtype=np.float64)
+    if scores.shape != (forest.num_paths,):
+        raise InvalidInputError(
+            f"rewards have shape {scores.shape}, expected ({forest.num_paths},): "
+            "one for each path of the forest"
+        )
+    if np.isinf(scores).any():
+        raise InvalidInputError(
+            f"reward of path {int(np.isinf(scores).argmax())} is infinite, "
+            "use NaN for a path without a reward"
+        )
+    return scores
+
+
+def _leaf_values(forest: Forest, rewards: F64, preset: Preset) -> F64:
+    """Return f64[P]; NaN where a trajectory is not scored."""
+    if preset.leaves is Leaves.REWARD:
+        return rewards
+    tree, num_trees = forest.paths.tree, forest.num_trees
+    if preset.leaves is Leaves.GROUP_Z:
+        values = minus_group_mean(tree, num_trees, rewards) / group_std(tree, num_trees, rewards)
+    else:
+        values = minus_ancestors(forest, rewards, preset.ancestors)
+    return np.where(np.isnan(rewards), np.nan, values)
+
+
+def _of_trajectories(forest: Forest, leaves: F64, rewards: F64, preset: Preset) -> F64:
+    differences = np.zeros(forest.num_paths)
+    for baseline in preset.baselines:
+        differences += compare_leaves(forest, leaves, baseline, preset.ancestors)
+    return scale_leaves(forest, differences, rewards, preset.scale)
+
+
+def _of_nodes(forest: Forest, leaves: F64, rewards: F64, preset: Preset) -> F64:
+    values = node_values(forest, leaves, preset.backup)
+    if preset.is_sibling_normalized:
+        values = normalize_among_siblings(forest, values)
+    if not preset.has_root_value:
+        is_root = forest.nodes().parent < 0
+        values = np.where(is_root & ~np.isnan(values), 0.0, values)
+    differences = np.zeros(len(values))
+    for baseline in preset.baselines:
+        differences = differences + compare_nodes(forest, values, leaves, baseline)
+    return np.nan_to_num(scale_nodes(forest, differences, values, rewards, preset.scale))
+
+
+def _weights(forest: Forest, multiplicity: Multiplicity) -> F64:
+    """Return the weight of each node's tokens in each trajectory that has them, f64[K]."""
+    nodes = forest.nodes()
+    times = np.maximum(subtree_sums(nodes, np.ones(forest.num_paths)), 1.0)
+    if multiplicity is Multiplicity.EVERY_TRAJECTORY:
+        return np.ones(len(times))
+    return 1.0 / (times if multiplicity is Multiplicity.ONCE else np.sqrt(times))

@@ -1,4 +1,9 @@
-"""Advantage estimators as data: a preset says which parts make up an estimator."""
+"""Advantage estimators as data: a preset says which parts make up an estimator.
+
+Notation: T is a tree, s one of its nodes, p(s) the parent, root(s) the root, L(s) the leaves below
+s or s itself, R_l the reward of leaf l, V(s) the value of a node, A(s) its advantage. Nodes are
+runs of tokens between forks and ends of segments (`treepo.forest.Nodes`).
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,24 +11,115 @@ from enum import StrEnum
 from types import MappingProxyType
 
 
-class Groups(StrEnum):
-    """Whose mean reward a trajectory is compared with."""
+class Level(StrEnum):
+    """What has one advantage."""
+
+    TRAJECTORY = "trajectory"
+    """All tokens of a trajectory: A_l. A token that several trajectories share has one for each."""
+    NODE = "node"
+    """All tokens of a node: A(s), whichever trajectory they are read in."""
+
+
+class Leaves(StrEnum):
+    """Value of a leaf."""
+
+    REWARD = "reward"
+    """R_l."""
+    GROUP_Z = "group_z"
+    """(R_l - mean) / (std + 1e-6) over the leaves of the tree, std with n - 1."""
+    ANCESTORS = "ancestors"
+    """R_l minus the means of its ancestors' leaves, pooled as `Preset.ancestors` says."""
+
+
+class Backup(StrEnum):
+    """Value of an inner node."""
+
+    LEAF_MEAN = "leaf_mean"
+    """Mean over L(s)."""
+    CHILD_MEAN = "child_mean"
+    """Mean over the children; on an uneven tree another number than the mean over leaves."""
+    CHILD_SOFTMAX = "child_softmax"
+    """Mean over the children, weighted by softmax of the log-probs of their first segments."""
+    DECAYED = "decayed"
+    """Mean over L(s) of 0.95^d R_l, d the number of nodes from s down to the leaf."""
+
+
+class Baseline(StrEnum):
+    """What is subtracted from a value; with several, the differences are added."""
 
     ROOT = "root"
-    """All leaves of the tree."""
+    """V(root(s)); for a trajectory the mean reward of its tree, 0 if it is the only one."""
+    PARENT = "parent"
+    """V(p(s))."""
+    SIBLINGS = "siblings"
+    """Mean of V over the children of p(s), s included."""
     ANCESTORS = "ancestors"
-    """The leaves below each node on the way to the trajectory; the differences are averaged. The
-    root counts always, another node only if it has more than one leaf. A stem that does not branch
-    counts once for each of its segments."""
+    """For a trajectory: the means over the leaves of each ancestor, pooled as `Preset.ancestors`
+    says. For a node: the mean of V over its ancestors."""
+    LEAVE_ONE_OUT = "leave_one_out"
+    """Mean reward of the tree's leaves that are not in L(s); 0 if there are none."""
+    NOTHING = "nothing"
+    """0."""
 
 
 class Scale(StrEnum):
     """What the differences are divided by."""
 
+    NONE = "none"
+    """Nothing."""
     GROUP_STD = "group_std"
     """Standard deviation of the rewards of the tree (n - 1) plus 1e-6."""
+    GROUP_AND_BRANCH_STD = "group_and_branch_std"
+    """The sum of two z-scores: within the tree, and within the subtree of the root's child."""
+    SIBLING_STD = "sibling_std"
+    """Standard deviation of V over the children of p(s) (n) plus 1e-8; 0 where they agree."""
+    SQRT_LEAVES = "sqrt_leaves"
+    """Square root of the size of L(s)."""
+    DEPTH_Z = "depth_z"
+    """Mean 0 and variance 1 over the nodes of a tree with the same number of ancestors."""
     BATCH_TOKENS = "batch_tokens"
     """Whitened over all sampled tokens of the forest, see `treepo.advantages.whiten`."""
+
+
+class Multiplicity(StrEnum):
+    """Weight in the loss of a token that n trajectories share, each time that it occurs."""
+
+    EVERY_TRAJECTORY = "every_trajectory"
+    """1: the token has n times the weight of one that is not shared."""
+    ONCE = "once"
+    """1 / n: each unique token has the same weight."""
+    SQRT = "sqrt"
+    """1 / sqrt(n): in between."""
+
+
+class Pooling(StrEnum):
+    """Weight of an ancestor's group of leaves among those of all ancestors."""
+
+    EQUAL = "equal"
+    """1."""
+    SIZE = "size"
+    """The number of its leaves."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AncestorGroups:
+    """Which groups a leaf is compared with: the leaves below each of its ancestors.
+
+    A stem that does not branch counts once for each of its
+    segments.
+
+    Attributes:
+        pooling: Weights of the groups.
+        has_root: Whether the leaves of the whole tree are a group; it counts always, even alone.
+        has_uniform: Whether a group below the root counts whose rewards all agree.
+        has_singles: Whether groups of one leaf count, the leaf itself among them, which pulls
+            towards 0; else a group has more than one.
+    """
+
+    pooling: Pooling = Pooling.EQUAL
+    has_root: bool = True
+    has_uniform: bool = True
+    has_singles: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,27 +127,178 @@ class Preset:
     """An estimator.
 
     Attributes:
-        groups: The baseline.
+        formula: The advantage, in the notation of this file.
+        source: Where the estimator is from, and how sure that is.
+        level: What has one advantage.
+        baselines: What values are compared with.
+        leaves: Values of leaves.
+        backup: Values of inner nodes.
+        ancestors: Groups where leaves or baselines are about ancestors.
+        is_sibling_normalized: Whether values are z-scores among siblings before they are compared;
+            only children keep theirs.
+        has_root_value: Whether the root has a value; else it counts as 0.
         scale: The normalisation.
-        source: Paper that the estimator is from.
+        multiplicity: Weights of shared tokens.
+        alias_of: The preset that this one equals on every forest.
     """
 
-    groups: Groups
-    scale: Scale
+    formula: str
     source: str
+    level: Level = Level.TRAJECTORY
+    baselines: tuple[Baseline, ...]
+    leaves: Leaves = Leaves.REWARD
+    backup: Backup = Backup.LEAF_MEAN
+    ancestors: AncestorGroups = AncestorGroups()
+    is_sibling_normalized: bool = False
+    has_root_value: bool = True
+    scale: Scale = Scale.NONE
+    multiplicity: Multiplicity = Multiplicity.EVERY_TRAJECTORY
+    alias_of: str | None = None
 
+
+_TREEPO = "arXiv 2508.17445"
+_TREEPO_CODE = f"{_TREEPO}, published code"
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
         "treepo": Preset(
-            groups=Groups.ANCESTORS,
+            formula="mean over groups G of l of (R_l - mean_G), whitened over tokens",
+            source=f"TreePO, {_TREEPO}, equation 5, normalised as in its published code",
+            baselines=(Baseline.ANCESTORS,),
             scale=Scale.BATCH_TOKENS,
-            source="TreePO, arXiv 2508.17445, equation 5, normalised as in its published code",
+        ),
+        "treepo_size_weighted": Preset(
+            formula="sum of |G| (R_l - mean_G) / sum of |G|, whitened over tokens",
+            source=f"TreePO, {_TREEPO}, equation 6, normalised as in its published code",
+            baselines=(Baseline.ANCESTORS,),
+            ancestors=AncestorGroups(pooling=Pooling.SIZE),
+            scale=Scale.BATCH_TOKENS,
+        ),
+        "treepo_with_rejection": Preset(
+            formula="as treepo_size_weighted, without groups below the root whose rewards agree",
+            source=f"TreePO, {_TREEPO}, equation 7, normalised as in its published code",
+            baselines=(Baseline.ANCESTORS,),
+            ancestors=AncestorGroups(pooling=Pooling.SIZE, has_uniform=False),
+            scale=Scale.BATCH_TOKENS,
+        ),
+        "treepo_without_root": Preset(
+            formula="as treepo_size_weighted, without the group of the tree; 0 without groups",
+            source=f"TreePO, {_TREEPO}, section 4.2; not in its published code",
+            baselines=(Baseline.ANCESTORS,),
+            ancestors=AncestorGroups(pooling=Pooling.SIZE, has_root=False),
+            scale=Scale.BATCH_TOKENS,
+        ),
+        "treepo_segment": Preset(
+            formula="V(s) - V(p(s)), V(root) = 0, leaves as treepo_size_weighted with groups of "
+            "one, whitened over tokens",
+            source=f"{_TREEPO_CODE}: tree_segment_reinforce_plus_plus_baseline",
+            level=Level.NODE,
+            baselines=(Baseline.PARENT,),
+            leaves=Leaves.ANCESTORS,
+            backup=Backup.CHILD_MEAN,
+            ancestors=AncestorGroups(pooling=Pooling.SIZE, has_singles=True),
+            has_root_value=False,
+            scale=Scale.BATCH_TOKENS,
+        ),
+        "treepo_spo": Preset(
+            formula="z(s) - z(p(s)), z the z-score of V among siblings, z(root) = 0",
+            source=f"{_TREEPO_CODE}: spo. Signs can turn: parent and child are scaled differently",
+            level=Level.NODE,
+            baselines=(Baseline.PARENT,),
+            backup=Backup.CHILD_MEAN,
+            is_sibling_normalized=True,
+            has_root_value=False,
+        ),
+        "spo_tree": Preset(
+            formula="V(s) - V(p(s)), each unique token once",
+            source="SPO-tree, arXiv 2505.23564, published code: rloo",
+            level=Level.NODE,
+            baselines=(Baseline.PARENT,),
+            backup=Backup.CHILD_MEAN,
+            multiplicity=Multiplicity.ONCE,
+        ),
+        "treerl": Preset(
+            formula="((V(s) - V(root)) + (V(s) - V(p(s)))) / sqrt(|L(s)|)",
+            source="TreeRL, arXiv 2506.11902, the formula of the paper; its code also removes "
+            "the mean over tokens",
+            level=Level.NODE,
+            baselines=(Baseline.ROOT, Baseline.PARENT),
+            scale=Scale.SQRT_LEAVES,
+        ),
+        "treerpo": Preset(
+            formula="(V(s) - mean of siblings) / std of siblings, 0 where they agree",
+            source="TreeRPO, arXiv 2506.05183; the scale is recalled, not checked",
+            level=Level.NODE,
+            baselines=(Baseline.SIBLINGS,),
+            backup=Backup.CHILD_MEAN,
+            scale=Scale.SIBLING_STD,
+        ),
+        "tree_grpo": Preset(
+            formula="z(R_l) in the tree + z(R_l) below its branch of the root",
+            source="Tree-GRPO, arXiv 2509.21240, published code: tree; its trees of one prompt are "
+            "the branches of the root here",
+            baselines=(Baseline.ROOT,),
+            scale=Scale.GROUP_AND_BRANCH_STD,
+        ),
+        "at2po": Preset(
+            formula="V(s), leaves z(R_l) in the tree",
+            source="AT2PO, arXiv 2601.04767, the paper's best option; that leaves are normalised "
+            "first is our reading",
+            level=Level.NODE,
+            baselines=(Baseline.NOTHING,),
+            leaves=Leaves.GROUP_Z,
+            backup=Backup.CHILD_MEAN,
+        ),
+        "treeadv": Preset(
+            formula="mean over L(s) of z(R_l) in the tree",
+            source="TreeAdv, arXiv 2601.03703; exact weights not published",
+            level=Level.NODE,
+            baselines=(Baseline.NOTHING,),
+            leaves=Leaves.GROUP_Z,
+        ),
+        "branchgrpo": Preset(
+            formula="z-score of V(s) among the nodes of its depth in the tree",
+            source="BranchGRPO, arXiv 2509.06040, published code, path-weighted",
+            level=Level.NODE,
+            baselines=(Baseline.NOTHING,),
+            backup=Backup.CHILD_SOFTMAX,
+            scale=Scale.DEPTH_Z,
+        ),
+        "vineppo": Preset(
+            formula="V(s) - V(p(s))",
+            source="in the style of VinePPO, arXiv 2410.01679: the tree's own leaves stand in for "
+            "fresh rollouts",
+            level=Level.NODE,
+            baselines=(Baseline.PARENT,),
+        ),
+        "deepsearch": Preset(
+            formula="V(s) - mean of siblings",
+            source="in the style of DeepSearch, arXiv 2509.25454: rewards fade towards the root",
+            level=Level.NODE,
+            baselines=(Baseline.SIBLINGS,),
+            backup=Backup.DECAYED,
         ),
         "grpo": Preset(
-            groups=Groups.ROOT,
-            scale=Scale.GROUP_STD,
+            formula="(R_l - mean) / (std + 1e-6) over the tree",
             source="GRPO, arXiv 2402.03300, section 4.1.2",
+            baselines=(Baseline.ROOT,),
+            scale=Scale.GROUP_STD,
+        ),
+        "dr_grpo": Preset(
+            formula="R_l - mean over the tree",
+            source="Dr. GRPO, arXiv 2503.20783",
+            baselines=(Baseline.ROOT,),
+        ),
+        "rloo": Preset(
+            formula="R_l - mean over the other leaves of the tree",
+            source="RLOO, arXiv 2402.14740",
+            baselines=(Baseline.LEAVE_ONE_OUT,),
+        ),
+        "reinforce_plus_plus": Preset(
+            formula="R_l - mean over the tree, whitened over tokens",
+            source="REINFORCE++ with baseline, arXiv 2501.03262",
+            baselines=(Baseline.ROOT,),
+            scale=Scale.BATCH_TOKENS,
         ),
     }
 )

@@ -24,13 +24,13 @@ from treepo.config.leaves import (
     Repetition,
     StopConfig,
 )
+from treepo.config.loss import Average, LossConfig, Objective, Ratio
 from treepo.config.run import TrainConfig
 from treepo.config.search import Opportunistic, SearchConfig, Verdicts
 from treepo.config.sections import (
     AdvantageConfig,
     DataConfig,
     EvalConfig,
-    LossConfig,
     ModelConfig,
     OptimizerConfig,
     RewardConfig,
@@ -42,6 +42,7 @@ __all__ = [
     "AdvantageConfig",
     "Alignment",
     "Attention",
+    "Average",
     "Boxed",
     "BranchBy",
     "BranchConfig",
@@ -55,6 +56,7 @@ __all__ = [
     "FallbackFrom",
     "LossConfig",
     "ModelConfig",
+    "Objective",
     "Opportunistic",
     "OptimizerConfig",
     "Packing",
@@ -62,6 +64,7 @@ __all__ = [
     "PruneBy",
     "PruneConfig",
     "PrunedLeaves",
+    "Ratio",
     "Refill",
     "Remainder",
     "Repetition",

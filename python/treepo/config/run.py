@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from treepo.config.engine import EngineConfig
+from treepo.config.loss import LossConfig
 from treepo.config.overrides import nested
 from treepo.config.schema import MAX_SEED, Section, at_least, at_most
 from treepo.config.search import SearchConfig, Verdicts
@@ -13,7 +14,6 @@ from treepo.config.sections import (
     AdvantageConfig,
     DataConfig,
     EvalConfig,
-    LossConfig,
     ModelConfig,
     OptimizerConfig,
     RewardConfig,

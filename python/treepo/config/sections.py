@@ -83,6 +83,10 @@ class RewardConfig(Section):
     """Seconds one call may take before its worker is stopped."""
     num_workers: int = 1
     """Worker processes; 0 calls the function in the training process, without time limit."""
+    overlong_buffer: int = 0
+    """Tokens before the longest completion over which a punishment grows in training; 0 is off."""
+    overlong_penalty: float = 1.0
+    """Punishment of the longest completion (DAPO, arXiv:2503.14476, eq. 13)."""
     shuffle: bool = False
     """A control, not a method: rewards are permuted over the whole batch, so that a sound
     pipeline learns nothing."""
@@ -90,6 +94,8 @@ class RewardConfig(Section):
     def _check(self) -> None:
         above("timeout_s", self.timeout_s, 0)
         at_least("num_workers", self.num_workers, 0)
+        at_least("overlong_buffer", self.overlong_buffer, 0)
+        at_least("overlong_penalty", self.overlong_penalty, 0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,22 +103,7 @@ class AdvantageConfig(Section):
     """How rewards become advantages."""
 
     preset: str = "treepo"
-    """A preset of treepo.advantages: treepo or grpo."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LossConfig(Section):
-    """The clipped policy loss, a mean over tokens (DAPO, arXiv:2503.14476, eq. 8 and 12)."""
-
-    clip_low: float = 0.2
-    """The probability ratio is clipped below 1 - clip_low."""
-    clip_high: float = 0.28
-    """The probability ratio is clipped above 1 + clip_high."""
-
-    def _check(self) -> None:
-        above("clip_low", self.clip_low, 0)
-        at_most("clip_low", self.clip_low, 1)
-        above("clip_high", self.clip_high, 0)
+    """A preset of treepo.advantages, see docs/advantages.md."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

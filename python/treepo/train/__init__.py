@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from treepo.train.attention import DensePackedContext, PackedContext, packed_context
     from treepo.train.head import Head, output_head, token_logprobs
-    from treepo.train.losses import LossTerms, dapo_loss
+    from treepo.train.losses import LossTerms, policy_loss
     from treepo.train.pack import PackedForest, microbatches
     from treepo.train.step import StepMetrics, TrainStep, first_step_check
     from treepo.train.trainer import Trainer
@@ -25,7 +25,7 @@ _MODULES = {
     "Head": "treepo.train.head",
     "output_head": "treepo.train.head",
     "LossTerms": "treepo.train.losses",
-    "dapo_loss": "treepo.train.losses",
+    "policy_loss": "treepo.train.losses",
     "token_logprobs": "treepo.train.head",
     "PackedForest": "treepo.train.pack",
     "microbatches": "treepo.train.pack",
@@ -44,11 +44,11 @@ __all__ = [
     "StepMetrics",
     "TrainStep",
     "Trainer",
-    "dapo_loss",
     "first_step_check",
     "microbatches",
     "output_head",
     "packed_context",
+    "policy_loss",
     "token_logprobs",
 ]
 

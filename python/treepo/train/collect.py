@@ -9,6 +9,7 @@ import numpy.typing as npt
 from treepo.config import TrainConfig
 from treepo.engine import Engine
 from treepo.forest import Forest
+from treepo.rewards.overlong import overlong_punishment
 from treepo.scoring import Scorer, Scores
 from treepo.train.dataset import PromptSource
 from treepo.train.metrics import (
@@ -130,10 +131,21 @@ class Collector:
         score = self._scorer.score(forest, rows)
         self._check()
         forest.set_rewards(score.values)
+        rewards = score.values + self._overlong(forest)
         if not self._config.reward.shuffle:
-            return forest, score, score.values
+            return forest, score, rewards
         generator = np.random.default_rng([self._config.seed, cursor])
-        return forest, score, generator.permutation(score.values)
+        return forest, score, generator.permutation(rewards)
+
+    def _overlong(self, forest: Forest) -> F32:
+        config = self._config
+        punished = overlong_punishment(
+            forest.paths.length - forest.trees.prompt_len[forest.paths.tree],
+            max_tokens=config.search.completion_len,
+            buffer=config.reward.overlong_buffer,
+            penalty=config.reward.overlong_penalty,
+        )
+        return punished.astype(np.float32)
 
 
 def trees_with_signal(rewards: F32, path_start: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from treepo.config import LossConfig
+from treepo.config import LossConfig, Objective, Ratio
+from treepo.errors import InvalidInputError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,7 +18,7 @@ class LossTerms:
     Attributes:
         loss: the loss, with a gradient.
         clipped_low: trajectory tokens whose ratio fell below the lower edge under a negative
-            advantage, so that they have no gradient.
+            advantage, so that the clipped objective has no gradient there.
         clipped_high: trajectory tokens whose ratio rose above the upper edge under a positive
             advantage.
         abs_log_ratio: sum over trajectory tokens of abs(logprob - old_logprob).
@@ -33,39 +34,65 @@ class LossTerms:
     ratio_max: Tensor
 
 
-def dapo_loss(
+def policy_loss(
     logprob: Tensor,
     old_logprob: Tensor,
     advantage: Tensor,
     config: LossConfig,
-    num_loss_tokens: int,
+    total_weight: float,
+    *,
+    weight: Tensor | None = None,
+    trajectory: Tensor | None = None,
 ) -> LossTerms:
-    """Clipped policy loss with separate clip edges, a mean over tokens (DAPO).
+    """Clipped policy loss over trajectory tokens.
 
-    loss = -sum_t min(r_t A_t, clip(r_t, 1 - clip_low, 1 + clip_high) A_t) / num_loss_tokens with
-    r_t = exp(logprob_t - old_logprob_t); arXiv:2503.14476, eq. 8 and 12. A token that several
-    trajectories share enters once for each of them, with that trajectory's advantage.
+    loss = -sum_t w_t J_t / total_weight. With the ratio r_t and c(r) = clip(r, 1 - clip_low,
+    1 + clip_high), J_t = min(r_t A_t, c(r_t) A_t), and with dual_clip d at least d A_t where A_t is
+    negative; or, CISPO, J_t = c(r_t) A_t logprob_t with c(r_t) held fixed. Sources: see
+    `treepo.config.loss`. A token that several trajectories share enters once for each of them.
 
     Args:
         logprob: current log-prob of every trajectory token, [S], S at least 1.
         old_logprob: log-prob when it was sampled, [S].
-        advantage: advantage of the token's trajectory, [S].
-        config: the clip edges.
-        num_loss_tokens: trajectory tokens of the whole optimizer step, over all micro-batches.
+        advantage: advantage of the token in its trajectory, [S].
+        config: ratio, objective and clip edges.
+        total_weight: sum of the weights of the whole optimizer step, over all micro-batches.
+        weight: w_t, [S]; 1 if absent.
+        trajectory: trajectory of each token, counted from 0, i64[S]; for ratios of trajectories.
 
     Returns:
         The loss and its metrics; only the loss has a gradient.
     """
     log_ratio = logprob - old_logprob
-    ratio = log_ratio.exp()
+    ratio = _compared(log_ratio, config.ratio, trajectory).exp()
     low, high = 1 - config.clip_low, 1 + config.clip_high
-    objective = torch.minimum(ratio * advantage, ratio.clamp(low, high) * advantage)
+    if config.objective is Objective.CISPO:
+        objective = ratio.detach().clamp(low, high) * advantage * logprob
+    else:
+        objective = torch.minimum(ratio * advantage, ratio.clamp(low, high) * advantage)
+    if config.dual_clip is not None:
+        floor = config.dual_clip * advantage
+        objective = torch.where(advantage < 0, torch.maximum(objective, floor), objective)
+    if weight is not None:
+        objective = objective * weight
     seen = ratio.detach()
     return LossTerms(
-        loss=-objective.sum() / num_loss_tokens,
+        loss=-objective.sum() / total_weight,
         clipped_low=((seen < low) & (advantage < 0)).sum(),
         clipped_high=((seen > high) & (advantage > 0)).sum(),
         abs_log_ratio=log_ratio.detach().abs().sum(),
         ratio_min=seen.min(),
         ratio_max=seen.max(),
     )
+
+
+def _compared(log_ratio: Tensor, ratio: Ratio, trajectory: Tensor | None) -> Tensor:
+    """Log of the ratio that each token is clipped by, [S]."""
+    if ratio is Ratio.TOKEN:
+        return log_ratio
+    if trajectory is None:
+        raise InvalidInputError("ratios of trajectories need the trajectory of each token")
+    count = int(trajectory.max()) + 1
+    total = log_ratio.new_zeros(count).index_add(0, trajectory, log_ratio)
+    length = log_ratio.new_zeros(count).index_add(0, trajectory, torch.ones_like(log_ratio))
+    return (total / length)[trajectory]

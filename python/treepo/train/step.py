@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from treepo.config import LossConfig
+from treepo.advantages import Credit
+from treepo.config import Average, LossConfig
 from treepo.engine.exact import ExactForward
 from treepo.engine.hook import AttentionContext, evaluating, install, plain_attention, probe
 from treepo.errors import (
@@ -26,12 +28,78 @@ from treepo.forest import Forest, TokenKind
 from treepo.train.attention import packed_context
 from treepo.train.exact_attention import ExactContext
 from treepo.train.head import output_head, token_logprobs
-from treepo.train.losses import LossTerms, dapo_loss
+from treepo.train.losses import LossTerms, policy_loss
 from treepo.train.pack import PackedForest, pack
 
 F64 = npt.NDArray[np.float64]
 _OTHER_HEADS = ("classifier_", "summary_")
 ContextFactory = Callable[[PackedForest, torch.device], AttentionContext]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenAdvantages:
+    """Advantages of packed trajectory tokens, and their weights in the loss.
+
+    Attributes:
+        values: advantage of each entry of `PackedForest.src`, f64[S].
+        weights: weight of each, f64[S].
+        total_weight: what they add to the divisor of the optimizer step's loss.
+    """
+
+    values: F64
+    weights: F64
+    total_weight: float
+
+    @classmethod
+    def of_paths(cls, packed: PackedForest, advantages: npt.ArrayLike) -> Self:
+        """Gives all tokens of a path its advantage, with weight 1.
+
+        Args:
+            packed: the trees.
+            advantages: one advantage a path of the forest that was packed, float[P].
+
+        Raises:
+            InvalidInputError: if a path has none.
+        """
+        per_path = np.asarray(advantages, dtype=np.float64)
+        if len(per_path) <= packed.src_path.max(initial=-1):
+            raise InvalidInputError(
+                f"{len(per_path)} advantages for path {packed.src_path.max()}: pass one a path of "
+                f"the forest that was packed"
+            )
+        count = len(packed.src_path)
+        values = per_path[packed.src_path]
+        return cls(values=values, weights=np.ones(count), total_weight=float(count))
+
+    @classmethod
+    def of_credit(cls, packed: PackedForest, forest: Forest, credit: Credit) -> Self:
+        """Reads off a credit what each token has in its trajectory.
+
+        Args:
+            packed: the trees.
+            forest: the forest that was packed.
+            credit: its credit.
+        """
+        token = packed.token_index[packed.target[packed.src]]
+        values, weights = credit.at(forest, packed.src_path, token)
+        return cls(values=values, weights=weights, total_weight=float(weights.sum()))
+
+    def averaged(self, packed: PackedForest, average: Average, max_tokens: int) -> Self:
+        """Returns them with the weights that make the loss another mean.
+
+        Args:
+            packed: the trees.
+            average: what the loss is a mean over; from a mean over tokens.
+            max_tokens: tokens that a trajectory could have sampled at most.
+        """
+        if average is Average.TOKENS:
+            return self
+        trajectory = _numbered(packed.src_path)
+        totals = np.bincount(trajectory, self.weights)
+        if average is Average.MAX_TOKENS:
+            return replace(self, total_weight=float(len(totals) * max_tokens))
+        weights = self.weights / totals[trajectory]
+        return replace(self, weights=weights, total_weight=float(len(totals)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,14 +201,18 @@ class TrainStep:
         self._head = output_head(model)
 
     def backward(
-        self, packed: PackedForest, advantages: npt.ArrayLike, num_loss_tokens: int
+        self,
+        packed: PackedForest,
+        advantages: npt.ArrayLike | TokenAdvantages,
+        total_weight: float,
     ) -> StepMetrics:
         """Forward and backward of one micro-batch; gradients add to those already there.
 
         Args:
             packed: the trees of the micro-batch.
-            advantages: one advantage a path of the forest that was packed, float[P].
-            num_loss_tokens: trajectory tokens of the whole optimizer step.
+            advantages: those of trajectory tokens; or one a path of the forest that was packed,
+                float[P], which all of the path's tokens have with weight 1.
+            total_weight: sum of `TokenAdvantages.total_weight` over the whole optimizer step.
 
         Returns:
             The metrics of this micro-batch.
@@ -150,22 +222,28 @@ class TrainStep:
             NotFiniteError: if advantages, log-probs or loss hold NaN or infinity; no gradient has
                 been added then.
         """
-        per_path = np.asarray(advantages, dtype=np.float64)
-        _check_input(packed, per_path, num_loss_tokens)
+        _check_has_tokens(packed)
+        if not isinstance(advantages, TokenAdvantages):
+            advantages = TokenAdvantages.of_paths(packed, advantages)
+        _check_input(packed, advantages, total_weight)
         with self._numerics():
-            return self._backward(packed, per_path, num_loss_tokens)
+            return self._backward(packed, advantages, total_weight)
 
-    def _backward(self, packed: PackedForest, per_path: F64, num_loss_tokens: int) -> StepMetrics:
+    def _backward(
+        self, packed: PackedForest, advantages: TokenAdvantages, total_weight: float
+    ) -> StepMetrics:
         logprob, entropy = self._logprobs(packed)
         _check_finite("the model's log-probs", logprob)
         src = self._tensor(packed.src)
         old = self._tensor(packed.old_logprob).to(logprob.dtype)
-        terms = dapo_loss(
+        terms = policy_loss(
             logprob.index_select(0, src),
             old[src],
-            self._tensor(per_path[packed.src_path]).to(logprob.dtype),
+            self._tensor(advantages.values).to(logprob.dtype),
             self._loss_config,
-            num_loss_tokens,
+            total_weight,
+            weight=self._tensor(advantages.weights).to(logprob.dtype),
+            trajectory=self._tensor(_numbered(packed.src_path)),
         )
         _check_finite("the loss", terms.loss)
         terms.loss.backward()  # type: ignore[no-untyped-call]
@@ -323,21 +401,31 @@ def _check_dropout(model: PreTrainedModel) -> None:
             )
 
 
-def _check_input(packed: PackedForest, advantages: F64, num_loss_tokens: int) -> None:
+def _numbered(paths: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
+    """Numbers the paths that occur from 0 on."""
+    numbers: npt.NDArray[np.int64] = np.unique(paths, return_inverse=True)[1].astype(np.int64)
+    return numbers
+
+
+def _check_has_tokens(packed: PackedForest) -> None:
     if packed.num_trajectory_tokens == 0:
         raise InvalidInputError("the packed trees hold no sampled token: there is no loss")
-    if num_loss_tokens < packed.num_trajectory_tokens:
+
+
+def _check_input(packed: PackedForest, advantages: TokenAdvantages, total_weight: float) -> None:
+    if len(advantages.values) != packed.num_trajectory_tokens:
         raise InvalidInputError(
-            f"num_loss_tokens = {num_loss_tokens} is below the {packed.num_trajectory_tokens} "
-            f"trajectory tokens of this micro-batch: pass the count of the whole optimizer step"
+            f"{len(advantages.values)} advantages for {packed.num_trajectory_tokens} trajectory "
+            f"tokens: pass one for each entry of src"
         )
-    if len(advantages) <= packed.src_path.max():
+    weight = advantages.total_weight
+    if total_weight < weight * (1 - 1e-9):
         raise InvalidInputError(
-            f"{len(advantages)} advantages for path {packed.src_path.max()}: pass one a path of "
-            f"the forest that was packed"
+            f"total_weight = {total_weight:g} is below this micro-batch's own, {weight:g}: pass "
+            f"the sum over the whole optimizer step"
         )
     for name, values in (
-        ("an advantage", advantages[packed.src_path]),
+        ("an advantage", advantages.values),
         ("a log-prob recorded at sampling", packed.old_logprob),
     ):
         bad = np.flatnonzero(~np.isfinite(values))

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from treepo.advantages import advantages, find_preset
+from treepo.advantages import Credit, credit, find_preset
 from treepo.config import TrainConfig
 from treepo.engine import Engine
 from treepo.errors import NotFiniteError, RewardError
@@ -27,9 +26,8 @@ from treepo.train.metrics import Metrics, update_metrics
 from treepo.train.pack import microbatches, pack
 from treepo.train.progress import Progress, tell
 from treepo.train.run_folder import RunFolder
-from treepo.train.step import StepMetrics, TrainStep, combine, first_step_check
+from treepo.train.step import StepMetrics, TokenAdvantages, TrainStep, combine, first_step_check
 
-F64 = npt.NDArray[np.float64]
 Row = Mapping[str, Any]
 
 NO_SIGNAL_STEPS = 5
@@ -214,12 +212,12 @@ class Trainer:
         """Make the optimizer steps of one rollout step."""
         if self.engine.model.device.type != "cpu":
             self.engine.release()  # The update needs the memory; the next rollout makes a pool.
-        values = advantages(forest, forest.paths.reward, preset=self.config.advantage.preset)
+        credited = credit(forest, forest.paths.reward, self.config.advantage.preset)
         count = num_minibatches(forest.num_trees, self.config)
         parts: list[StepMetrics] = []
         norms: list[float] = []
         for trees in np.array_split(np.arange(forest.num_trees), count):
-            part = _of_trees(values, forest, trees)
+            part = credited.of_trees(forest, trees[0], trees[-1])
             self._optimizer.zero_grad()  # An update that was refused leaves a part of its gradient.
             parts.append(self._accumulate(forest.select(trees), part))
             norms.append(
@@ -230,15 +228,19 @@ class Trainer:
         self.engine.weights_changed()
         return update_metrics(parts, norms)
 
-    def _accumulate(self, forest: Forest, values: F64) -> StepMetrics:
+    def _accumulate(self, forest: Forest, credited: Credit) -> StepMetrics:
         """Forward and backward of one minibatch, micro-batch by micro-batch."""
-        batches = [
-            (pack(forest.select(trees)), _of_trees(values, forest, trees))
-            for trees in microbatches(forest, self.config.max_tokens_per_microbatch)
-        ]
-        num_loss_tokens = sum(packed.num_trajectory_tokens for packed, _ in batches)
+        longest = self.config.search.completion_len
+        batches = []
+        for trees in microbatches(forest, self.config.max_tokens_per_microbatch):
+            part = forest.select(trees)
+            packed = pack(part)
+            own = credited.of_trees(forest, trees[0], trees[-1])
+            of_tokens = TokenAdvantages.of_credit(packed, part, own)
+            batches.append((packed, of_tokens.averaged(packed, self.config.loss.average, longest)))
+        total_weight = sum(part.total_weight for _, part in batches)
         return combine(
-            [self._update.backward(packed, part, num_loss_tokens) for packed, part in batches]
+            [self._update.backward(packed, part, total_weight) for packed, part in batches]
         )
 
     def _learning_rate(self) -> float:
@@ -309,12 +311,6 @@ def num_minibatches(num_trees: int, config: TrainConfig) -> int:
     """Return the optimizer steps for so many trees: few trees make few steps, not small ones."""
     full = math.ceil(config.prompts_per_step / config.minibatches_per_step)
     return math.ceil(num_trees / full)
-
-
-def _of_trees(values: F64, forest: Forest, trees: npt.NDArray[np.int64]) -> F64:
-    """Return the values of the paths of neighbouring trees."""
-    start = forest.trees.path_start[trees[0]]
-    return values[start : forest.trees.path_start[trees[-1] + 1]]
 
 
 def due(step: int, every: int) -> bool:

@@ -1,0 +1,30 @@
+"""A soft punishment of completions that come close to their limit."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+F64 = npt.NDArray[np.float64]
+
+
+def overlong_punishment(
+    lengths: npt.NDArray[Any], *, max_tokens: int, buffer: int, penalty: float
+) -> F64:
+    """Return what is added to each reward: 0 up to max_tokens - buffer, then falling to -penalty.
+
+    Soft overlong punishment of DAPO, arXiv:2503.14476, eq. 13.
+
+    Args:
+        lengths: Tokens of each completion, [n].
+        max_tokens: Tokens of a completion at most.
+        buffer: Tokens over which the punishment grows; 0 is none at all.
+        penalty: Punishment of a completion of max_tokens.
+
+    Returns:
+        f64[n], 0 or negative.
+    """
+    if buffer == 0:
+        return np.zeros(len(lengths))
+    excess = np.asarray(lengths, dtype=np.float64) - (max_tokens - buffer)
+    return -penalty * np.clip(excess / buffer, 0.0, 1.0)
