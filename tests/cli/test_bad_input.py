@@ -83,7 +83,7 @@ def test_command_in_a_process_of_its_own_prints_one_line_and_exits_with_2():
         (["train", "engine.num_blocks=1000000000000"], "engine.num_blocks must be at most"),
         (["train", "num_threads=1000000"], "num_threads must be at most"),
         (["train", "sampling.temperature=1e-40"], "temperature must be 0 (greedy) or at least"),
-        (["train", "advantage.preset=ppo"], "unknown advantage preset 'ppo', known: treepo, grpo"),
+        (["train", "advantage.preset=ppo"], "unknown advantage preset 'ppo', did you mean vineppo"),
         (["rollout", "engine.device=gpu"], "engine.device 'gpu' cannot be used"),
         (["rollout", "engine.kv_cache_gib=1e9"], "out of memory; lower engine.kv_cache_gib"),
         (["rollout", "--out", "/dev/full"], "cannot write /dev/full: it is not a file"),
