@@ -106,6 +106,7 @@ class Slow:
         self.leaves = leaves
         self.backup = backup
         self.tokens = forest.tokens
+        self.known = {}
 
     def children(self, node):
         return [int(k) for k in np.flatnonzero(self.nodes.parent == node)]
@@ -126,6 +127,11 @@ class Slow:
         return np.nansum(logprob, dtype=np.float64)  # A given token has none.
 
     def value(self, node):
+        if node not in self.known:
+            self.known[node] = self.worked_out(node)
+        return self.known[node]
+
+    def worked_out(self, node):
         below = [(r, depth) for r, depth in self.below(node) if not np.isnan(r)]
         if not below:
             return np.nan
