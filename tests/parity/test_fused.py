@@ -10,7 +10,7 @@ from torch import nn
 from treepo.config import Attention, Dtype, EngineConfig, Packing
 from treepo.core import Activation
 from treepo.engine import Engine, install
-from treepo.engine.fused import Fusion, PackedLinear, build_overlay
+from treepo.engine.fused import Fusion, PackedLinear, build, build_overlay
 from treepo.engine.fused.linear import layers_by_input
 from treepo.engine.kernels import Kernels
 from treepo.errors import InvalidInputError
@@ -154,3 +154,13 @@ def test_kernels_refuse_mixed_number_formats():
         kernels.rms_norm(x, weight, 1e-6, 0.0)
     with torch.no_grad(), pytest.raises(InvalidInputError, match="bfloat16"):
         kernels.gate(Activation.SILU, x, x.bfloat16())
+
+
+def test_sinks_that_a_model_makes_anew_at_each_call_are_no_obstacle(make_model, monkeypatch):
+    attend = build._Causal.attend
+
+    def with_new_sinks(self, *states, sinks, **options):
+        return attend(self, *states, sinks=sinks.clone(), **options)
+
+    monkeypatch.setattr(build._Causal, "attend", with_new_sinks)
+    assert Fusion.PACKED_LINEAR in Engine(make_model("gpt_oss"), None).fusions

@@ -68,7 +68,7 @@ def _machine() -> Iterator[Finding]:
     yield Finding("versions", f"treepo {core.__version__}, Python {python}, {packages}")
     kernels = core.Kernels(1)
     yield Finding("processor", f"{platform.machine()}, kernels at level {kernels.level}")
-    yield _threads(torch.get_num_threads(), len(os.sched_getaffinity(0)))
+    yield _threads(torch.get_num_threads(), _num_cores())
     if gomp_parallel() is None:
         yield Finding(
             "OpenMP",
@@ -85,6 +85,13 @@ def _machine() -> Iterator[Finding]:
     yield Finding("memory", f"{gib:.1f} GiB free")
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     yield Finding("GPU", ", ".join(gpus) or "none")
+
+
+def _num_cores() -> int:
+    """Cores that this process may use; all, where the system does not say."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _threads(num_threads: int, num_cores: int) -> Finding:

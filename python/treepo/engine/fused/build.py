@@ -27,7 +27,8 @@ class _Trial(NamedTuple):
     Attributes:
         logits: [num_tokens, vocab_size].
         linears: The linear layers that ran, in order, with their inputs.
-        attention: What each attention module asked for: keywords of `AttentionContext.attend`.
+        attention: What each attention module without sinks asked for: keywords of
+            `AttentionContext.attend`.
     """
 
     logits: Tensor
@@ -179,12 +180,13 @@ class _Causal:
         softcap: float | None,
         sinks: Tensor | None,
     ) -> Tensor:
-        self.calls[module] = {
-            "scaling": scaling,
-            "sliding_window": sliding_window,
-            "softcap": softcap,
-            "sinks": sinks,
-        }
+        if sinks is None:  # Sinks may be made anew at each call; such layers are left alone.
+            self.calls[module] = {
+                "scaling": scaling,
+                "sliding_window": sliding_window,
+                "softcap": softcap,
+                "sinks": None,
+            }
         output = F.scaled_dot_product_attention(
             query, key, value, is_causal=True, scale=scaling, enable_gqa=True
         )
