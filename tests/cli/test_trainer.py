@@ -200,6 +200,25 @@ def test_reward_that_breaks_in_mid_run_loses_no_finished_step(tiny_model_dir, tm
     assert checkpoint.latest(tmp_path / "run").name == "step_1"
 
 
+def test_run_ends_with_the_step_that_spends_its_tokens_and_its_schedule_with_it(
+    tiny_model_dir, tmp_path
+):
+    own = config(tmp_path / "run", num_steps=100, max_sampled_tokens=50)
+    result = trainer(tiny_model_dir, own).train()
+    rows = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    tokens = [row["num_tokens"] for row in rows]
+    assert result.num_steps == len(rows) < 100
+    assert tokens[-1] >= 50 > ([0, *tokens])[-2]
+    resumed = trainer(tiny_model_dir, own).train(resume=True)
+    assert resumed.num_steps == result.num_steps
+
+
+def test_learning_rate_follows_the_tokens_where_they_are_ahead_of_the_steps():
+    own = OptimizerConfig(learning_rate=1.0, warmup_steps=0, final_fraction=0.0)
+    assert learning_rate(1, 101, own, spent=0.75) == pytest.approx(0.25)
+    assert learning_rate(50, 101, own, spent=0.1) == pytest.approx(0.5)
+
+
 def test_unknown_preset_is_refused_before_anything_is_sampled(tiny_model_dir, tmp_path):
     plan = config(tmp_path / "run", advantage=AdvantageConfig(preset="trepo"))
     with pytest.raises(InvalidConfigError, match="did you mean treepo"):

@@ -60,6 +60,9 @@ class TrainConfig(Section):
     """Evaluation on held-out prompts."""
     num_steps: int = 150
     """Rollout steps of the run; the learning-rate schedule spans them."""
+    max_sampled_tokens: int | None = None
+    """Sampled tokens after which the run ends before its `num_steps`; the schedule follows what is
+    nearer its end. Searches are compared at equal cost this way."""
     prompts_per_step: int = 16
     """Trees with a learning signal that one step trains on, at most."""
     minibatches_per_step: int = 2
@@ -84,6 +87,7 @@ class TrainConfig(Section):
 
     def _check(self) -> None:
         at_least("num_steps", self.num_steps, 1)
+        at_least("max_sampled_tokens", self.max_sampled_tokens, 1)
         at_least("prompts_per_step", self.prompts_per_step, 1)
         at_least("minibatches_per_step", self.minibatches_per_step, 1)
         at_least("max_tokens_per_microbatch", self.max_tokens_per_microbatch, 1)

@@ -28,13 +28,16 @@ def build(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
     )
 
 
-def learning_rate(step: int, num_steps: int, config: OptimizerConfig) -> float:
+def learning_rate(
+    step: int, num_steps: int, config: OptimizerConfig, *, spent: float = 0.0
+) -> float:
     """Return the learning rate of a rollout step.
 
     Args:
         step: Finished rollout steps, from 0.
         num_steps: Planned rollout steps.
         config: Peak, warm-up and schedule.
+        spent: Fraction of the run's tokens that are sampled; counts where it is ahead of the steps.
 
     Returns:
         A straight line up to the peak over the warm-up; after it the peak, or a straight line
@@ -45,7 +48,7 @@ def learning_rate(step: int, num_steps: int, config: OptimizerConfig) -> float:
     if config.schedule is Schedule.CONSTANT:
         return config.learning_rate
     span = max(1, num_steps - 1 - config.warmup_steps)
-    progress = min(1.0, (step - config.warmup_steps) / span)
+    progress = min(1.0, max((step - config.warmup_steps) / span, spent))
     return config.learning_rate * (1 - (1 - config.final_fraction) * progress)
 
 

@@ -154,10 +154,10 @@ class Trainer:
             self.engine, self._scorer, self._source, config, check=self._stop.check
         )
         with Progress(config.num_steps, first_step=self._state.step) as progress:
-            while self._state.step < config.num_steps:
+            while not self._is_finished(self._state):
                 self._stop.check()
                 began = time.perf_counter()
-                progress_made = self._state.step / config.num_steps
+                progress_made = max(self._state.step / config.num_steps, self._spent())
                 batch = collector.collect(self._state.cursor, progress_made)
                 if batch.kept is not None and not is_checked:
                     first_step_check(self._model, batch.kept, config.sampling.temperature)
@@ -203,9 +203,10 @@ class Trainer:
             tell(alarm)
         if due(step, config.save_forests_every):
             folder.save_forest(step, batch.sampled)
-        if due(step, config.save_every) or step == config.num_steps:
+        is_last = self._is_finished(self._state)
+        if due(step, config.save_every) or is_last:
             self._save(folder)
-        if due(step, config.eval.every) and step < config.num_steps:
+        if due(step, config.eval.every) and not is_last:
             self._evaluation(folder, f"step_{step}")
 
     def _train_on(self, forest: Forest) -> Metrics:
@@ -245,7 +246,19 @@ class Trainer:
 
     def _learning_rate(self) -> float:
         config = self.config
-        return optimizer.learning_rate(self._state.step, config.num_steps, config.optimizer)
+        return optimizer.learning_rate(
+            self._state.step, config.num_steps, config.optimizer, spent=self._spent()
+        )
+
+    def _spent(self) -> float:
+        """Return the fraction of the run's tokens that are sampled; 0 without a limit."""
+        limit = self.config.max_sampled_tokens
+        return 0.0 if limit is None else min(1.0, self._state.num_tokens / limit)
+
+    def _is_finished(self, state: LoopState) -> bool:
+        limit = self.config.max_sampled_tokens
+        is_spent = limit is not None and state.num_tokens >= limit
+        return is_spent or state.step >= self.config.num_steps
 
     def _evaluation(self, folder: RunFolder, name: str) -> Evaluation | None:
         """Return the evaluation of that name: the run's own file, or a new one."""
@@ -289,7 +302,7 @@ class Trainer:
         if saved is not None:
             checkpoint.load_weights(saved, self._model)
             checkpoint.load_optimizer(saved, self._model, self._optimizer)
-        folder.truncate(state.step, is_finished=state.step >= self.config.num_steps)
+        folder.truncate(state.step, is_finished=self._is_finished(state))
         self.engine.policy_version = state.policy_version
         return state
 
