@@ -4,8 +4,8 @@ Each run is a fresh process that trains the embedded task until it has sampled a
 evaluating on the way. A run's result is one file; a sweep that is interrupted goes on where it
 stopped. `learning_report.py` draws what is there.
 
-    python benches/learning_sweep.py presets              # 6 arms, 8 seeds
-    python benches/learning_sweep.py variants shapes      # ablations, 4 seeds
+    python benches/learning_sweep.py presets              # 7 arms, 8 seeds
+    python benches/learning_sweep.py variants shapes rates # ablations, 4 seeds
 """
 
 import argparse
@@ -27,7 +27,7 @@ MAX_SAMPLED_TOKENS = 200_000
 COMMON = [
     f"max_sampled_tokens={MAX_SAMPLED_TOKENS}",
     "num_steps=1000",
-    "optimizer.learning_rate=1e-4",
+    "optimizer.learning_rate=4e-4",
     "eval.num_prompts=200",
     "eval.num_samples=4",
     "eval.every=6",
@@ -49,6 +49,7 @@ PRESETS = {
     "rloo": preset("rloo", TREE),
     "spo_tree": preset("spo_tree", TREE),
     "treerl": preset("treerl", TREE),
+    "tree_rloo": preset("tree_rloo", TREE),
     "grpo_flat": preset("grpo", FLAT),
 }
 VARIANTS = {
@@ -59,7 +60,17 @@ SHAPES = {
     f"treepo_{length}x{depth}": [*preset("treepo", TREE), *shape(length, depth)]
     for length, depth in ((5, 13), (18, 4), (32, 2))
 }
-SWEEPS = {"presets": (PRESETS, 8), "variants": (VARIANTS, 4), "shapes": (SHAPES, 4)}
+RATES = {
+    f"{arm}_{rate}": [*PRESETS[arm], f"optimizer.learning_rate={rate}"]
+    for rate in ("2e-4", "8e-4")
+    for arm in ("treepo", "grpo_flat")
+}
+SWEEPS = {
+    "presets": (PRESETS, 8),
+    "variants": (VARIANTS, 4),
+    "shapes": (SHAPES, 4),
+    "rates": (RATES, 4),
+}
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from treepo.advantages import (
     PRESETS,
     Backup,
     Baseline,
+    Counting,
     Level,
     Multiplicity,
     Preset,
@@ -24,6 +25,7 @@ from treepo.advantages.backup import DECAY, node_values
 from treepo.advantages.nodes import num_ancestors
 from treepo.errors import InvalidConfigError
 from treepo.forest import Forest, TokenKind
+from treepo.lab import SEARCHES, grow, random_policy
 
 by_tree = pytest.mark.parametrize("tree", GOLDEN, ids=[tree["id"] for tree in GOLDEN])
 OF_TRAJECTORIES = {
@@ -161,7 +163,7 @@ class Slow:
             rest = np.nansum([r for r, _ in everywhere]) - np.nansum([r for r, _ in below])
             count = sum(not np.isnan(r) for r, _ in everywhere)
             count -= sum(not np.isnan(r) for r, _ in below)
-            return rest / count if count else 0.0
+            return rest / count if count else np.nan
         compared = {
             Baseline.ROOT: above[-1:],
             Baseline.PARENT: above[:1],
@@ -182,7 +184,7 @@ def test_values_and_baselines_of_nodes_are_those_made_one_by_one(grow_forest, ba
     for seed in range(6):
         forest, rewards = random_case(grow_forest, seed, missing=0.2 * (seed % 2))
         slow = Slow(forest, rewards, backup)
-        values = node_values(forest, rewards, backup)
+        values = node_values(forest, rewards, backup, np.ones(forest.num_paths))
         actual = credit(forest, rewards, node_preset(backup, baseline)).values
         for node in range(len(values)):
             np.testing.assert_allclose(values[node], slow.value(node), atol=1e-12)
@@ -198,7 +200,7 @@ def test_leaf_mean_and_child_mean_disagree_on_an_uneven_tree():
     add_tree(forest, paths, [[2], [2, 2], [2, 2], [2, 2]])
     rewards = np.array([1.0, 0.0, 0.0, 1.0])
     leaf, child = (
-        node_values(Forest(forest), rewards, backup)[0]
+        node_values(Forest(forest), rewards, backup, np.ones(4))[0]
         for backup in (Backup.LEAF_MEAN, Backup.CHILD_MEAN)
     )
     assert leaf == pytest.approx(0.5)
@@ -296,6 +298,27 @@ def test_weights_of_a_shared_token_add_up(grow_forest, multiplicity):
         assert own.sum() == pytest.approx(expected[multiplicity.value])
 
 
+def test_by_inclusion_leaves_count_in_means_and_tokens_by_their_weights():
+    search = core.SearchConfig(**SEARCHES["even"], eos_token_ids=[0])
+    sampled = grow(random_policy(4), search, 20, seed=3)
+    forest, rewards = sampled.forest, sampled.rewards.copy()
+    rewards[::7] = np.nan
+    nodes, weight = forest.nodes(), forest.paths.weight.astype(np.float64)
+    assert len(np.unique(weight)) > 3
+    found = credit(forest, rewards, "tree_rloo")
+    for node in np.flatnonzero(nodes.parent >= 0):
+        in_tree = forest.paths.tree == nodes.tree[node]
+        below = (nodes.leaf >= node) & (nodes.leaf < nodes.subtree_end[node])
+        known = ~np.isnan(rewards)
+        own, rest = below & known, in_tree & ~below & known
+        expected = 0.0
+        if own.any() and rest.any():
+            expected = np.average(rewards[own], weights=weight[own])
+            expected -= np.average(rewards[rest], weights=weight[rest])
+        assert found.values[node] == pytest.approx(expected, abs=1e-9)
+        assert found.weights[node] * below.sum() == pytest.approx(weight[below].sum())
+
+
 def test_a_trajectory_has_the_mean_over_its_tokens():
     forest = core.Forest()
     add_tree(forest, ["t#1-0#2-0", "t#1-0#2-1"], [[3, 1], [3, 2]])
@@ -310,7 +333,7 @@ def test_a_trajectory_that_ends_where_another_goes_on_is_a_child_of_its_end():
     add_tree(forest, ["t#1-0"], [[2]])
     append(forest, 0, forest.fork(0, 0, 5), 2)
     append(forest, 0, forest.fork(0, 0, 5), 2)
-    values = node_values(Forest(forest), np.array([1.0, 0.0, 0.0]), Backup.CHILD_MEAN)
+    values = node_values(Forest(forest), np.array([1.0, 0.0, 0.0]), Backup.CHILD_MEAN, np.ones(3))
     assert values[1] == pytest.approx(1 / 3)
 
 
@@ -319,6 +342,10 @@ def test_a_trajectory_that_ends_where_another_goes_on_is_a_child_of_its_end():
     [
         ({"baselines": (Baseline.PARENT,)}, "a trajectory is not compared with its parent"),
         ({"baselines": (), "scale": Scale.SQRT_LEAVES}, "sqrt_leaves is one of nodes"),
+        (
+            {"baselines": (Baseline.PARENT,), "level": Level.NODE, "counting": Counting.INCLUSION},
+            "counting by inclusion goes with",
+        ),
         (
             {"baselines": (), "level": Level.NODE, "scale": Scale.GROUP_STD},
             "group_std is one of trajectories",

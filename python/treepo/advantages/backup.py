@@ -18,19 +18,20 @@ DECAY = 0.95
 _STD_EPSILON = 1e-8
 
 
-def node_values(forest: Forest, leaves: F64, backup: Backup) -> F64:
+def node_values(forest: Forest, leaves: F64, backup: Backup, counts: F64) -> F64:
     """Return the value of each node.
 
     Args:
         forest: P trajectories, K nodes.
         leaves: f64[P], the value of each leaf; NaN where a trajectory is not scored.
         backup: How values of inner nodes are made.
+        counts: f64[P], how much each leaf counts in leaf means.
 
     Returns:
         f64[K]; NaN where no leaf below is scored.
     """
     if backup is Backup.LEAF_MEAN:
-        return _leaf_means(forest, leaves)
+        return _leaf_means(forest, leaves, counts)
     if backup is Backup.DECAYED:
         return _decayed_means(forest, leaves)
     if backup is Backup.CHILD_SOFTMAX:
@@ -38,13 +39,13 @@ def node_values(forest: Forest, leaves: F64, backup: Backup) -> F64:
     return _child_means(forest, leaves, np.zeros(len(forest.nodes().parent)))
 
 
-def _leaf_means(forest: Forest, leaves: F64) -> F64:
+def _leaf_means(forest: Forest, leaves: F64, counts: F64) -> F64:
     nodes = forest.nodes()
-    is_scored = ~np.isnan(leaves)
+    counts = np.where(np.isnan(leaves), 0.0, counts)
     level = level_of_groups(forest.paths.tree, forest.num_trees, leaves)
-    known = np.where(is_scored, leaves - level[forest.paths.tree], 0.0)
+    known = np.where(counts > 0, leaves - level[forest.paths.tree], 0.0)
     with np.errstate(invalid="ignore", divide="ignore"):
-        means: F64 = subtree_sums(nodes, known) / subtree_sums(nodes, is_scored)
+        means: F64 = subtree_sums(nodes, counts * known) / subtree_sums(nodes, counts)
     return means + level[nodes.tree]
 
 

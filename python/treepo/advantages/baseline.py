@@ -43,7 +43,7 @@ def compare_leaves(forest: Forest, leaves: F64, baseline: Baseline, groups: Ance
     )
 
 
-def compare_nodes(forest: Forest, values: F64, leaves: F64, baseline: Baseline) -> F64:
+def compare_nodes(forest: Forest, values: F64, leaves: F64, baseline: Baseline, counts: F64) -> F64:
     """Return each node's difference to a baseline.
 
     Args:
@@ -51,6 +51,7 @@ def compare_nodes(forest: Forest, values: F64, leaves: F64, baseline: Baseline) 
         values: f64[K]; NaN where no leaf below is scored.
         leaves: f64[P], for the baseline that leaves a node's own leaves out.
         baseline: Which.
+        counts: f64[P], how much each of them counts.
 
     Returns:
         f64[K]; NaN where the node or what it is compared with has no value.
@@ -58,7 +59,7 @@ def compare_nodes(forest: Forest, values: F64, leaves: F64, baseline: Baseline) 
     if baseline is Baseline.NOTHING:
         return values
     if baseline is Baseline.LEAVE_ONE_OUT:
-        return values - _mean_of_others(forest, leaves)
+        return values - _mean_of_others(forest, leaves, counts)
     compare: dict[Baseline, Callable[[Forest, F64], F64]] = {
         Baseline.ROOT: _minus_root,
         Baseline.PARENT: _minus_parent,
@@ -91,13 +92,16 @@ def _minus_ancestors(forest: Forest, values: F64) -> F64:
     return values - mean
 
 
-def _mean_of_others(forest: Forest, leaves: F64) -> F64:
-    """Return the mean of the tree's scored leaves that are not below each node, 0 without any."""
+def _mean_of_others(forest: Forest, leaves: F64, counts: F64) -> F64:
+    """Return the mean of the tree's scored leaves that are not below each node, NaN without any."""
     nodes = forest.nodes()
-    is_scored = ~np.isnan(leaves)
-    total = subtree_sums(nodes, np.where(is_scored, leaves, 0.0))
-    count = subtree_sums(nodes, is_scored)
+    counts = np.where(np.isnan(leaves), 0.0, counts)
+    total = subtree_sums(nodes, counts * np.nan_to_num(leaves))
+    count = subtree_sums(nodes, counts)
     root = roots(nodes)
     others = count[root] - count
-    result: F64 = np.where(others > 0, (total[root] - total) / np.maximum(others, 1.0), 0.0)
+    # Differences of sums of weights are not exactly 0 where nothing is left.
+    has_others = others > 1e-9 * np.maximum(count[root], 1e-300)
+    mean = (total[root] - total) / np.where(has_others, others, 1.0)
+    result: F64 = np.where(has_others, mean, np.nan)
     return result

@@ -10,7 +10,16 @@ from treepo.advantages.backup import node_values, normalize_among_siblings
 from treepo.advantages.baseline import compare_leaves, compare_nodes
 from treepo.advantages.groups import group_std, minus_ancestors, minus_group_mean
 from treepo.advantages.nodes import F64, ancestor_sums, subtree_sums
-from treepo.advantages.presets import PRESETS, Leaves, Level, Multiplicity, Preset
+from treepo.advantages.presets import (
+    PRESETS,
+    Backup,
+    Baseline,
+    Counting,
+    Leaves,
+    Level,
+    Multiplicity,
+    Preset,
+)
 from treepo.advantages.scale import scale_leaves, scale_nodes
 from treepo.errors import InvalidConfigError, InvalidInputError
 from treepo.forest import Forest
@@ -99,6 +108,7 @@ def credit(
         InvalidConfigError: There is no such preset, or its parts do not fit each other.
     """
     chosen = preset if isinstance(preset, Preset) else find_preset(preset)
+    _check_counting(chosen)
     scores = _checked(forest, rewards)
     if forest.num_paths == 0:
         return Credit(chosen.level, scores, np.zeros(len(forest.nodes().parent)))
@@ -107,7 +117,7 @@ def credit(
         values = _of_trajectories(forest, leaves, scores, chosen)
     else:
         values = _of_nodes(forest, leaves, scores, chosen)
-    return Credit(chosen.level, values, _weights(forest, chosen.multiplicity))
+    return Credit(chosen.level, values, _weights(forest, chosen))
 
 
 def advantages(
@@ -174,7 +184,8 @@ def _of_trajectories(forest: Forest, leaves: F64, rewards: F64, preset: Preset) 
 
 
 def _of_nodes(forest: Forest, leaves: F64, rewards: F64, preset: Preset) -> F64:
-    values = node_values(forest, leaves, preset.backup)
+    counts = _leaf_counts(forest, preset.counting)
+    values = node_values(forest, leaves, preset.backup, counts)
     if preset.is_sibling_normalized:
         values = normalize_among_siblings(forest, values)
     if not preset.has_root_value:
@@ -182,14 +193,40 @@ def _of_nodes(forest: Forest, leaves: F64, rewards: F64, preset: Preset) -> F64:
         values = np.where(is_root & ~np.isnan(values), 0.0, values)
     differences = np.zeros(len(values))
     for baseline in preset.baselines:
-        differences = differences + compare_nodes(forest, values, leaves, baseline)
+        differences = differences + compare_nodes(forest, values, leaves, baseline, counts)
     return np.nan_to_num(scale_nodes(forest, differences, values, rewards, preset.scale))
 
 
-def _weights(forest: Forest, multiplicity: Multiplicity) -> F64:
+def _leaf_counts(forest: Forest, counting: Counting) -> F64:
+    """Return how much each leaf counts, f64[P]."""
+    if counting is Counting.ALIKE:
+        return np.ones(forest.num_paths)
+    return forest.paths.weight.astype(np.float64)
+
+
+def _weights(forest: Forest, preset: Preset) -> F64:
     """Return the weight of each node's tokens in each trajectory that has them, f64[K]."""
     nodes = forest.nodes()
     times = np.maximum(subtree_sums(nodes, np.ones(forest.num_paths)), 1.0)
-    if multiplicity is Multiplicity.EVERY_TRAJECTORY:
-        return np.ones(len(times))
-    return 1.0 / (times if multiplicity is Multiplicity.ONCE else np.sqrt(times))
+    weights = np.ones(len(times))
+    if preset.counting is Counting.INCLUSION:
+        # All trajectories of a node together count as its leaves' inclusion weights add up to.
+        weights = subtree_sums(nodes, _leaf_counts(forest, preset.counting)) / times
+    if preset.multiplicity is Multiplicity.ONCE:
+        return weights / times
+    if preset.multiplicity is Multiplicity.SQRT:
+        return weights / np.sqrt(times)
+    return weights
+
+
+def _check_counting(preset: Preset) -> None:
+    if preset.counting is Counting.ALIKE:
+        return
+    has_leaf_means = preset.level is Level.NODE and preset.backup is Backup.LEAF_MEAN
+    compared = {Baseline.LEAVE_ONE_OUT, Baseline.NOTHING}
+    if not has_leaf_means or not compared.issuperset(preset.baselines):
+        raise InvalidConfigError(
+            "counting by inclusion goes with level node, backup leaf_mean and the baselines "
+            f"leave_one_out and nothing; got level {preset.level.value}, backup "
+            f"{preset.backup.value}, baselines {[x.value for x in preset.baselines]}"
+        )

@@ -57,7 +57,8 @@ class Baseline(StrEnum):
     """For a trajectory: the means over the leaves of each ancestor, pooled as `Preset.ancestors`
     says. For a node: the mean of V over its ancestors."""
     LEAVE_ONE_OUT = "leave_one_out"
-    """Mean reward of the tree's leaves that are not in L(s); 0 if there are none."""
+    """Mean reward of the tree's leaves that are not in L(s). A node that all leaves are below has
+    nothing to be compared with: A = 0. The only trajectory of a tree keeps its reward."""
     NOTHING = "nothing"
     """0."""
 
@@ -90,6 +91,16 @@ class Multiplicity(StrEnum):
     """1 / n: each unique token has the same weight."""
     SQRT = "sqrt"
     """1 / sqrt(n): in between."""
+
+
+class Counting(StrEnum):
+    """How much a leaf counts in the means over leaves, and its tokens in the loss."""
+
+    ALIKE = "alike"
+    """1."""
+    INCLUSION = "inclusion"
+    """Its inclusion weight (`Paths.weight`): where a tree gave one continuation more leaves than
+    another of the same place, each still has its share (Horvitz and Thompson, 1952)."""
 
 
 class Pooling(StrEnum):
@@ -139,6 +150,8 @@ class Preset:
         has_root_value: Whether the root has a value; else it counts as 0.
         scale: The normalisation.
         multiplicity: Weights of shared tokens.
+        counting: How much a leaf counts; by inclusion for nodes with the backup of leaf means and
+            the baselines leave_one_out and nothing.
         alias_of: The preset that this one equals on every forest.
     """
 
@@ -153,6 +166,7 @@ class Preset:
     has_root_value: bool = True
     scale: Scale = Scale.NONE
     multiplicity: Multiplicity = Multiplicity.EVERY_TRAJECTORY
+    counting: Counting = Counting.ALIKE
     alias_of: str | None = None
 
 
@@ -293,6 +307,15 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             formula="R_l - mean over the other leaves of the tree",
             source="RLOO, arXiv 2402.14740",
             baselines=(Baseline.LEAVE_ONE_OUT,),
+        ),
+        "tree_rloo": Preset(
+            formula="mean over L(s) - mean over the other leaves of the tree, all by inclusion "
+            "weight",
+            source="treepo: RLOO for nodes. The gradient is unbiased where forks depend on what "
+            "is before them only, see docs/lab.md",
+            level=Level.NODE,
+            baselines=(Baseline.LEAVE_ONE_OUT,),
+            counting=Counting.INCLUSION,
         ),
         "reinforce_plus_plus": Preset(
             formula="R_l - mean over the tree, whitened over tokens",
