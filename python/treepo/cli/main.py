@@ -17,6 +17,7 @@ _COMMANDS = {
     "rollout": "sample one tree a prompt, show the first and save all",
     "plan": "say what a search will decode and share, before anything runs",
     "eval": "measure accuracy, greedy accuracy and pass@k on prompts",
+    "lab": "measure bias and cost of advantage presets where the exact gradient is known",
     "doctor": "say what this machine computes with, and whether sampling and training agree",
 }
 
