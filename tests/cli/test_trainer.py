@@ -12,8 +12,11 @@ from safetensors.torch import save_file
 from treepo.config import (
     AdvantageConfig,
     Average,
+    Correct,
+    CorrectionConfig,
     EvalConfig,
     LossConfig,
+    ModelConfig,
     Objective,
     OptimizerConfig,
     Ratio,
@@ -35,7 +38,8 @@ from treepo.train.dataset import PromptSource
 from treepo.train.interrupt import TrainingInterrupted
 from treepo.train.optimizer import learning_rate
 from treepo.train.run_folder import read_config
-from treepo.train.trainer import Trainer, num_minibatches
+from treepo.train.trainer import Trainer
+from treepo.train.update import num_minibatches
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 
@@ -198,6 +202,70 @@ def test_reward_that_breaks_in_mid_run_loses_no_finished_step(tiny_model_dir, tm
     with pytest.raises(RewardError):
         trainer(tiny_model_dir, plan, BreakAfter(evaluations + 2)).train()
     assert checkpoint.latest(tmp_path / "run").name == "step_1"
+
+
+def metrics_of(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_divergence_is_from_the_first_weights_and_holds_the_policy_to_them(
+    tiny_model_dir, tmp_path
+):
+    moved = {}
+    for weight in (1e-9, 20.0):
+        own = config(tmp_path / f"run_{weight}", loss=LossConfig(kl_weight=weight))
+        trainer(tiny_model_dir, own).train()
+        rows = metrics_of(tmp_path / f"run_{weight}")
+        assert rows[0]["kl"] < rows[-1]["kl"]
+        moved[weight] = rows[-1]["kl"]
+    assert moved[20.0] < 0.5 * moved[1e-9]
+
+
+def test_reference_of_a_resumed_run_is_still_the_first_model(tiny_model_dir, tmp_path):
+    whole = config(tmp_path / "whole", loss=LossConfig(kl_weight=0.1))
+    straight = trainer(tiny_model_dir, whole)
+    straight.train()
+    cut = config(tmp_path / "cut", loss=LossConfig(kl_weight=0.1))
+    with pytest.raises(TrainingInterrupted):
+        trainer(tiny_model_dir, cut, StopAfter(2)).train()
+    resumed = trainer(tiny_model_dir, cut)
+    resumed.train(resume=True)
+    assert equal(weights(straight), weights(resumed))
+
+
+def test_reference_may_be_another_model(tiny_model_dir, tmp_path):
+    own = config(
+        tmp_path / "run",
+        num_steps=1,
+        loss=LossConfig(kl_weight=0.1),
+        model=ModelConfig(reference=str(tiny_model_dir)),
+    )
+    changed = trainer(tiny_model_dir, own)
+    with torch.no_grad():
+        changed.engine.model.lm_head.weight.mul_(1.5)
+    changed.train()
+    assert metrics_of(tmp_path / "run")[0]["kl"] > 1e-4
+
+
+@pytest.mark.parametrize("by", [Correct.TRUNCATE, Correct.MASK])
+def test_corrections_change_nothing_where_sampler_and_trainer_agree(tiny_model_dir, tmp_path, by):
+    plain = trainer(tiny_model_dir, config(tmp_path / "plain"))
+    plain.train()
+    loss = LossConfig(correction=CorrectionConfig(by=by))
+    corrected = trainer(tiny_model_dir, config(tmp_path / "corrected", loss=loss))
+    corrected.train()
+    assert equal(weights(plain), weights(corrected))
+
+
+def test_epochs_train_on_the_same_trees_again(tiny_model_dir, tmp_path):
+    own = config(tmp_path / "run", num_steps=1, epochs_per_step=3, minibatches_per_step=1)
+    trainer(tiny_model_dir, own).train()
+    row = metrics_of(tmp_path / "run")[0]
+    once = config(tmp_path / "once", num_steps=1, minibatches_per_step=1)
+    trainer(tiny_model_dir, once).train()
+    first = metrics_of(tmp_path / "once")[0]
+    assert row["perf/trained_unique_tokens"] == 3 * first["perf/trained_unique_tokens"]
+    assert row["sampling/importance_sampling_ratio/max"] > 1.0
 
 
 def test_run_ends_with_the_step_that_spends_its_tokens_and_its_schedule_with_it(

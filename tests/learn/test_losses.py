@@ -13,9 +13,10 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from treepo.config import LossConfig, Objective, Ratio
+from treepo.config import CorrectionConfig, LossConfig, Objective, Ratio
 from treepo.errors import InvalidConfigError, InvalidInputError, UnsupportedModelError
 from treepo.train.head import Head, output_head, token_logprobs
+from treepo.train.importance import correction
 from treepo.train.losses import policy_loss
 
 CONFIG = LossConfig(clip_low=0.2, clip_high=0.3)
@@ -91,6 +92,54 @@ def test_weights_multiply_the_objective():
     assert terms.loss.item() == pytest.approx(-(0.5 - 2.2) / 2.5)
 
 
+@pytest.mark.parametrize(
+    ("kl", "value", "slope"),
+    [
+        ("k1", lambda d: d, lambda d: 1),
+        ("k2", lambda d: d * d / 2, lambda d: d),
+        ("k3", lambda d: math.exp(-d) - 1 + d, lambda d: 1 - math.exp(-d)),
+    ],
+)
+def test_divergence_from_the_reference_by_hand(kl, value, slope):
+    config = LossConfig(kl=kl, kl_weight=0.5)
+    reference = torch.tensor([-1.0, -2.0], dtype=torch.float64)  # The log-prob is -1.5.
+    terms, gradient = loss_of([1.0, 1.0], [0.0, 0.0], 2, config, reference=reference)
+    differences = [-0.5, 0.5]
+    assert terms.kl.item() == pytest.approx(sum(value(d) for d in differences))
+    assert terms.loss.item() == pytest.approx(0.25 * sum(value(d) for d in differences))
+    assert gradient.tolist() == pytest.approx([0.25 * slope(d) for d in differences])
+
+
+def test_entropy_is_a_bonus():
+    entropy = torch.tensor([0.5, 1.5], dtype=torch.float64)
+    terms, _ = loss_of([1.0, 1.0], [0.0, 0.0], 2, LossConfig(entropy_weight=0.1), entropy=entropy)
+    assert terms.loss.item() == pytest.approx(-0.1)
+
+
+@pytest.mark.parametrize(
+    ("by", "level", "expected"),
+    [
+        ("truncate", "token", [0.5, 1.0, 2.0, 1.5]),
+        ("mask", "token", [0.5, 1.0, 0.0, 1.5]),
+        ("truncate", "trajectory", [0.5, 0.5, 2.0, 2.0]),
+        ("mask", "trajectory", [0.5, 0.5, 0.0, 0.0]),
+    ],
+)
+def test_importance_corrections_by_hand(by, level, expected):
+    trainer = torch.tensor([0.5, 1.0, 3.0, 1.5]).log()
+    config = CorrectionConfig(by=by, level=level, max_ratio=2.0)
+    found = correction(trainer, torch.zeros(4), torch.tensor([0, 0, 1, 1]), config)
+    torch.testing.assert_close(found, torch.tensor(expected))
+
+
+def test_a_correction_multiplies_the_objective_and_not_the_divergence():
+    config = LossConfig(kl_weight=1.0, kl="k2")
+    reference = torch.tensor([-2.5], dtype=torch.float64)
+    weight = torch.tensor([0.25], dtype=torch.float64)
+    terms, _ = loss_of([1.0], [2.0], 1, config, reference=reference, correction=weight)
+    assert terms.loss.item() == pytest.approx(-(0.25 * 2.0 - 0.5))
+
+
 def test_dual_clip_belongs_to_the_clipped_objective():
     with pytest.raises(InvalidConfigError, match="dual_clip = 3 belongs to objective clip"):
         LossConfig(dual_clip=3.0, objective=Objective.CISPO)
@@ -113,7 +162,6 @@ def test_ratio_metrics_describe_the_tokens():
     terms, _ = loss_of([0.5, 1.0, 4.0], [1.0, 1.0, 1.0])
     assert terms.ratio_min.item() == pytest.approx(0.5)
     assert terms.ratio_max.item() == pytest.approx(4.0)
-    assert terms.abs_log_ratio.item() == pytest.approx(math.log(2) + math.log(4))
 
 
 def full_logprobs(hidden, head, token_ids, temperature):
@@ -150,12 +198,23 @@ def test_chunked_head_equals_the_full_head(rows, bias, scale, softcap):
     ours, entropy = token_logprobs(hidden, head, ids, 0.6, max_chunk_logits=13 * rows)
     theirs, full_entropy = full_logprobs(hidden, head, ids, 0.6)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
-    torch.testing.assert_close(entropy, full_entropy.detach(), rtol=0, atol=1e-12)
-    assert not entropy.requires_grad
-    grads = torch.autograd.grad(ours @ cotangent, inputs)
-    full_grads = torch.autograd.grad(theirs @ cotangent, inputs)
-    for ours_grad, full_grad in zip(grads, full_grads, strict=True):
-        torch.testing.assert_close(ours_grad, full_grad, rtol=0, atol=1e-12)
+    torch.testing.assert_close(entropy, full_entropy, rtol=0, atol=1e-12)
+    for weight, entropy_weight in ((1.0, 0.0), (0.0, 1.0), (0.7, -0.4)):
+        total = weight * (ours @ cotangent) + entropy_weight * (entropy @ cotangent.flip(0))
+        full = weight * (theirs @ cotangent) + entropy_weight * (full_entropy @ cotangent.flip(0))
+        grads = torch.autograd.grad(total, inputs, retain_graph=True)
+        full_grads = torch.autograd.grad(full, inputs, retain_graph=True)
+        for ours_grad, full_grad in zip(grads, full_grads, strict=True):
+            torch.testing.assert_close(ours_grad, full_grad, rtol=0, atol=1e-12)
+
+
+def test_a_head_that_is_not_trained_gets_no_gradient():
+    hidden, ids, head = head_inputs(bias=False, scale=1.0, softcap=None)
+    (expected,) = torch.autograd.grad(token_logprobs(hidden, head, ids, 1.0)[0].sum(), hidden)
+    frozen = Head(weight=head.weight.detach())
+    token_logprobs(hidden, frozen, ids, 1.0)[0].sum().backward()
+    torch.testing.assert_close(hidden.grad, expected)
+    assert frozen.weight.grad is None
 
 
 def test_no_more_than_a_chunk_of_logits_exists(monkeypatch):

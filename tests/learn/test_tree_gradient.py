@@ -18,7 +18,7 @@ from transformers import (
 from transformers.models.llama import modeling_llama
 
 from treepo.advantages import credit
-from treepo.config import Average, LossConfig, Ratio
+from treepo.config import Average, Correct, CorrectionConfig, Kl, LossConfig, Ratio
 from treepo.engine.hook import plain_attention
 from treepo.errors import (
     InvalidConfigError,
@@ -28,9 +28,13 @@ from treepo.errors import (
 )
 from treepo.forest import Forest, TokenKind
 from treepo.train.attention import DensePackedContext, PackedContext
+from treepo.train.check import first_step_check
 from treepo.train.losses import policy_loss
+from treepo.train.objective import Fixed
 from treepo.train.pack import pack
-from treepo.train.step import TokenAdvantages, TrainStep, combine, first_step_check
+from treepo.train.step import TrainStep
+from treepo.train.step_metrics import combine
+from treepo.train.token_advantages import TokenAdvantages
 
 LOSS = LossConfig()
 TEMPERATURE = 0.7
@@ -303,7 +307,7 @@ def test_first_step_check_stops_predictions_from_the_previous_packed_token(
         packed = pack(forest, paths)
         return replace(packed, predictor=packed.target - 1)
 
-    monkeypatch.setattr("treepo.train.step.pack", predict_from_the_neighbour)
+    monkeypatch.setattr("treepo.train.check.pack", predict_from_the_neighbour)
     with pytest.raises(UnsupportedModelError, match="differ by"):
         first_step_check(llama, grow_forest(seed, vocab=23), TEMPERATURE)
 
@@ -386,6 +390,62 @@ def test_ratios_and_averages_are_those_of_separate_trajectories(
         Average.MAX_TOKENS: has_tokens.sum() * max_tokens,
     }[average]
     (total / divisor).backward()
+    assert error(ours, gradient(llama64)) < 1e-12
+
+
+@pytest.mark.parametrize("kl", Kl)
+@pytest.mark.parametrize("level", Ratio)
+@pytest.mark.parametrize("by", [Correct.TRUNCATE, Correct.MASK])
+def test_divergence_entropy_and_correction_are_those_of_separate_trajectories(
+    llama64, grow_forest, kl, level, by
+):
+    forest = grow_forest(7, vocab=23)
+    config = LossConfig(
+        kl=kl,
+        kl_weight=0.3,
+        entropy_weight=0.2,
+        clip_low=0.9,
+        clip_high=3.0,
+        correction=CorrectionConfig(by=by, level=level, max_ratio=4.0),
+    )
+    packed = pack(forest)
+    values = random_advantages(forest, 7)
+    rng = np.random.default_rng(7)
+    with torch.no_grad():
+        now = TrainStep(llama64, config, TEMPERATURE).logprobs(packed)[0].numpy()
+    old = (now + 0.3 * rng.normal(size=len(now))).astype(np.float32)
+    reference = (now + 0.5 * rng.normal(size=len(now))).astype(np.float32)
+    sampler = (old + 0.8 * rng.normal(size=len(now))).astype(np.float32)
+    packed = replace(packed, old_logprob=sampler)
+    fixed = Fixed(old=old, reference=reference)
+    count = packed.num_trajectory_tokens
+    TrainStep(llama64, config, TEMPERATURE).backward(packed, values, count, fixed)
+    ours = gradient(llama64)
+
+    total = 0.0
+    for path in range(forest.num_paths):
+        ids = torch.from_numpy(forest.token_ids(path).astype(np.int64))[None]
+        with plain_attention(llama64, "sdpa"):
+            logits = llama64(input_ids=ids, use_cache=False).logits[0, :-1] / TEMPERATURE
+        logp = torch.log_softmax(logits, -1)
+        kinds = np.asarray(forest.tokens.kind)[forest.token_index(path)][1:]
+        own = torch.from_numpy(kinds == TokenKind.SAMPLED)
+        entropy = -(logp.exp() * logp).sum(-1)[own]
+        logp = logp.gather(1, ids[0, 1:, None])[:, 0][own]
+        src = packed.src[packed.src_path == path]
+        was, ref, drawn = (torch.from_numpy(x[src]).double() for x in (old, reference, sampler))
+        w = was - drawn
+        if level is Ratio.TRAJECTORY:
+            w = w.sum().expand(len(w))
+        w = w.exp()
+        w = w.clamp(max=4.0) if by is Correct.TRUNCATE else w * ((w >= 0.25) & (w <= 4.0))
+        ratio = (logp - was).exp()
+        clipped = ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
+        objective = w * torch.minimum(ratio * values[path], clipped * values[path])
+        d = logp - ref
+        spread = {Kl.K1: d, Kl.K2: d.square() / 2, Kl.K3: (-d).exp() - 1 + d}[kl]
+        total = total - (objective - 0.3 * spread + 0.2 * entropy).sum()
+    (total / count).backward()
     assert error(ours, gradient(llama64)) < 1e-12
 
 

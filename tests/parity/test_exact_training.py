@@ -51,7 +51,7 @@ def recorded_and_trained(engine, forest):
     packed = pack(forest)
     logprob, entropy = exact_step(engine).logprobs(packed)
     assert logprob.requires_grad
-    trained = np.stack([logprob.detach().float().numpy(), entropy.float().numpy()])
+    trained = np.stack([logprob.detach().float().numpy(), entropy.detach().float().numpy()])
     return np.stack([packed.old_logprob, packed.entropy]), trained
 
 

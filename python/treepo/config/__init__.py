@@ -24,13 +24,14 @@ from treepo.config.leaves import (
     Repetition,
     StopConfig,
 )
-from treepo.config.loss import Average, LossConfig, Objective, Ratio
+from treepo.config.loss import Average, Correct, CorrectionConfig, Kl, LossConfig, Objective, Ratio
 from treepo.config.run import TrainConfig
 from treepo.config.search import Opportunistic, SearchConfig, Verdicts
 from treepo.config.sections import (
     AdvantageConfig,
     DataConfig,
     EvalConfig,
+    LoraConfig,
     ModelConfig,
     OptimizerConfig,
     RewardConfig,
@@ -47,6 +48,8 @@ __all__ = [
     "BranchBy",
     "BranchConfig",
     "BudgetConfig",
+    "Correct",
+    "CorrectionConfig",
     "DataConfig",
     "Dtype",
     "EngineConfig",
@@ -54,6 +57,8 @@ __all__ = [
     "FallbackAt",
     "FallbackConfig",
     "FallbackFrom",
+    "Kl",
+    "LoraConfig",
     "LossConfig",
     "ModelConfig",
     "Objective",

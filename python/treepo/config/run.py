@@ -14,6 +14,7 @@ from treepo.config.sections import (
     AdvantageConfig,
     DataConfig,
     EvalConfig,
+    LoraConfig,
     ModelConfig,
     OptimizerConfig,
     RewardConfig,
@@ -40,6 +41,8 @@ class TrainConfig(Section):
 
     model: ModelConfig = field(default_factory=ModelConfig)
     """Which model is trained."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    """Adapters that are trained instead of the model."""
     data: DataConfig = field(default_factory=DataConfig)
     """Which prompts are used."""
     engine: EngineConfig = field(default_factory=EngineConfig)
@@ -67,6 +70,8 @@ class TrainConfig(Section):
     """Trees with a learning signal that one step trains on, at most."""
     minibatches_per_step: int = 2
     """Optimizer steps of a rollout step with all its trees; one with fewer trees makes fewer."""
+    epochs_per_step: int = 1
+    """Times that a rollout step's trees are trained on, all minibatches in each."""
     max_tokens_per_microbatch: int = 4096
     """Unique tokens of one forward and backward pass at most; one tree must fit."""
     max_sampling_batches: int = 1
@@ -90,6 +95,7 @@ class TrainConfig(Section):
         at_least("max_sampled_tokens", self.max_sampled_tokens, 1)
         at_least("prompts_per_step", self.prompts_per_step, 1)
         at_least("minibatches_per_step", self.minibatches_per_step, 1)
+        at_least("epochs_per_step", self.epochs_per_step, 1)
         at_least("max_tokens_per_microbatch", self.max_tokens_per_microbatch, 1)
         at_least("max_sampling_batches", self.max_sampling_batches, 1)
         at_least("seed", self.seed, 0)

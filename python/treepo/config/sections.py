@@ -59,6 +59,24 @@ class ModelConfig(Section):
 
     path: str | None = None
     """Folder of a Hugging Face causal LM; absent: the embedded model."""
+    reference: str | None = None
+    """Folder of the reference model of `loss.kl_weight`; absent: the model as training began."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoraConfig(Section):
+    """Low-rank adapters (LoRA, arXiv:2106.09685): only they are trained. Needs peft."""
+
+    rank: int = 0
+    """Rank of the adapters; 0 trains the whole model."""
+    alpha: float = 16.0
+    """The adapters' output is scaled by alpha / rank."""
+    targets: tuple[str, ...] = ()
+    """Names of the linear layers that get adapters; empty: all but the head."""
+
+    def _check(self) -> None:
+        at_least("rank", self.rank, 0)
+        above("alpha", self.alpha, 0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -25,11 +25,9 @@ def draw(folder: Path, traps: Sequence[TrapResult], rows: Sequence[Row]) -> list
         The files.
     """
     searches = list(dict.fromkeys(row.search for row in rows))
-    files = [_draw_traps(folder / "trap.png", traps)] if traps else []
-    for name in searches:
-        files.append(
-            _draw_search(folder / f"{name}.png", name, [r for r in rows if r.search == name])
-        )
+    files = [_draw_traps(folder / "trap.png", traps)]
+    of_searches = ((name, [row for row in rows if row.search == name]) for name in searches)
+    files += [_draw_search(folder / f"{name}.png", name, own) for name, own in of_searches]
     return files
 
 

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from treepo.train.attention import DensePackedContext, PackedContext, packed_context
+    from treepo.train.check import first_step_check
     from treepo.train.head import Head, output_head, token_logprobs
     from treepo.train.losses import LossTerms, policy_loss
     from treepo.train.pack import PackedForest, microbatches
-    from treepo.train.step import StepMetrics, TrainStep, first_step_check
+    from treepo.train.step import TrainStep
+    from treepo.train.step_metrics import StepMetrics
     from treepo.train.trainer import Trainer
 
 _MODULES = {
@@ -29,9 +31,9 @@ _MODULES = {
     "token_logprobs": "treepo.train.head",
     "PackedForest": "treepo.train.pack",
     "microbatches": "treepo.train.pack",
-    "StepMetrics": "treepo.train.step",
+    "StepMetrics": "treepo.train.step_metrics",
     "TrainStep": "treepo.train.step",
-    "first_step_check": "treepo.train.step",
+    "first_step_check": "treepo.train.check",
     "Trainer": "treepo.train.trainer",
 }
 

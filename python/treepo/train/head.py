@@ -131,7 +131,7 @@ def token_logprobs(
         max_chunk_logits: rows of a chunk times vocabulary; `MAX_CHUNK_LOGITS` if absent.
 
     Returns:
-        Log-probs [U], with a gradient, and entropies in nats [U], without; float32 at least.
+        Log-probs [U] and entropies in nats [U], with gradients; float32 at least.
     """
     rows = max(1, (max_chunk_logits or MAX_CHUNK_LOGITS) // head.weight.shape[0])
     read_rows: _ReadRows
@@ -247,40 +247,55 @@ class _ChunkedLogProb(torch.autograd.Function):
             if len(hidden) <= rows and settings.softcap is None:
                 keep = read.probs()
         logprob, entropy, norm = (torch.cat(part) for part in zip(*parts, strict=True))
-        ctx.save_for_backward(hidden, weight, bias, token_ids, norm, keep)
+        ctx.save_for_backward(hidden, weight, bias, token_ids, norm, keep, entropy)
         ctx.settings = settings
-        ctx.mark_non_differentiable(entropy)
+        ctx.set_materialize_grads(False)
         return logprob, entropy
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, token_ids, norms, keep = ctx.saved_tensors
+    def backward(
+        ctx: Any, grad: Tensor | None, entropy_grad: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, token_ids, norms, keep, entropy = ctx.saved_tensors
         scale, softcap, rows, _ = ctx.settings
         head = Head(weight=weight, bias=bias, scale=scale, softcap=softcap)
-        wide = grad.dtype
+        wide = norms.dtype
+        grad = norms.new_zeros(len(hidden)) if grad is None else grad
         space = _logit_space(hidden, weight, rows)
         d_hidden = torch.empty_like(hidden)
-        d_weight = torch.zeros_like(weight, dtype=wide)
+        needs_weight = ctx.needs_input_grad[1]
+        d_weight = torch.zeros_like(weight, dtype=wide) if needs_weight else None
         d_bias = None if bias is None else torch.zeros_like(bias, dtype=wide)
         for first in range(0, len(hidden), rows):
             part = slice(first, first + rows)
             if keep is None:
                 probs, slope = _probs_again(head, hidden[part], norms[part], space)
-                dz = probs.mul_(-grad[part, None])
             else:
-                dz, slope = keep * -grad[:, None], None
+                probs, slope = keep, None
+            factor = -grad[part, None]
+            if entropy_grad is not None:
+                factor = factor - _entropy_factor(probs, entropy[part]) * entropy_grad[part, None]
+            dz = probs.mul_(factor) if keep is None else keep * factor
             dz.scatter_add_(1, token_ids[part, None], grad[part, None])
             dz = dz.mul_(scale if slope is None else slope)
             if d_bias is not None:
                 d_bias += dz.sum(0)
             dz = dz.to(weight.dtype)
             torch.mm(dz, weight, out=d_hidden[part])
+            if d_weight is None:
+                continue
             if weight.dtype == wide:
                 d_weight.addmm_(dz.T, hidden[part])
             else:
                 d_weight += dz.T @ hidden[part]
         bias_grad = None if d_bias is None else d_bias.to(bias.dtype)
-        return d_hidden, d_weight.to(weight.dtype), bias_grad, None, None
+        weight_grad = None if d_weight is None else d_weight.to(weight.dtype)
+        return d_hidden, weight_grad, bias_grad, None, None
+
+
+def _entropy_factor(probs: Tensor, entropy: Tensor) -> Tensor:
+    """What dH / dz_j = -p_j (log p_j + H) is -p_j times of, [n, V]."""
+    return torch.where(probs > 0, probs.log(), 0.0).add_(entropy[:, None])
 
 
 def _logit_space(hidden: Tensor, weight: Tensor, rows: int) -> Tensor:

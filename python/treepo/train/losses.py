@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from treepo.config import LossConfig, Objective, Ratio
+from treepo.config import Kl, LossConfig, Objective, Ratio
 from treepo.errors import InvalidInputError
 
 
@@ -21,17 +21,17 @@ class LossTerms:
             advantage, so that the clipped objective has no gradient there.
         clipped_high: trajectory tokens whose ratio rose above the upper edge under a positive
             advantage.
-        abs_log_ratio: sum over trajectory tokens of abs(logprob - old_logprob).
         ratio_min: smallest probability ratio.
         ratio_max: largest probability ratio.
+        kl: sum over trajectory tokens of the divergence from the reference; 0 without one.
     """
 
     loss: Tensor
     clipped_low: Tensor
     clipped_high: Tensor
-    abs_log_ratio: Tensor
     ratio_min: Tensor
     ratio_max: Tensor
+    kl: Tensor
 
 
 def policy_loss(
@@ -43,13 +43,17 @@ def policy_loss(
     *,
     weight: Tensor | None = None,
     trajectory: Tensor | None = None,
+    correction: Tensor | None = None,
+    reference: Tensor | None = None,
+    entropy: Tensor | None = None,
 ) -> LossTerms:
     """Clipped policy loss over trajectory tokens.
 
-    loss = -sum_t w_t J_t / total_weight. With the ratio r_t and c(r) = clip(r, 1 - clip_low,
-    1 + clip_high), J_t = min(r_t A_t, c(r_t) A_t), and with dual_clip d at least d A_t where A_t is
-    negative; or, CISPO, J_t = c(r_t) A_t logprob_t with c(r_t) held fixed. Sources: see
-    `treepo.config.loss`. A token that several trajectories share enters once for each of them.
+    loss = -sum_t w_t (C_t J_t - kl_weight KL_t + entropy_weight H_t) / total_weight. With the
+    ratio r_t and c(r) = clip(r, 1 - clip_low, 1 + clip_high), J_t = min(r_t A_t, c(r_t) A_t), and
+    with dual_clip d at least d A_t where A_t is negative; or, CISPO, J_t = c(r_t) A_t logprob_t
+    with c(r_t) held fixed. Sources: see `treepo.config.loss`. A token that several trajectories
+    share enters once for each of them.
 
     Args:
         logprob: current log-prob of every trajectory token, [S], S at least 1.
@@ -59,6 +63,9 @@ def policy_loss(
         total_weight: sum of the weights of the whole optimizer step, over all micro-batches.
         weight: w_t, [S]; 1 if absent.
         trajectory: trajectory of each token, counted from 0, i64[S]; for ratios of trajectories.
+        correction: C_t, [S]; 1 if absent, see `treepo.train.importance`.
+        reference: the reference's log-prob, [S]; for KL_t.
+        entropy: H_t with a gradient, [S]; for the bonus.
 
     Returns:
         The loss and its metrics; only the loss has a gradient.
@@ -73,6 +80,14 @@ def policy_loss(
     if config.dual_clip is not None:
         floor = config.dual_clip * advantage
         objective = torch.where(advantage < 0, torch.maximum(objective, floor), objective)
+    if correction is not None:
+        objective = objective * correction
+    divergence = torch.zeros_like(logprob)
+    if reference is not None:
+        divergence = _divergence(logprob - reference, config.kl)
+        objective = objective - config.kl_weight * divergence
+    if entropy is not None:
+        objective = objective + config.entropy_weight * entropy
     if weight is not None:
         objective = objective * weight
     seen = ratio.detach()
@@ -80,10 +95,19 @@ def policy_loss(
         loss=-objective.sum() / total_weight,
         clipped_low=((seen < low) & (advantage < 0)).sum(),
         clipped_high=((seen > high) & (advantage > 0)).sum(),
-        abs_log_ratio=log_ratio.detach().abs().sum(),
         ratio_min=seen.min(),
         ratio_max=seen.max(),
+        kl=divergence.detach().sum(),
     )
+
+
+def _divergence(difference: Tensor, kind: Kl) -> Tensor:
+    """Estimate of each token's divergence from the reference, [S]."""
+    if kind is Kl.K1:
+        return difference
+    if kind is Kl.K2:
+        return difference.square() / 2
+    return torch.exp(-difference) - 1 + difference
 
 
 def _compared(log_ratio: Tensor, ratio: Ratio, trajectory: Tensor | None) -> Tensor:
@@ -93,6 +117,17 @@ def _compared(log_ratio: Tensor, ratio: Ratio, trajectory: Tensor | None) -> Ten
     if trajectory is None:
         raise InvalidInputError("ratios of trajectories need the trajectory of each token")
     count = int(trajectory.max()) + 1
-    total = log_ratio.new_zeros(count).index_add(0, trajectory, log_ratio)
-    length = log_ratio.new_zeros(count).index_add(0, trajectory, torch.ones_like(log_ratio))
+    total = trajectory_sums(log_ratio, trajectory, count)
+    length = trajectory_sums(torch.ones_like(log_ratio), trajectory, count)
     return (total / length)[trajectory]
+
+
+def trajectory_sums(values: Tensor, trajectory: Tensor, count: int) -> Tensor:
+    """Sum of the values of each trajectory's tokens, [count].
+
+    Args:
+        values: one a trajectory token, [S].
+        trajectory: trajectory of each token, counted from 0, i64[S].
+        count: number of trajectories.
+    """
+    return values.new_zeros(count).index_add(0, trajectory, values)

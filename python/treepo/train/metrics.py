@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from treepo.engine import EngineStats
 from treepo.forest import FinishReason, Forest, ForkOrigin
-from treepo.train.step import StepMetrics
+from treepo.train.step_metrics import StepMetrics
 
 Metrics = dict[str, float]
 
@@ -154,6 +154,7 @@ def update_metrics(parts: Sequence[StepMetrics], grad_norms: Sequence[float]) ->
         "loss": _mean(np.array([x.loss for x in parts])),
         "grad_norm": _mean(np.array(grad_norms)),
         "entropy": _mean(np.array([x.entropy for x in parts])),
+        "kl": _mean(np.array([x.kl for x in parts])),
         "clip_ratio/low_mean": low,
         "clip_ratio/high_mean": high,
         "clip_ratio/region_mean": low + high,

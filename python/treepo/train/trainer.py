@@ -1,32 +1,34 @@
 """The training loop: sample trees, score them, update the weights, again."""
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from treepo.advantages import Credit, credit, find_preset
+from treepo.advantages import credit, find_preset
 from treepo.config import TrainConfig
 from treepo.engine import Engine
+from treepo.engine.load import load_model
 from treepo.errors import NotFiniteError, RewardError
 from treepo.evaluate import Evaluation, evaluate
 from treepo.forest import Forest
 from treepo.scoring import RewardSource, Scorer
 from treepo.train import checkpoint, optimizer
+from treepo.train.adapters import add_adapters
+from treepo.train.check import first_step_check
 from treepo.train.checkpoint import LoopState
 from treepo.train.collect import Batch, Collector
 from treepo.train.dataset import PromptSource
 from treepo.train.interrupt import Interruption, StepAbandonedError, TrainingInterrupted
-from treepo.train.metrics import Metrics, update_metrics
-from treepo.train.pack import microbatches, pack
+from treepo.train.metrics import Metrics
 from treepo.train.progress import Progress, tell
+from treepo.train.reference import Reference
 from treepo.train.run_folder import RunFolder
-from treepo.train.step import StepMetrics, TokenAdvantages, TrainStep, combine, first_step_check
+from treepo.train.step import TrainStep
+from treepo.train.update import Update
 
 Row = Mapping[str, Any]
 
@@ -92,6 +94,7 @@ class Trainer:
         self.config.require_trainable()
         find_preset(self.config.advantage.preset)
         check_weights(model)
+        add_adapters(model, self.config.lora)
         self.engine = Engine(model, tokenizer, self.config.engine)
         self._model = model
         self._tokenizer = tokenizer
@@ -100,13 +103,10 @@ class Trainer:
         )
         self._source = PromptSource(train_dataset, self.config.seed)
         self._eval_rows = eval_dataset if self.config.eval.num_prompts else None
-        self._update = TrainStep(
-            model,
-            self.config.loss,
-            self.config.sampling.temperature,
-            exact=self.engine.exact_forward,
-        )
         self._optimizer = optimizer.build(model, self.config.optimizer)
+        temperature = self.config.sampling.temperature
+        step = TrainStep(model, self.config.loss, temperature, exact=self.engine.exact_forward)
+        self._update = Update(step, self._optimizer, self.config, self._reference())
         self._state = LoopState()
         self._stop = Interruption()
 
@@ -214,35 +214,17 @@ class Trainer:
         if self.engine.model.device.type != "cpu":
             self.engine.release()  # The update needs the memory; the next rollout makes a pool.
         credited = credit(forest, forest.paths.reward, self.config.advantage.preset)
-        count = num_minibatches(forest.num_trees, self.config)
-        parts: list[StepMetrics] = []
-        norms: list[float] = []
-        for trees in np.array_split(np.arange(forest.num_trees), count):
-            part = credited.of_trees(forest, trees[0], trees[-1])
-            self._optimizer.zero_grad()  # An update that was refused leaves a part of its gradient.
-            parts.append(self._accumulate(forest.select(trees), part))
-            norms.append(
-                optimizer.apply(
-                    self._optimizer, self._learning_rate(), self.config.optimizer.grad_clip
-                )
-            )
+        metrics = self._update.apply(forest, credited, self._learning_rate())
         self.engine.weights_changed()
-        return update_metrics(parts, norms)
+        return metrics
 
-    def _accumulate(self, forest: Forest, credited: Credit) -> StepMetrics:
-        """Forward and backward of one minibatch, micro-batch by micro-batch."""
-        longest = self.config.search.completion_len
-        batches = []
-        for trees in microbatches(forest, self.config.max_tokens_per_microbatch):
-            part = forest.select(trees)
-            packed = pack(part)
-            own = credited.of_trees(forest, trees[0], trees[-1])
-            of_tokens = TokenAdvantages.of_credit(packed, part, own)
-            batches.append((packed, of_tokens.averaged(packed, self.config.loss.average, longest)))
-        total_weight = sum(part.total_weight for _, part in batches)
-        return combine(
-            [self._update.backward(packed, part, total_weight) for packed, part in batches]
-        )
+    def _reference(self) -> Reference | None:
+        config = self.config
+        if config.loss.kl_weight == 0:
+            return None
+        path = config.model.reference
+        other = None if path is None else load_model(path, config.engine)[0]
+        return Reference(self._model, config.sampling.temperature, other)
 
     def _learning_rate(self) -> float:
         config = self.config
@@ -318,12 +300,6 @@ def check_weights(model: Any) -> None:
             raise NotFiniteError(
                 f"the model's parameter {name} holds NaN or infinity; take another checkpoint"
             )
-
-
-def num_minibatches(num_trees: int, config: TrainConfig) -> int:
-    """Return the optimizer steps for so many trees: few trees make few steps, not small ones."""
-    full = math.ceil(config.prompts_per_step / config.minibatches_per_step)
-    return math.ceil(num_trees / full)
 
 
 def due(step: int, every: int) -> bool:

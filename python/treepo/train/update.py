@@ -1,0 +1,127 @@
+"""The optimizer steps of one rollout."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from treepo.advantages import Credit
+from treepo.config import Correct, TrainConfig
+from treepo.forest import Forest
+from treepo.train import optimizer
+from treepo.train.metrics import Metrics, update_metrics
+from treepo.train.objective import Fixed
+from treepo.train.pack import PackedForest, microbatches, pack
+from treepo.train.reference import Reference
+from treepo.train.step import TrainStep
+from treepo.train.step_metrics import StepMetrics, combine
+from treepo.train.token_advantages import TokenAdvantages
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Microbatch:
+    """Trees that run through the model at once, with all that the loss needs.
+
+    Attributes:
+        packed: the trees.
+        advantages: advantages and weights of their trajectory tokens.
+        fixed: log-probs from before the first optimizer step.
+    """
+
+    packed: PackedForest
+    advantages: TokenAdvantages
+    fixed: Fixed
+
+
+class Update:
+    """Makes the optimizer steps of a rollout: epochs over minibatches of micro-batches."""
+
+    def __init__(
+        self,
+        step: TrainStep,
+        adamw: torch.optim.Optimizer,
+        config: TrainConfig,
+        reference: Reference | None,
+    ) -> None:
+        """Takes the parts.
+
+        Args:
+            step: forward and backward of a micro-batch.
+            adamw: the optimizer of the model's parameters.
+            config: sizes of batches, loss and gradient clipping.
+            reference: what the loss holds the policy to; None for nothing.
+        """
+        self._step = step
+        self._optimizer = adamw
+        self._config = config
+        self._reference = reference
+
+    def apply(self, forest: Forest, credited: Credit, learning_rate: float) -> Metrics:
+        """Trains on a forest.
+
+        Args:
+            forest: trees with a signal.
+            credited: their credit.
+            learning_rate: of all optimizer steps.
+
+        Returns:
+            Means over the optimizer steps.
+
+        Raises:
+            NotFiniteError: if a number is NaN or infinite; the steps before it are made.
+        """
+        count = num_minibatches(forest.num_trees, self._config)
+        groups = [
+            self._prepare(forest.select(trees), credited.of_trees(forest, trees[0], trees[-1]))
+            for trees in np.array_split(np.arange(forest.num_trees), count)
+        ]
+        parts: list[StepMetrics] = []
+        norms: list[float] = []
+        for _ in range(self._config.epochs_per_step):
+            for group in groups:
+                # An update that was refused leaves a part of its gradient.
+                self._optimizer.zero_grad()
+                parts.append(self._accumulate(group))
+                grad_clip = self._config.optimizer.grad_clip
+                norms.append(optimizer.apply(self._optimizer, learning_rate, grad_clip))
+        return update_metrics(parts, norms)
+
+    def _prepare(self, forest: Forest, credited: Credit) -> list[Microbatch]:
+        """Pack a minibatch into micro-batches, and fix what no optimizer step may change."""
+        config, longest = self._config, self._config.search.completion_len
+        found = []
+        for trees in microbatches(forest, config.max_tokens_per_microbatch):
+            part = forest.select(trees)
+            packed = pack(part)
+            own = credited.of_trees(forest, trees[0], trees[-1])
+            advantages = TokenAdvantages.of_credit(packed, part, own)
+            averaged = advantages.averaged(packed, config.loss.average, longest)
+            found.append(Microbatch(packed=packed, advantages=averaged, fixed=self._fixed(packed)))
+        return found
+
+    def _fixed(self, packed: PackedForest) -> Fixed:
+        old = None
+        if self._config.loss.correction.by is not Correct.NOTHING:
+            old = self._step.fixed_logprobs(packed)
+        reference = None if self._reference is None else self._reference.logprobs(packed)
+        return Fixed(old=old, reference=reference)
+
+    def _accumulate(self, group: Sequence[Microbatch]) -> StepMetrics:
+        """Forward and backward of one minibatch, micro-batch by micro-batch."""
+        total_weight = sum(part.advantages.total_weight for part in group)
+        return combine(
+            [
+                self._step.backward(part.packed, part.advantages, total_weight, part.fixed)
+                for part in group
+            ]
+        )
+
+
+def num_minibatches(num_trees: int, config: TrainConfig) -> int:
+    """Returns the minibatches for so many trees: few trees make few steps, not small ones."""
+    full = math.ceil(config.prompts_per_step / config.minibatches_per_step)
+    return math.ceil(num_trees / full)
