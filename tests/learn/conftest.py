@@ -6,6 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.models.llama import modeling_llama
 
 from treepo import core
 from treepo.forest import FinishReason, Forest
@@ -14,6 +17,7 @@ GrowForest = Callable[..., Forest]
 
 # Lets the tests import what they share from their own folder.
 sys.path.insert(0, str(Path(__file__).parent))
+from tiny import TINY  # noqa: E402
 
 
 class Grower:
@@ -129,3 +133,23 @@ def small_forest() -> Forest:
     for tree_index, path in ((tree, 0), (tree, child), (other, 0)):
         forest.finish(tree_index, path, int(FinishReason.STOP))
     return Forest(forest)
+
+
+def norm_in_own_dtype(self, hidden_states):
+    variance = hidden_states.square().mean(-1, keepdim=True)
+    return self.weight * hidden_states * torch.rsqrt(variance + self.variance_epsilon)
+
+
+def rotary_in_own_dtype(self, x, position_ids):
+    angles = position_ids[:, :, None].to(x.dtype) * self.inv_freq.to(x.dtype)
+    angles = torch.cat([angles, angles], -1)
+    return angles.cos(), angles.sin()
+
+
+@pytest.fixture
+def llama64(monkeypatch):
+    """A tiny random Llama whose norms and rotary embedding really compute in float64."""
+    monkeypatch.setattr(modeling_llama.LlamaRMSNorm, "forward", norm_in_own_dtype)
+    monkeypatch.setattr(modeling_llama.LlamaRotaryEmbedding, "forward", rotary_in_own_dtype)
+    torch.manual_seed(1)
+    return LlamaForCausalLM(LlamaConfig(**TINY, tie_word_embeddings=True)).double()

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from tiny import TINY
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
@@ -38,39 +39,6 @@ from treepo.train.token_advantages import TokenAdvantages
 
 LOSS = LossConfig()
 TEMPERATURE = 0.7
-TINY = {
-    "vocab_size": 23,
-    "hidden_size": 24,
-    "intermediate_size": 40,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "head_dim": 4,
-    "initializer_range": 0.3,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-
-
-def norm_in_own_dtype(self, hidden_states):
-    variance = hidden_states.square().mean(-1, keepdim=True)
-    return self.weight * hidden_states * torch.rsqrt(variance + self.variance_epsilon)
-
-
-def rotary_in_own_dtype(self, x, position_ids):
-    angles = position_ids[:, :, None].to(x.dtype) * self.inv_freq.to(x.dtype)
-    angles = torch.cat([angles, angles], -1)
-    return angles.cos(), angles.sin()
-
-
-@pytest.fixture
-def llama64(monkeypatch):
-    """A tiny random Llama whose norms and rotary embedding really compute in float64."""
-    monkeypatch.setattr(modeling_llama.LlamaRMSNorm, "forward", norm_in_own_dtype)
-    monkeypatch.setattr(modeling_llama.LlamaRotaryEmbedding, "forward", rotary_in_own_dtype)
-    torch.manual_seed(1)
-    return LlamaForCausalLM(LlamaConfig(**TINY, tie_word_embeddings=True)).double()
 
 
 @pytest.fixture

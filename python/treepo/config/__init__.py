@@ -28,21 +28,27 @@ from treepo.config.loss import Average, Correct, CorrectionConfig, Kl, LossConfi
 from treepo.config.run import TrainConfig
 from treepo.config.search import Opportunistic, SearchConfig, Verdicts
 from treepo.config.sections import (
+    Activations,
     AdvantageConfig,
+    Autocast,
     DataConfig,
     EvalConfig,
     LoraConfig,
     ModelConfig,
     OptimizerConfig,
+    Parts,
     RewardConfig,
     SamplingParams,
     Schedule,
+    UpdateConfig,
 )
 
 __all__ = [
+    "Activations",
     "AdvantageConfig",
     "Alignment",
     "Attention",
+    "Autocast",
     "Average",
     "Boxed",
     "BranchBy",
@@ -65,6 +71,7 @@ __all__ = [
     "Opportunistic",
     "OptimizerConfig",
     "Packing",
+    "Parts",
     "Prefer",
     "PruneBy",
     "PruneConfig",
@@ -82,5 +89,6 @@ __all__ = [
     "Total",
     "TrainConfig",
     "Transfer",
+    "UpdateConfig",
     "Verdicts",
 ]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from treepo.config.engine import EngineConfig
-from treepo.config.loss import LossConfig
+from treepo.config.loss import LossConfig, Ratio
 from treepo.config.overrides import nested
 from treepo.config.schema import MAX_SEED, Section, at_least, at_most
 from treepo.config.search import SearchConfig, Verdicts
@@ -17,8 +17,10 @@ from treepo.config.sections import (
     LoraConfig,
     ModelConfig,
     OptimizerConfig,
+    Parts,
     RewardConfig,
     SamplingParams,
+    UpdateConfig,
 )
 from treepo.config.text import dump_yaml, load_yaml
 from treepo.errors import InvalidConfigError
@@ -57,6 +59,8 @@ class TrainConfig(Section):
     """How rewards become advantages."""
     loss: LossConfig = field(default_factory=LossConfig)
     """The policy loss."""
+    update: UpdateConfig = field(default_factory=UpdateConfig)
+    """How forward and backward passes run."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """AdamW and its learning rate."""
     eval: EvalConfig = field(default_factory=EvalConfig)
@@ -73,7 +77,8 @@ class TrainConfig(Section):
     epochs_per_step: int = 1
     """Times that a rollout step's trees are trained on, all minibatches in each."""
     max_tokens_per_microbatch: int = 4096
-    """Unique tokens of one forward and backward pass at most; one tree must fit."""
+    """Unique tokens of one forward and backward pass at most; one tree must fit, unless
+    `update.max_tokens_per_part` cuts it."""
     max_sampling_batches: int = 1
     """Batches of prompts that a step samples at most to replace trees whose rewards all agree;
     1 drops them without replacement."""
@@ -105,6 +110,13 @@ class TrainConfig(Section):
         at_least("save_every", self.save_every, 0)
         at_least("keep_checkpoints", self.keep_checkpoints, 1)
         at_least("save_forests_every", self.save_forests_every, 0)
+
+        needs_all = self.loss.ratio is Ratio.TRAJECTORY
+        if needs_all and self.update.max_tokens_per_part and self.update.parts is Parts.KEEP:
+            raise InvalidConfigError(
+                "loss.ratio = trajectory needs all tokens of a trajectory at once: set "
+                "update.parts = recompute"
+            )
 
     def require_trainable(self) -> None:
         """Check what only training needs: answers to compare, from the whole distribution.

@@ -124,6 +124,56 @@ class AdvantageConfig(Section):
     """A preset of treepo.advantages, see docs/advantages.md."""
 
 
+class Activations(StrEnum):
+    """What of a forward pass the backward pass finds."""
+
+    KEEP = "keep"
+    """All of it."""
+    RECOMPUTE = "recompute"
+    """The inputs of layers; the rest is computed again (activation checkpointing)."""
+
+
+class Autocast(StrEnum):
+    """Number format of matrix products in an update."""
+
+    OFF = "off"
+    """That of the weights."""
+    BFLOAT16 = "bfloat16"
+    """bfloat16, beside float32 weights. On a CPU an update then does not repeat sampling's bits."""
+
+
+class Parts(StrEnum):
+    """What a tree that is cut into parts keeps while its other parts run."""
+
+    KEEP = "keep"
+    """Activations of the parts on the way from the root: each token runs forward once."""
+    RECOMPUTE = "recompute"
+    """Keys and values: each token runs forward twice, and the activations of one part exist."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UpdateConfig(Section):
+    """How forward and backward passes of an update run."""
+
+    activations: Activations = Activations.KEEP
+    """What is kept for the backward pass."""
+    autocast: Autocast = Autocast.OFF
+    """Number format of matrix products."""
+    max_tokens_per_part: int | None = None
+    """Micro-batches with more unique tokens are cut into parts of at most so many, with the same
+    gradient; absent: never."""
+    parts: Parts = Parts.RECOMPUTE
+    """What a tree that is cut keeps."""
+
+    def _check(self) -> None:
+        at_least("max_tokens_per_part", self.max_tokens_per_part, 1)
+        if self.max_tokens_per_part is not None and self.activations is Activations.RECOMPUTE:
+            raise InvalidConfigError(
+                "max_tokens_per_part and activations = recompute do the same twice: leave "
+                "activations at keep"
+            )
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimizerConfig(Section):
     """AdamW and its learning rate."""

@@ -11,6 +11,7 @@ A sliding window counts distance along the path (depth), not along the packed ro
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -76,9 +77,34 @@ class PackedContext:
             packed: the packed forest.
             device: where the model lives.
         """
-        self._spans = packed.spans
+        self._prepare(packed.spans, device, num_given=0)
+
+    @classmethod
+    def behind(cls, spans: Spans, device: torch.device, num_given: int) -> Self:
+        """Returns a context for nodes whose roots follow keys that the caller has.
+
+        Args:
+            spans: nodes; their roots have the same ancestors.
+            device: where the model lives.
+            num_given: keys of the ancestors, which come before the nodes' own in `attend`; queries
+                are the nodes' own.
+        """
+        context = cls.__new__(cls)
+        if num_given:
+            above = np.where(spans.parent < 0, 0, spans.parent + 1)
+            spans = Spans(
+                start=np.append(0, spans.start + num_given),
+                length=np.append(num_given, spans.length),
+                parent=np.append(-1, above),
+            )
+        context._prepare(spans, device, num_given)
+        return context
+
+    def _prepare(self, spans: Spans, device: torch.device, num_given: int) -> None:
+        self._spans = spans
         self._device = device
-        self._chains = chains(packed.spans)
+        self._num_given = num_given
+        self._chains = chains(spans)
         self._longest = max(len(chain) for chain in self._chains)
         self._plans: dict[int | None, _Plan] = {}
 
@@ -142,7 +168,9 @@ class PackedContext:
         if window is not None and window >= self._longest:
             window = None
         if window not in self._plans:
-            self._plans[window] = _make_plan(self._spans, self._chains, window, self._device)
+            self._plans[window] = _make_plan(
+                self._spans, self._chains, window, self._device, self._num_given
+            )
         return self._plans[window]
 
 
@@ -255,10 +283,12 @@ def chains(spans: Spans) -> list[I64]:
 
 
 def _make_plan(
-    spans: Spans, of_nodes: list[I64], window: int | None, device: torch.device
+    spans: Spans, of_nodes: list[I64], window: int | None, device: torch.device, num_given: int
 ) -> _Plan:
     by_shape: dict[tuple[int, int], list[int]] = {}
     for node, length in enumerate(spans.length.tolist()):
+        if node == 0 and num_given:
+            continue  # The given keys have no queries here.
         kv_len = len(of_nodes[node])
         if window is not None:
             kv_len = min(kv_len, length + window - 1)
@@ -269,7 +299,7 @@ def _make_plan(
         kv += [of_nodes[node][-kv_len:] for node in nodes]
         mask = _window_mask(q_len, kv_len, window).to(device)
         groups.append(_Group(count=len(nodes), q_len=q_len, kv_len=kv_len, mask=mask))
-    order = np.concatenate(query)
+    order = np.concatenate(query) - num_given
     inverse = np.empty_like(order)
     inverse[order] = np.arange(len(order))
     return _Plan(

@@ -82,10 +82,10 @@ def policy_loss(
         objective = torch.where(advantage < 0, torch.maximum(objective, floor), objective)
     if correction is not None:
         objective = objective * correction
-    divergence = torch.zeros_like(logprob)
+    spread = torch.zeros_like(logprob)
     if reference is not None:
-        divergence = _divergence(logprob - reference, config.kl)
-        objective = objective - config.kl_weight * divergence
+        spread = divergence(logprob - reference, config.kl)
+        objective = objective - config.kl_weight * spread
     if entropy is not None:
         objective = objective + config.entropy_weight * entropy
     if weight is not None:
@@ -97,12 +97,20 @@ def policy_loss(
         clipped_high=((seen > high) & (advantage > 0)).sum(),
         ratio_min=seen.min(),
         ratio_max=seen.max(),
-        kl=divergence.detach().sum(),
+        kl=spread.detach().sum(),
     )
 
 
-def _divergence(difference: Tensor, kind: Kl) -> Tensor:
-    """Estimate of each token's divergence from the reference, [S]."""
+def divergence(difference: Tensor, kind: Kl) -> Tensor:
+    """Estimates each token's divergence from the reference.
+
+    Args:
+        difference: log-prob minus the reference's, [n].
+        kind: the estimate.
+
+    Returns:
+        [n].
+    """
     if kind is Kl.K1:
         return difference
     if kind is Kl.K2:

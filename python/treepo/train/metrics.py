@@ -162,6 +162,7 @@ def update_metrics(parts: Sequence[StepMetrics], grad_norms: Sequence[float]) ->
         "sampling/importance_sampling_ratio/min": min(x.ratio_min for x in parts),
         "sampling/importance_sampling_ratio/max": max(x.ratio_max for x in parts),
         "perf/trained_unique_tokens": float(sum(x.num_unique_tokens for x in parts)),
+        "perf/forward_tokens": float(sum(x.num_forward_tokens for x in parts)),
         "perf/trained_trajectory_tokens": float(sum(x.num_trajectory_tokens for x in parts)),
     }
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from treepo.config import LossConfig
+from treepo.config import LossConfig, Ratio
+from treepo.config import Objective as Surrogate
+from treepo.errors import InvalidConfigError, NotFiniteError
 from treepo.train.importance import correction
-from treepo.train.losses import LossTerms, policy_loss
+from treepo.train.losses import LossTerms, divergence, policy_loss
 from treepo.train.pack import PackedForest
 from treepo.train.step_metrics import StepMetrics
 from treepo.train.token_advantages import TokenAdvantages, numbered
@@ -43,12 +45,26 @@ class ForestLoss:
         entropy: mean entropy of trajectory tokens, a scalar.
         mismatch: sum over trajectory tokens of how far sampler and trainer disagree, in nats; the
             change of the policy is in it where the trainer's old log-probs are not known.
+        num_forward_tokens: tokens that ran forward for it.
     """
 
     loss: Tensor
     terms: LossTerms
     entropy: Tensor
     mismatch: Tensor
+    num_forward_tokens: int = 0
+
+    def forwarded(self, num_tokens: int) -> Self:
+        """Returns it with the tokens that ran forward for it, each time that they did."""
+        return replace(self, num_forward_tokens=num_tokens)
+
+    def require_finite(self) -> None:
+        """Refuses a loss that is NaN or infinite.
+
+        Raises:
+            NotFiniteError: if it is.
+        """
+        require_finite("the loss", self.loss)
 
     def describe(self, packed: PackedForest) -> StepMetrics:
         """Returns the metrics, in one transfer from the device."""
@@ -70,7 +86,10 @@ class ForestLoss:
         for name in ("clip_ratio_low", "clip_ratio_high", "abs_log_ratio", "kl"):
             found[name] /= count
         return StepMetrics(
-            **found, num_unique_tokens=packed.num_tokens, num_trajectory_tokens=count
+            **found,
+            num_unique_tokens=packed.num_tokens,
+            num_forward_tokens=self.num_forward_tokens,
+            num_trajectory_tokens=count,
         )
 
 
@@ -100,28 +119,19 @@ class Objective:
             entropy: of the same, [U], with a gradient.
             fixed: log-probs that do not change.
         """
-
-        def on_device(array: npt.NDArray[Any]) -> Tensor:
-            return torch.from_numpy(array).to(logprob.device)
-
-        def of_tokens(array: npt.NDArray[Any]) -> Tensor:
-            return on_device(array).to(logprob.dtype)
-
-        src = on_device(packed.src)
-        trajectory = on_device(numbered(packed.src_path))
-        sampler = of_tokens(packed.old_logprob)[src]
-        old = sampler if fixed.old is None else of_tokens(fixed.old)[src]
+        own = _Tensors(packed, advantages, fixed, logprob.device, logprob.dtype)
+        src, sampler, old = own.src, own.sampler[own.src], own.old[own.src]
         current, spread = logprob.index_select(0, src), entropy.index_select(0, src)
         terms = policy_loss(
             current,
             old,
-            of_tokens(advantages.values),
+            own.advantage,
             self.config,
             total_weight,
-            weight=of_tokens(advantages.weights),
-            trajectory=trajectory,
-            correction=correction(old, sampler, trajectory, self.config.correction),
-            reference=None if fixed.reference is None else of_tokens(fixed.reference)[src],
+            weight=own.weight,
+            trajectory=own.trajectory,
+            correction=own.correction(self.config),
+            reference=None if own.reference is None else own.reference[src],
             entropy=spread if self.config.entropy_weight else None,
         )
         known = current.detach() if fixed.old is None else old
@@ -130,4 +140,149 @@ class Objective:
             terms=terms,
             entropy=spread.detach().mean(),
             mismatch=(known - sampler).abs().sum(),
+        )
+
+    def split(
+        self,
+        packed: PackedForest,
+        advantages: TokenAdvantages,
+        total_weight: float,
+        fixed: Fixed,
+        device: torch.device,
+    ) -> SplitLoss:
+        """Returns the loss as a sum over unique tokens, which may be asked for in any pieces.
+
+        Args:
+            packed: the trees.
+            advantages: those of trajectory tokens.
+            total_weight: sum of weights over the whole optimizer step.
+            fixed: log-probs that do not change.
+            device: where the log-probs will be.
+
+        Raises:
+            InvalidConfigError: if the loss compares whole trajectories.
+        """
+        if self.config.ratio is Ratio.TRAJECTORY:
+            raise InvalidConfigError(
+                "loss.ratio = trajectory is no sum over tokens: set update.parts = recompute"
+            )
+        own = _Tensors(packed, advantages, fixed, device, torch.float64)
+        weight = own.weight
+        factor = own.correction(self.config)
+        advantage = weight * own.advantage * (1.0 if factor is None else factor)
+        count = packed.num_sampled_tokens
+
+        def sums(values: Tensor) -> Tensor:
+            return values.new_zeros(count).index_add(0, own.src, values)
+
+        return SplitLoss(
+            config=self.config,
+            total_weight=total_weight,
+            positive=sums(advantage.clamp(min=0)),
+            negative=sums(advantage.clamp(max=0)),
+            weight=sums(weight),
+            old=own.old,
+            reference=own.reference,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitLoss:
+    """A loss of tokens without its trajectories: two sums of advantages a token are enough.
+
+    With A+ the sum of a token's positive advantages over its trajectories and A- that of the
+    negative ones, the sum of min(r A, clip(r) A) is A+ min(r, 1 + clip_high) + A- max(r, 1 -
+    clip_low). Their plain sum is not enough: opposite signs would cancel before the clip.
+
+    Attributes:
+        config: the loss.
+        total_weight: sum of weights over the whole optimizer step.
+        positive: A+, weighted and corrected, f64[U].
+        negative: A-, f64[U].
+        weight: sum of the weights, for divergence and entropy, f64[U].
+        old: old log-probs, f64[U].
+        reference: the reference's, f64[U]; absent without one.
+    """
+
+    config: LossConfig
+    total_weight: float
+    positive: Tensor
+    negative: Tensor
+    weight: Tensor
+    old: Tensor
+    reference: Tensor | None
+
+    def loss(self, logprob: Tensor, entropy: Tensor, rows: Tensor) -> Tensor:
+        """Returns the share of some tokens, a scalar with a gradient.
+
+        Args:
+            logprob: their log-probs, [R].
+            entropy: their entropies, [R].
+            rows: which of the U tokens they are, i64[R].
+        """
+        positive, negative, weight, old = (
+            x[rows].to(logprob.dtype) for x in (self.positive, self.negative, self.weight, self.old)
+        )
+        ratio = (logprob - old).exp()
+        low, high = 1 - self.config.clip_low, 1 + self.config.clip_high
+        if self.config.objective is Surrogate.CISPO:
+            total = ratio.detach().clamp(low, high) * (positive + negative) * logprob
+        else:
+            below = ratio.clamp(min=low)
+            if self.config.dual_clip is not None:
+                below = below.clamp(max=self.config.dual_clip)
+            total = positive * ratio.clamp(max=high) + negative * below
+        if self.reference is not None:
+            difference = logprob - self.reference[rows].to(logprob.dtype)
+            spread = divergence(difference, self.config.kl)
+            total = total - self.config.kl_weight * weight * spread
+        if self.config.entropy_weight:
+            total = total + self.config.entropy_weight * weight * entropy
+        return -total.sum() / self.total_weight
+
+
+class _Tensors:
+    """What the loss reads, on a device: [U] of unique tokens, [S] of trajectory tokens."""
+
+    def __init__(
+        self,
+        packed: PackedForest,
+        advantages: TokenAdvantages,
+        fixed: Fixed,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        def moved(array: npt.NDArray[Any]) -> Tensor:
+            return torch.from_numpy(array).to(device=device, dtype=dtype)
+
+        self.src = torch.from_numpy(packed.src).to(device)
+        self.trajectory = torch.from_numpy(numbered(packed.src_path)).to(device)
+        self.sampler = moved(packed.old_logprob)
+        self.old = self.sampler if fixed.old is None else moved(fixed.old)
+        self.reference = None if fixed.reference is None else moved(fixed.reference)
+        self.advantage = moved(advantages.values)
+        self.weight = moved(advantages.weights)
+
+    def correction(self, config: LossConfig) -> Tensor | None:
+        """Return the weights of the importance correction, [S]."""
+        old, sampler = self.old[self.src], self.sampler[self.src]
+        return correction(old, sampler, self.trajectory, config.correction)
+
+
+def require_finite(name: str, values: Tensor) -> None:
+    """Refuses NaN and infinity.
+
+    Args:
+        name: what the numbers are, for the message.
+        values: the numbers.
+
+    Raises:
+        NotFiniteError: if there are any.
+    """
+    finite = torch.isfinite(values)
+    if not bool(finite.all()):
+        bad = values[~finite].flatten()
+        raise NotFiniteError(
+            f"{name}: {bad[0].item()} in {len(bad)} of {values.numel()} values; the update is "
+            f"refused, lower the learning rate or go back to an earlier checkpoint"
         )

@@ -138,26 +138,27 @@ def pack(forest: Forest, paths: npt.ArrayLike | None = None) -> PackedForest:
     )
 
 
-def microbatches(forest: Forest, max_tokens: int) -> list[I64]:
+def microbatches(forest: Forest, max_tokens: int, *, may_be_cut: bool = False) -> list[I64]:
     """Splits a forest into runs of whole trees that fit a forward pass.
 
     Args:
         forest: the forest.
         max_tokens: unique tokens, prompts included, that one run may have.
+        may_be_cut: whether a larger tree makes a run of its own, which is then cut into parts.
 
     Returns:
         Tree indices of each run, in order, each int64; together every tree once.
 
     Raises:
-        InvalidInputError: if one tree alone has more than `max_tokens` tokens.
+        InvalidInputError: if one tree alone has more than `max_tokens` tokens and may not be cut.
     """
     sizes = tree_sizes(forest)
-    if len(sizes) and sizes.max() > max_tokens:
+    if len(sizes) and sizes.max() > max_tokens and not may_be_cut:
         tree = int(sizes.argmax())
         raise InvalidInputError(
             f"tree {tree} has {sizes[tree]} unique tokens, above max_tokens_per_microbatch = "
-            f"{max_tokens}: set max_tokens_per_microbatch to at least {sizes[tree]} or sample "
-            f"smaller trees"
+            f"{max_tokens}: set max_tokens_per_microbatch to at least {sizes[tree]}, let "
+            f"update.max_tokens_per_part cut it, or sample smaller trees"
         )
     return list(_fill(sizes, max_tokens))
 
@@ -171,7 +172,7 @@ def tree_sizes(forest: Forest) -> I64:
 def _fill(sizes: I64, max_tokens: int) -> Iterator[I64]:
     first, used = 0, 0
     for tree, size in enumerate(sizes.tolist()):
-        if used + size > max_tokens:
+        if used and used + size > max_tokens:
             yield np.arange(first, tree, dtype=np.int64)
             first, used = tree, 0
         used += size

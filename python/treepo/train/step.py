@@ -3,39 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from treepo.config import LossConfig
+from treepo.config import LossConfig, UpdateConfig
 from treepo.engine.exact import ExactForward
-from treepo.engine.hook import AttentionContext, evaluating, install, plain_attention, probe
-from treepo.errors import (
-    InvalidConfigError,
-    InvalidInputError,
-    NotFiniteError,
-    UnsupportedModelError,
-)
+from treepo.engine.hook import AttentionContext
+from treepo.errors import InvalidConfigError, InvalidInputError, NotFiniteError
 from treepo.train.attention import packed_context
 from treepo.train.exact_attention import ExactContext
-from treepo.train.head import output_head, token_logprobs
-from treepo.train.objective import Fixed, Objective
+from treepo.train.forward import Forward
+from treepo.train.objective import Fixed, ForestLoss, Objective, require_finite
 from treepo.train.pack import PackedForest
+from treepo.train.partitioned import PartitionedPass
 from treepo.train.step_metrics import StepMetrics
 from treepo.train.token_advantages import TokenAdvantages
 
 F32 = npt.NDArray[np.float32]
-_OTHER_HEADS = ("classifier_", "summary_")
 ContextFactory = Callable[[PackedForest, torch.device], AttentionContext]
 
 
 class TrainStep:
-    """Runs packed trees through a model and accumulates the gradient of the clipped loss."""
+    """Runs packed trees through a model and accumulates the gradient of the policy loss."""
 
     def __init__(
         self,
@@ -43,6 +36,7 @@ class TrainStep:
         loss_config: LossConfig,
         temperature: float,
         *,
+        update: UpdateConfig | None = None,
         context: ContextFactory = packed_context,
         exact: ExactForward | None = None,
     ) -> None:
@@ -50,9 +44,10 @@ class TrainStep:
 
         Args:
             model: a causal LM; its parameters receive the gradients.
-            loss_config: clip edges of the loss.
+            loss_config: the loss.
             temperature: temperature that the trajectories were sampled at, above 0.
-            context: attention context of a packed forest on a device.
+            update: number format, what is kept for the backward pass, and parts.
+            context: attention context of a packed forest on a device; parts have their own.
             exact: makes the model compute the bits it sampled with
                 (`treepo.engine.Engine.exact_forward`), and `context` only the gradient's attention.
 
@@ -65,14 +60,10 @@ class TrainStep:
                 f"sampling.temperature = {temperature} cannot be trained at: a greedy choice has "
                 f"no log-prob, set it above 0"
             )
-        _check_dropout(model)
-        probe(model)
-        self._model = model
+        self._config = update or UpdateConfig()
+        self._forward = Forward(model, temperature, self._config, exact)
         self._objective = Objective(loss_config)
-        self._temperature = temperature
         self._context = context
-        self._exact = exact
-        self._head = output_head(model)
 
     def backward(
         self,
@@ -96,21 +87,33 @@ class TrainStep:
         Raises:
             InvalidInputError: if no token was sampled or an advantage is missing.
             NotFiniteError: if advantages, log-probs or loss hold NaN or infinity; no gradient has
-                been added then.
+                been added then, unless parts keep their activations.
         """
         _check_has_tokens(packed)
         if not isinstance(advantages, TokenAdvantages):
             advantages = TokenAdvantages.of_paths(packed, advantages)
         _check_input(packed, advantages, total_weight)
-        with self._numerics():
-            logprob, entropy = self._logprobs(packed)
-            _check_finite("the model's log-probs", logprob)
-            terms = self._objective(
-                packed, advantages, total_weight, logprob, entropy, fixed or Fixed()
-            )
-            _check_finite("the loss", terms.loss)
-            terms.loss.backward()  # type: ignore[no-untyped-call]
-        return terms.describe(packed)
+        partitioned = self._partitioned(packed)
+        with self._forward.applied():
+            if partitioned is None:
+                loss = self._backward(packed, advantages, total_weight, fixed or Fixed())
+            else:
+                loss = partitioned.backward(packed, advantages, total_weight, fixed or Fixed())
+        return loss.describe(packed)
+
+    def _backward(
+        self,
+        packed: PackedForest,
+        advantages: TokenAdvantages,
+        total_weight: float,
+        fixed: Fixed,
+    ) -> ForestLoss:
+        logprob, entropy = self._logprobs(packed)
+        require_finite("the model's log-probs", logprob)
+        loss = self._objective(packed, advantages, total_weight, logprob, entropy, fixed)
+        loss.require_finite()
+        loss.loss.backward()  # type: ignore[no-untyped-call]
+        return loss.forwarded(packed.num_tokens)
 
     def logprobs(self, packed: PackedForest) -> tuple[Tensor, Tensor]:
         """Log-probs and entropies of the unique sampled tokens under the current weights.
@@ -119,80 +122,47 @@ class TrainStep:
             packed: the trees.
 
         Returns:
-            Log-probs with a gradient and entropies in nats without, [U] each, at the sampling
-            temperature.
+            Log-probs and entropies in nats with gradients, [U] each, at the sampling temperature.
 
         Raises:
             UnsupportedModelError: if the model is in training mode and drops activations.
         """
-        with self._numerics():
+        with self._forward.applied():
             return self._logprobs(packed)
 
     def fixed_logprobs(self, packed: PackedForest) -> F32:
-        """Log-probs of the unique sampled tokens, without a gradient, f32[U]."""
-        with torch.no_grad():
-            found: F32 = self.logprobs(packed)[0].float().cpu().numpy()
-        return found
-
-    def _numerics(self) -> AbstractContextManager[None]:
-        return nullcontext() if self._exact is None else self._exact.applied()
-
-    def _logprobs(self, packed: PackedForest) -> tuple[Tensor, Tensor]:
-        _check_dropout(self._model)
-        install(self._model)  # With any other attention every token would see the whole row.
-        hidden = self._model.base_model(
-            input_ids=self._tensor(packed.token_ids)[None],
-            position_ids=self._tensor(packed.positions)[None],
-            use_cache=False,
-            treepo=self._attention(packed),
-        ).last_hidden_state[0]
-        rows = F.embedding(self._tensor(packed.predictor), hidden)
-        targets = self._tensor(packed.token_ids[packed.target])
-        return token_logprobs(rows, self._head, targets, self._temperature, exact=self._exact)
-
-    def _attention(self, packed: PackedForest) -> AttentionContext:
-        gradient = self._context(packed, self._model.device)
-        return (
-            gradient if self._exact is None else ExactContext(packed, self._exact.kernels, gradient)
-        )
-
-    def plain_logprobs(self, token_ids: npt.ArrayLike) -> Tensor:
-        """Log-probs of a single sequence's tokens by the model's own attention, without a tree.
+        """Log-probs of the unique sampled tokens, without a gradient, in parts if it is large.
 
         Args:
-            token_ids: the sequence, int[n], n at least 2.
+            packed: the trees.
 
         Returns:
-            Log-prob of every token after the first, [n - 1], without a gradient.
+            f32[U].
         """
-        ids = self._tensor(np.asarray(token_ids, dtype=np.int64))
-        with torch.no_grad(), plain_attention(self._model), evaluating(self._model):
-            hidden = self._model.base_model(input_ids=ids[None], use_cache=False)
-            rows = hidden.last_hidden_state[0, :-1]
-            return token_logprobs(rows, self._head, ids[1:], self._temperature)[0]
+        partitioned = self._partitioned(packed)
+        with self._forward.applied(), torch.no_grad():
+            read = self._logprobs if partitioned is None else partitioned.logprobs
+            found: F32 = read(packed)[0].float().cpu().numpy()
+        return found
 
-    def _tensor(self, array: npt.NDArray[np.generic]) -> Tensor:
-        return torch.from_numpy(array).to(self._model.device)
+    def plain_logprobs(self, token_ids: npt.ArrayLike) -> Tensor:
+        """Log-probs of a single sequence's tokens; see `Forward.plain_logprobs`."""
+        return self._forward.plain_logprobs(token_ids)
 
+    def _partitioned(self, packed: PackedForest) -> PartitionedPass | None:
+        limit = self._config.max_tokens_per_part
+        if limit is None or packed.num_tokens <= limit:
+            return None
+        return PartitionedPass(self._forward, self._objective, limit, self._config.parts)
 
-def _check_dropout(model: PreTrainedModel) -> None:
-    """Refuse dropout: log-probs would not be those that the tokens were sampled with."""
-    if not model.training:
-        return
-    rates = {
-        f"module {name}": float(module.p)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Dropout) and module.training
-    }
-    for name, value in model.config.get_text_config(decoder=True).to_dict().items():
-        if "drop" in name and isinstance(value, float) and not name.startswith(_OTHER_HEADS):
-            rates[f"config.{name}"] = value
-    for name, rate in rates.items():
-        if rate > 0:
-            raise UnsupportedModelError(
-                f"{type(model).__name__} is in training mode and drops activations, {name} = "
-                f"{rate:g}: set it to 0, or call model.eval()"
-            )
+    def _logprobs(self, packed: PackedForest) -> tuple[Tensor, Tensor]:
+        hidden = self._forward.hidden(packed.token_ids, packed.positions, self._attention(packed))
+        return self._forward.read(hidden, packed.predictor, packed.token_ids[packed.target])
+
+    def _attention(self, packed: PackedForest) -> AttentionContext:
+        gradient = self._context(packed, self._forward.model.device)
+        exact = self._forward.exact
+        return gradient if exact is None else ExactContext(packed, exact.kernels, gradient)
 
 
 def _check_has_tokens(packed: PackedForest) -> None:
@@ -222,13 +192,3 @@ def _check_input(packed: PackedForest, advantages: TokenAdvantages, total_weight
                 f"{name} is {values[bad[0]]} ({len(bad)} of {len(values)} tokens): the update is "
                 f"refused, check rewards and sampling"
             )
-
-
-def _check_finite(name: str, values: Tensor) -> None:
-    finite = torch.isfinite(values)
-    if not bool(finite.all()):
-        bad = values[~finite].flatten()
-        raise NotFiniteError(
-            f"{name}: {bad[0].item()} in {len(bad)} of {values.numel()} values; the update is "
-            f"refused, lower the learning rate or go back to an earlier checkpoint"
-        )

@@ -23,6 +23,7 @@ class StepMetrics:
         ratio_min: smallest probability ratio.
         ratio_max: largest probability ratio.
         num_unique_tokens: tokens that ran through the model, prompts included.
+        num_forward_tokens: tokens that ran forward, each time that they did but for activations.
         num_trajectory_tokens: sampled tokens, counted per trajectory.
     """
 
@@ -35,6 +36,7 @@ class StepMetrics:
     ratio_min: float
     ratio_max: float
     num_unique_tokens: int
+    num_forward_tokens: int
     num_trajectory_tokens: int
 
 
@@ -64,5 +66,6 @@ def combine(parts: Sequence[StepMetrics]) -> StepMetrics:
         ratio_min=min(part.ratio_min for part in parts),
         ratio_max=max(part.ratio_max for part in parts),
         num_unique_tokens=sum(part.num_unique_tokens for part in parts),
+        num_forward_tokens=sum(part.num_forward_tokens for part in parts),
         num_trajectory_tokens=total,
     )

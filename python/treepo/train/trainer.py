@@ -105,7 +105,13 @@ class Trainer:
         self._eval_rows = eval_dataset if self.config.eval.num_prompts else None
         self._optimizer = optimizer.build(model, self.config.optimizer)
         temperature = self.config.sampling.temperature
-        step = TrainStep(model, self.config.loss, temperature, exact=self.engine.exact_forward)
+        step = TrainStep(
+            model,
+            self.config.loss,
+            temperature,
+            update=self.config.update,
+            exact=self.engine.exact_forward,
+        )
         self._update = Update(step, self._optimizer, self.config, self._reference())
         self._state = LoopState()
         self._stop = Interruption()

@@ -94,7 +94,9 @@ class Update:
         """Pack a minibatch into micro-batches, and fix what no optimizer step may change."""
         config, longest = self._config, self._config.search.completion_len
         found = []
-        for trees in microbatches(forest, config.max_tokens_per_microbatch):
+        may_be_cut = config.update.max_tokens_per_part is not None
+        runs = microbatches(forest, config.max_tokens_per_microbatch, may_be_cut=may_be_cut)
+        for trees in runs:
             part = forest.select(trees)
             packed = pack(part)
             own = credited.of_trees(forest, trees[0], trees[-1])

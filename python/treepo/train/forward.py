@@ -1,0 +1,163 @@
+"""Log-probs of packed tokens by a model: its body once a token, its head once a sampled token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from treepo.config import Activations, Autocast, UpdateConfig
+from treepo.engine.exact import ExactForward
+from treepo.engine.hook import AttentionContext, evaluating, install, plain_attention, probe
+from treepo.errors import UnsupportedModelError
+from treepo.train.head import output_head, token_logprobs
+
+_OTHER_HEADS = ("classifier_", "summary_")
+
+
+class Forward:
+    """Runs tokens through a model with a given attention, and its head over chosen rows."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        temperature: float,
+        config: UpdateConfig,
+        exact: ExactForward | None,
+    ) -> None:
+        """Installs the attention hook on the model and finds out what its head computes.
+
+        Args:
+            model: a causal LM.
+            temperature: divisor of the logits, above 0.
+            config: number format, and what is kept for the backward pass.
+            exact: makes the model compute the bits it sampled with; not together with another
+                number format.
+
+        Raises:
+            UnsupportedModelError: if the model cannot run on trees.
+        """
+        check_dropout(model)
+        probe(model)
+        self.model = model
+        self.exact = exact if config.autocast is Autocast.OFF else None
+        self._temperature = temperature
+        self._config = config
+        self._head = output_head(model)
+        if config.activations is Activations.RECOMPUTE:
+            anything: Any = model
+            anything.gradient_checkpointing_enable({"use_reentrant": False})
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Within a `with` block the model computes as in training; backward belongs inside too."""
+        with nullcontext() if self.exact is None else self.exact.applied(), self._mode():
+            yield
+
+    @contextmanager
+    def _mode(self) -> Iterator[None]:
+        """Let transformers recompute activations, which it does in training mode only."""
+        is_needed = self._config.activations is Activations.RECOMPUTE and not self.model.training
+        if is_needed:
+            self.model.train()
+        try:
+            yield
+        finally:
+            if is_needed:
+                self.model.train(False)
+
+    def hidden(
+        self,
+        token_ids: npt.NDArray[np.int64],
+        positions: npt.NDArray[np.int64],
+        context: AttentionContext,
+    ) -> Tensor:
+        """Returns the final hidden states, [T, d].
+
+        Args:
+            token_ids: i64[T].
+            positions: i64[T], distance from the first token of each tree.
+            context: attention.
+        """
+        check_dropout(self.model)
+        install(self.model)  # With any other attention every token would see the whole row.
+        with self._autocast():
+            output = self.model.base_model(
+                input_ids=self.tensor(token_ids)[None],
+                position_ids=self.tensor(positions)[None],
+                use_cache=False,
+                treepo=context,
+            )
+        states: Tensor = output.last_hidden_state[0]
+        return states
+
+    def read(
+        self, hidden: Tensor, rows: npt.NDArray[np.int64], token_ids: npt.NDArray[np.int64]
+    ) -> tuple[Tensor, Tensor]:
+        """Returns log-probs and entropies at the sampling temperature, [U] each.
+
+        Args:
+            hidden: final hidden states, [T, d].
+            rows: the rows that predict, i64[U].
+            token_ids: what is predicted, i64[U].
+        """
+        # Look-ups of embeddings add gradients up faster on a CPU than those of an index.
+        chosen = F.embedding(self.tensor(rows), hidden.to(self._head.weight.dtype))
+        targets = self.tensor(token_ids)
+        return token_logprobs(chosen, self._head, targets, self._temperature, exact=self.exact)
+
+    def plain_logprobs(self, token_ids: npt.ArrayLike) -> Tensor:
+        """Log-probs of a single sequence's tokens by the model's own attention, without a tree.
+
+        Args:
+            token_ids: the sequence, int[n], n at least 2.
+
+        Returns:
+            Log-prob of every token after the first, [n - 1], without a gradient.
+        """
+        ids = self.tensor(np.asarray(token_ids, dtype=np.int64))
+        with torch.no_grad(), plain_attention(self.model), evaluating(self.model):
+            with self._autocast():
+                output = self.model.base_model(input_ids=ids[None], use_cache=False)
+            rows = output.last_hidden_state[0, :-1].to(self._head.weight.dtype)
+            return token_logprobs(rows, self._head, ids[1:], self._temperature)[0]
+
+    def tensor(self, array: npt.NDArray[Any]) -> Tensor:
+        """Returns an array on the model's device."""
+        return torch.from_numpy(array).to(self.model.device)
+
+    def _autocast(self) -> Any:
+        if self._config.autocast is Autocast.OFF:
+            return nullcontext()
+        return torch.autocast(self.model.device.type, dtype=torch.bfloat16)
+
+
+def check_dropout(model: PreTrainedModel) -> None:
+    """Refuses dropout: log-probs would not be those that the tokens were sampled with.
+
+    Raises:
+        UnsupportedModelError: if the model is in training mode and drops activations.
+    """
+    if not model.training:
+        return
+    rates = {
+        f"module {name}": float(module.p)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Dropout) and module.training
+    }
+    for name, value in model.config.get_text_config(decoder=True).to_dict().items():
+        if "drop" in name and isinstance(value, float) and not name.startswith(_OTHER_HEADS):
+            rates[f"config.{name}"] = value
+    for name, rate in rates.items():
+        if rate > 0:
+            raise UnsupportedModelError(
+                f"{type(model).__name__} is in training mode and drops activations, {name} = "
+                f"{rate:g}: set it to 0, or call model.eval()"
+            )
