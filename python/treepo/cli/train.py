@@ -74,12 +74,13 @@ def _config(arguments: argparse.Namespace, overrides: Sequence[str]) -> TrainCon
 def _trainer(config: TrainConfig, saved: Path | None) -> "Trainer":
     """Read data before the model: a mistake there is found at once.
 
-    The original model folder may be gone; the checkpoint `saved` is a model folder too.
+    The original model folder may be gone; the checkpoint `saved` is a model folder too, unless
+    the run needs the first weights.
     """
     rows = options.train_rows(config)
     held_out = options.eval_rows(config)
     options.check_reward(config, rows)
-    path = options.model_path(config, saved)
+    path = options.model_path(config, None if config.needs_first_weights else saved)
     options.set_threads(config)
     from treepo.train import checkpoint
     from treepo.train.trainer import Trainer

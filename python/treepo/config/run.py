@@ -118,6 +118,15 @@ class TrainConfig(Section):
                 "update.parts = recompute"
             )
 
+    @property
+    def needs_first_weights(self) -> bool:
+        """Whether a resumed run starts from the weights that training began with.
+
+        Adapters are put on them, and a divergence is measured from them.
+        """
+        has_no_other = self.loss.kl_weight > 0 and self.model.reference is None
+        return self.lora.rank > 0 or has_no_other
+
     def require_trainable(self) -> None:
         """Check what only training needs: answers to compare, from the whole distribution.
 

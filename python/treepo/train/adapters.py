@@ -4,55 +4,95 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from treepo.config import LoraConfig
-from treepo.errors import InvalidConfigError
+from treepo.errors import CheckpointError, InvalidConfigError
+
+FOLDER = "adapter"
+"""Folder of a checkpoint with the adapters alone, as peft loads them."""
+_WEIGHTS = "adapter_model.safetensors"
+_BASE = ".base_layer"
 
 
-def add_adapters(model: PreTrainedModel, config: LoraConfig) -> None:
-    """Puts LoRA adapters on a model's linear layers; only they are trained afterwards.
+class Adapters:
+    """The adapters of a model; only they are trained."""
 
-    A model that has adapters already, as one loaded from a checkpoint of them has, keeps those.
+    def __init__(self, model: PreTrainedModel, config: LoraConfig, seed: int) -> None:
+        """Puts adapters on the linear layers of a model, in place.
 
-    Args:
-        model: a causal LM.
-        config: rank and scale; rank 0 leaves the model as it is.
+        Args:
+            model: a causal LM.
+            config: rank, scale and layers.
+            seed: of their first weights.
 
-    Raises:
-        InvalidConfigError: if peft is not there.
-    """
-    if config.rank == 0 or has_adapters(model):
-        return
-    try:
-        import peft
-    except ModuleNotFoundError:
-        raise InvalidConfigError(
-            f"lora.rank = {config.rank} needs peft: pip install 'treepo[lora]'"
-        ) from None
-    chosen = config.targets or "all-linear"
-    model.add_adapter(
-        peft.LoraConfig(
+        Raises:
+            InvalidConfigError: if peft is not there, or there are no such layers.
+        """
+        try:
+            import peft
+        except ModuleNotFoundError:
+            raise InvalidConfigError(
+                f"lora.rank = {config.rank} needs peft: pip install 'treepo[lora]'"
+            ) from None
+        targets: Any = list(config.targets) if config.targets else "all-linear"
+        settings = peft.LoraConfig(
             r=config.rank,
             lora_alpha=config.alpha,  # type: ignore[arg-type]  # peft divides it by the rank
-            target_modules=chosen if isinstance(chosen, str) else list(chosen),
+            target_modules=targets,
             task_type="CAUSAL_LM",
         )
-    )
+        try:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                self._peft: Any = peft.get_peft_model(model, settings)
+        except ValueError as error:
+            raise InvalidConfigError(f"lora.targets: {str(error).splitlines()[0]}") from None
+        self._model = model
 
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """Within a `with` block the model computes as if it had no adapters."""
+        with self._peft.disable_adapter():
+            yield
 
-def has_adapters(model: Any) -> bool:
-    """Whether a model has adapters."""
-    return bool(getattr(model, "_hf_peft_config_loaded", False))
+    def merged(self) -> dict[str, Tensor]:
+        """Returns the weights of a plain model that computes what this one does with adapters."""
+        changes = {
+            name: module.get_delta_weight("default")
+            for name, module in self._model.named_modules()
+            if hasattr(module, "get_delta_weight") and "default" in getattr(module, "lora_A", {})
+        }
+        found = {}
+        for name, value in self._model.state_dict().items():
+            if ".lora_" in name:
+                continue
+            module, _, kind = name.rpartition(".")
+            change = changes.get(module.removesuffix(_BASE)) if kind == "weight" else None
+            found[name.replace(_BASE, "")] = value if change is None else value + change
+        return found
 
+    def save(self, folder: Path) -> None:
+        """Writes the adapters alone to a folder."""
+        self._peft.save_pretrained(folder / FOLDER)
 
-@contextmanager
-def without_adapters(model: Any) -> Iterator[None]:
-    """Within a `with` block the model computes as if it had no adapters."""
-    model.disable_adapters()
-    try:
-        yield
-    finally:
-        model.enable_adapters()
+    def load(self, folder: Path) -> None:
+        """Reads what `save` wrote.
+
+        Raises:
+            CheckpointError: if it cannot be read.
+        """
+        from peft import set_peft_model_state_dict
+
+        file = folder / FOLDER / _WEIGHTS
+        try:
+            set_peft_model_state_dict(self._peft, load_file(file))
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise CheckpointError(f"cannot read {file}: {error}") from None

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from treepo.errors import CheckpointError
+from treepo.train.adapters import Adapters
 
 FOLDER = "checkpoints"
 MARKER = "COMPLETE"
@@ -59,6 +60,7 @@ def save(
     tokenizer: Any,
     optimizer: Optimizer,
     keep: int,
+    adapters: Adapters | None = None,
 ) -> Path:
     """Write the checkpoint of `state.step` and delete all but the newest ones.
 
@@ -69,6 +71,8 @@ def save(
         tokenizer: Its tokenizer; None for none.
         optimizer: Optimizer over the model's parameters.
         keep: Checkpoints to keep.
+        adapters: The model's adapters: the model folder then has their effect in its weights, and
+            the folder `adapter` has them alone.
 
     Returns:
         The checkpoint's folder.
@@ -86,7 +90,11 @@ def save(
         for left_over in (target, *root.glob(".writing_*")):
             shutil.rmtree(left_over, ignore_errors=True)
         writing.mkdir()
-        model.save_pretrained(writing)
+        if adapters is None:
+            model.save_pretrained(writing)
+        else:
+            model.save_pretrained(writing, state_dict=adapters.merged())
+            adapters.save(writing)
         if tokenizer is not None:
             tokenizer.save_pretrained(writing)
         save_file(_optimizer_tensors(model, optimizer), writing / _OPTIMIZER)

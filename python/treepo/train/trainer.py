@@ -17,7 +17,7 @@ from treepo.evaluate import Evaluation, evaluate
 from treepo.forest import Forest
 from treepo.scoring import RewardSource, Scorer
 from treepo.train import checkpoint, optimizer
-from treepo.train.adapters import add_adapters
+from treepo.train.adapters import Adapters
 from treepo.train.check import first_step_check
 from treepo.train.checkpoint import LoopState
 from treepo.train.collect import Batch, Collector
@@ -94,7 +94,7 @@ class Trainer:
         self.config.require_trainable()
         find_preset(self.config.advantage.preset)
         check_weights(model)
-        add_adapters(model, self.config.lora)
+        self._adapters = self._add_adapters(model)
         self.engine = Engine(model, tokenizer, self.config.engine)
         self._model = model
         self._tokenizer = tokenizer
@@ -224,13 +224,23 @@ class Trainer:
         self.engine.weights_changed()
         return metrics
 
+    def _add_adapters(self, model: Any) -> Adapters | None:
+        lora = self.config.lora
+        return Adapters(model, lora, self.config.seed) if lora.rank else None
+
     def _reference(self) -> Reference | None:
         config = self.config
         if config.loss.kl_weight == 0:
             return None
         path = config.model.reference
         other = None if path is None else load_model(path, config.engine)[0]
-        return Reference(self._model, config.sampling.temperature, other)
+        return Reference(
+            self._model,
+            config.sampling.temperature,
+            config.update,
+            adapters=self._adapters,
+            other=other,
+        )
 
     def _learning_rate(self) -> float:
         config = self.config
@@ -278,6 +288,7 @@ class Trainer:
             folder.path,
             self._state,
             model=self._model,
+            adapters=self._adapters,
             tokenizer=self._tokenizer,
             optimizer=self._optimizer,
             keep=self.config.keep_checkpoints,
@@ -288,7 +299,10 @@ class Trainer:
         saved = checkpoint.latest(folder.path)
         state = LoopState() if saved is None else checkpoint.load_state(saved)
         if saved is not None:
-            checkpoint.load_weights(saved, self._model)
+            if self._adapters is None:
+                checkpoint.load_weights(saved, self._model)
+            else:
+                self._adapters.load(saved)
             checkpoint.load_optimizer(saved, self._model, self._optimizer)
         folder.truncate(state.step, is_finished=self._is_finished(state))
         self.engine.policy_version = state.policy_version
