@@ -15,6 +15,7 @@ __all__ = [
     "BufferTooSmallError",
     "CheckpointError",
     "DataError",
+    "GroupError",
     "InvalidConfigError",
     "InvalidInputError",
     "LawBrokenError",
@@ -41,3 +42,7 @@ class UnsupportedModelError(TreepoError, ValueError):
 
 class CheckpointError(TreepoError, ValueError):
     """A run folder holds no usable checkpoint or does not fit the configuration."""
+
+
+class GroupError(TreepoError, RuntimeError):
+    """A process of a distributed run is gone or did not answer in time."""

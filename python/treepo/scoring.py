@@ -37,6 +37,26 @@ class Scores:
     num_errors: int
     first_error: str | None
 
+    @classmethod
+    def joined(cls, parts: Sequence[Self], order: npt.NDArray[np.int64]) -> Self:
+        """Return the scores of several forests as of one forest.
+
+        Args:
+            parts: Scores of each.
+            order: Where the trajectories of the one forest are in those of the parts, i64[P].
+        """
+        by_function = {
+            name: np.concatenate([part.by_function[name] for part in parts])[order]
+            for name in parts[0].by_function
+        }
+        return cls(
+            values=np.concatenate([part.values for part in parts])[order],
+            by_function=by_function,
+            num_timeouts=sum(part.num_timeouts for part in parts),
+            num_errors=sum(part.num_errors for part in parts),
+            first_error=next((part.first_error for part in parts if part.first_error), None),
+        )
+
 
 class Scorer:
     """Reward functions, their worker processes and the tokenizer that makes texts for them."""

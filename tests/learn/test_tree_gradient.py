@@ -425,7 +425,7 @@ def test_credit_of_some_trees_is_that_of_a_forest_of_them_alone(grow_forest):
     own = rewards[forest.trees.path_start[first] : forest.trees.path_start[last + 1]]
     for preset in ("vineppo", "grpo", "spo_tree"):
         expected = credit(part, own, preset)
-        actual = credit(forest, rewards, preset).of_trees(forest, first, last)
+        actual = credit(forest, rewards, preset).of_trees(forest, np.arange(first, last + 1))
         np.testing.assert_allclose(actual.values, expected.values, atol=1e-12)
         np.testing.assert_array_equal(actual.weights, expected.weights)
 

@@ -53,16 +53,16 @@ class Credit:
         result: F64 = total / np.maximum(ancestor_sums(nodes, length), 1.0)
         return result
 
-    def of_trees(self, forest: Forest, first: int, last: int) -> "Credit":
-        """Return the credit of neighbouring trees, as of a forest of these alone.
+    def of_trees(self, forest: Forest, trees: npt.NDArray[np.integer]) -> "Credit":
+        """Return the credit of some trees, as of `forest.select(trees)`.
 
         Args:
             forest: The forest that the credit is of.
-            first: The first tree.
-            last: The last tree.
+            trees: Indices of trees, [n].
         """
-        nodes = slice(*np.searchsorted(forest.nodes().tree, [first, last + 1]))
-        paths = slice(forest.trees.path_start[first], forest.trees.path_start[last + 1])
+        bounds = np.searchsorted(forest.nodes().tree, np.arange(forest.num_trees + 1))
+        nodes = _ranges(bounds, trees)
+        paths = _ranges(forest.trees.path_start, trees)
         of = paths if self.level is Level.TRAJECTORY else nodes
         return Credit(self.level, self.values[of], self.weights[nodes])
 
@@ -85,6 +85,14 @@ class Credit:
         node = order[np.searchsorted(starts[order], token, side="right") - 1]
         values = self.values[path if self.level is Level.TRAJECTORY else node]
         return values, self.weights[node]
+
+
+def _ranges(
+    bounds: npt.NDArray[np.integer], chosen: npt.NDArray[np.integer]
+) -> npt.NDArray[np.int64]:
+    """Join the ranges bounds[i]..bounds[i + 1] of the chosen i, i64."""
+    pieces = [np.arange(bounds[i], bounds[i + 1], dtype=np.int64) for i in chosen]
+    return np.concatenate([*pieces, np.zeros(0, dtype=np.int64)])
 
 
 def credit(

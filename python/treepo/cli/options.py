@@ -165,6 +165,8 @@ def check_device(device: str) -> None:
     import torch
 
     try:
+        if device == "cuda" and "LOCAL_RANK" in os.environ:
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # torchrun's: a device each.
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).split("\n")[0]

@@ -45,15 +45,19 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
             file=sys.stderr,
         )
         return EXIT_INTERRUPTED
-    print(_summary(result, config))
+    if result is not None:
+        print(_summary(result, config))
     return EXIT_OK
 
 
-def _train(config: TrainConfig, *, is_resumed: bool) -> "TrainResult":
+def _train(config: TrainConfig, *, is_resumed: bool) -> "TrainResult | None":
+    """Train; None in a process that another one speaks for."""
     from treepo.train import checkpoint
 
     saved = checkpoint.latest(Path(config.output_dir or "")) if is_resumed else None
-    return _trainer(config, saved).train(resume=is_resumed)
+    trainer = _trainer(config, saved)
+    result = trainer.train(resume=is_resumed)
+    return result if trainer.is_first else None
 
 
 def _config(arguments: argparse.Namespace, overrides: Sequence[str]) -> TrainConfig:

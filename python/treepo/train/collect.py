@@ -1,17 +1,20 @@
 """Dynamic sampling: roll out prompts until enough trees carry a learning signal."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from treepo.config import TrainConfig
-from treepo.engine import Engine
+from treepo.engine import Engine, EngineStats
 from treepo.forest import Forest
 from treepo.rewards.overlong import overlong_punishment
 from treepo.scoring import Scorer, Scores
 from treepo.train.dataset import PromptSource
+from treepo.train.group import Group
 from treepo.train.metrics import (
     Metrics,
     completion_metrics,
@@ -42,6 +45,30 @@ class Batch:
     first_error: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """Trees of some prompts, their scores, the rewards trained on, and what the engine did."""
+
+    forest: Forest
+    scores: Scores
+    rewards: F32
+    stats: list[EngineStats]
+
+
+def _interleaved(parts: Sequence[_Sample]) -> _Sample:
+    """Join the shares of processes, which took prompts in turn, in the order of the prompts."""
+    counts = [part.forest.num_trees for part in parts]
+    firsts = np.cumsum([0, *counts])
+    total = int(firsts[-1])
+    trees = np.array([firsts[i % len(parts)] + i // len(parts) for i in range(total)])
+    forest = Forest.concatenate([part.forest for part in parts])
+    starts = forest.trees.path_start
+    order = np.concatenate([np.arange(starts[tree], starts[tree + 1]) for tree in trees])
+    scores = Scores.joined([part.scores for part in parts], order.astype(np.int64))
+    stats = [x for part in parts for x in part.stats]
+    return _Sample(forest.select(trees), scores, scores.values, stats)
+
+
 class Collector:
     """Samples and scores trees and drops those whose rewards all agree (DAPO, section 3.2)."""
 
@@ -52,6 +79,7 @@ class Collector:
         source: PromptSource,
         config: TrainConfig,
         check: Callable[..., None],
+        group: Group | None = None,
     ) -> None:
         """Take the parts.
 
@@ -61,12 +89,14 @@ class Collector:
             source: Rows of the training set.
             config: Sizes, search, sampling and seed.
             check: Called between engine steps; raises to give the step up.
+            group: The processes that share the prompts; None for one alone.
         """
         self._engine = engine
         self._scorer = scorer
         self._source = source
         self._config = config
         self._check = check
+        self._group = group or Group()
 
     def collect(self, cursor: int, progress: float) -> Batch:
         """Sample trees for one step.
@@ -85,16 +115,17 @@ class Collector:
         forests: list[Forest] = []
         kept: list[Forest] = []
         scores: list[Scores] = []
-        stats = []
+        stats: list[EngineStats] = []
         for _ in range(self._config.max_sampling_batches):
             missing = wanted - sum(forest.num_trees for forest in kept)
             if missing == 0:
                 break
-            forest, score, training_rewards = self._sample(cursor, missing, progress)
+            batch = self._sample(cursor, missing, progress)
+            forest, score, training_rewards = batch.forest, batch.scores, batch.rewards
             cursor += missing
             forests.append(forest)
             scores.append(score)
-            stats.append(self._engine.stats)
+            stats += batch.stats
             chosen = trees_with_signal(training_rewards, forest.trees.path_start)
             if len(chosen):
                 forest.set_rewards(training_rewards)
@@ -117,25 +148,33 @@ class Collector:
             },
         )
 
-    def _sample(self, cursor: int, count: int, progress: float) -> tuple[Forest, Scores, F32]:
-        rows = self._source.take(cursor, count)
+    def _sample(self, cursor: int, count: int, progress: float) -> _Sample:
+        """Sample and score `count` prompts, each process its share; all get all of them."""
+        mine = list(range(self._group.rank, count, self._group.size))
+        own = self._sample_own([cursor + index for index in mine], progress) if mine else None
+        parts = [part for part in self._group.gather(own) if part is not None]
+        sampled = parts[0] if len(parts) == 1 else _interleaved(parts)
+        sampled.forest.set_rewards(sampled.scores.values)
+        rewards = sampled.scores.values + self._overlong(sampled.forest)
+        if self._config.reward.shuffle:
+            generator = np.random.default_rng([self._config.seed, cursor])
+            rewards = generator.permutation(rewards)
+        return replace(sampled, rewards=rewards)
+
+    def _sample_own(self, keys: Sequence[int], progress: float) -> _Sample:
+        rows = [self._source.take(key, 1)[0] for key in keys]
         forest = self._engine.rollout(
             [row["prompt"] for row in rows],
             self._config.search,
             self._config.sampling,
             seed=self._config.seed,
-            keys=range(cursor, cursor + count),
+            keys=keys,
             on_step=self._check,
             progress=progress,
         )
-        score = self._scorer.score(forest, rows)
+        scores = self._scorer.score(forest, rows)
         self._check()
-        forest.set_rewards(score.values)
-        rewards = score.values + self._overlong(forest)
-        if not self._config.reward.shuffle:
-            return forest, score, rewards
-        generator = np.random.default_rng([self._config.seed, cursor])
-        return forest, score, generator.permutation(rewards)
+        return _Sample(forest, scores, scores.values, [self._engine.stats])
 
     def _overlong(self, forest: Forest) -> F32:
         config = self._config

@@ -14,12 +14,13 @@ _LINES = 10
 class Progress:
     """Shows reward, accuracy, tokens a second and share ratio while a run goes on."""
 
-    def __init__(self, num_steps: int, *, first_step: int) -> None:
+    def __init__(self, num_steps: int, *, first_step: int, is_silent: bool = False) -> None:
         """Open the bar.
 
         Args:
             num_steps: Steps of the whole run.
             first_step: Steps that are done already.
+            is_silent: Whether another process shows the run.
         """
         self._num_steps = num_steps
         self._is_warned = False
@@ -29,7 +30,7 @@ class Progress:
             initial=first_step,
             unit="step",
             file=sys.stderr,
-            disable=not sys.stderr.isatty(),
+            disable=is_silent or not sys.stderr.isatty(),
             dynamic_ncols=True,
         )
 

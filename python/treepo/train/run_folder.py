@@ -137,6 +137,22 @@ class RunFolder:
             raise CheckpointError(f"cannot write {file}: {error}") from None
 
 
+class SilentRunFolder(RunFolder):
+    """The folder of a run whose files another process writes."""
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write nothing."""
+
+    def load_evaluation(self, name: str) -> Evaluation | None:
+        """Return None: the other process evaluates."""
+
+    def truncate(self, step: int, *, is_finished: bool) -> None:
+        """Drop nothing."""
+
+    def save_forest(self, step: int, forest: Forest) -> None:
+        """Write nothing."""
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """Return the config that a run was started with, as nested dictionaries.
 

@@ -22,11 +22,12 @@ from treepo.train.check import first_step_check
 from treepo.train.checkpoint import LoopState
 from treepo.train.collect import Batch, Collector
 from treepo.train.dataset import PromptSource
+from treepo.train.group import group_of_environment
 from treepo.train.interrupt import Interruption, StepAbandonedError, TrainingInterrupted
 from treepo.train.metrics import Metrics
 from treepo.train.progress import Progress, tell
 from treepo.train.reference import Reference
-from treepo.train.run_folder import RunFolder
+from treepo.train.run_folder import RunFolder, SilentRunFolder
 from treepo.train.step import TrainStep
 from treepo.train.update import Update
 
@@ -94,6 +95,7 @@ class Trainer:
         self.config.require_trainable()
         find_preset(self.config.advantage.preset)
         check_weights(model)
+        self._group = group_of_environment(model.device)
         self._adapters = self._add_adapters(model)
         self.engine = Engine(model, tokenizer, self.config.engine)
         self._model = model
@@ -112,9 +114,14 @@ class Trainer:
             update=self.config.update,
             exact=self.engine.exact_forward,
         )
-        self._update = Update(step, self._optimizer, self.config, self._reference())
+        self._update = Update(step, self._optimizer, self.config, self._reference(), self._group)
         self._state = LoopState()
         self._stop = Interruption()
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes the run's files; of several, one does."""
+        return self._group.is_first
 
     def train(self, *, resume: bool = False) -> TrainResult:
         """Run all steps.
@@ -130,7 +137,7 @@ class Trainer:
             TreepoError: The run cannot go on; earlier checkpoints stay usable.
         """
         began = time.perf_counter()
-        folder = RunFolder.open(self.config) if resume else RunFolder.create(self.config)
+        folder = self._open(is_resumed=resume)
         self._state = self._restore(folder) if resume else LoopState()
         with self._scorer, self._stop:
             try:
@@ -154,13 +161,27 @@ class Trainer:
             seconds=time.perf_counter() - began,
         )
 
+    def _open(self, *, is_resumed: bool) -> RunFolder:
+        """Open the run's folder; the first process makes it and tells the others where it is."""
+        if self._group.is_first:
+            folder = RunFolder.open(self.config) if is_resumed else RunFolder.create(self.config)
+            self._group.first(folder.path)
+            return folder
+        return SilentRunFolder(self._group.first(Path()))
+
     def _steps(self, folder: RunFolder) -> None:
-        config, is_checked = self.config, False
+        config, is_checked, group = self.config, False, self._group
+        # Processes give a step up together, so only between steps.
+        check = self._stop.check if group.size == 1 else _no_check
         collector = Collector(
-            self.engine, self._scorer, self._source, config, check=self._stop.check
+            self.engine, self._scorer, self._source, config, check=check, group=group
         )
-        with Progress(config.num_steps, first_step=self._state.step) as progress:
+        progress = Progress(
+            config.num_steps, first_step=self._state.step, is_silent=not group.is_first
+        )
+        with progress:
             while not self._is_finished(self._state):
+                self._stop.requested = group.any(self._stop.requested)
                 self._stop.check()
                 began = time.perf_counter()
                 progress_made = max(self._state.step / config.num_steps, self._spent())
@@ -203,6 +224,8 @@ class Trainer:
     ) -> None:
         """Write, show and save what is due after a step."""
         step, config = self._state.step, self.config
+        if not self._group.is_first:
+            return
         folder.log.append(step, metrics)
         progress.show(step, metrics)
         for alarm in alarms(self._state, metrics, batch.first_error):
@@ -260,6 +283,8 @@ class Trainer:
 
     def _evaluation(self, folder: RunFolder, name: str) -> Evaluation | None:
         """Return the evaluation of that name: the run's own file, or a new one."""
+        if not self._group.is_first:
+            return None
         rows = self._eval_rows
         known = folder.load_evaluation(name)
         is_late = name == "before" and self._state.step > 0
@@ -284,6 +309,8 @@ class Trainer:
         return result
 
     def _save(self, folder: RunFolder) -> None:
+        if not self._group.is_first:
+            return
         checkpoint.save(
             folder.path,
             self._state,
@@ -307,6 +334,10 @@ class Trainer:
         folder.truncate(state.step, is_finished=self._is_finished(state))
         self.engine.policy_version = state.policy_version
         return state
+
+
+def _no_check(*_: object) -> None:
+    """Let a step go on."""
 
 
 def check_weights(model: Any) -> None:

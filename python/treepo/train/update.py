@@ -13,9 +13,10 @@ from treepo.advantages import Credit
 from treepo.config import Correct, TrainConfig
 from treepo.forest import Forest
 from treepo.train import optimizer
+from treepo.train.group import Group
 from treepo.train.metrics import Metrics, update_metrics
 from treepo.train.objective import Fixed
-from treepo.train.pack import PackedForest, microbatches, pack
+from treepo.train.pack import PackedForest, microbatches, pack, tree_sizes
 from treepo.train.reference import Reference
 from treepo.train.step import TrainStep
 from treepo.train.step_metrics import StepMetrics, combine
@@ -46,6 +47,7 @@ class Update:
         adamw: torch.optim.Optimizer,
         config: TrainConfig,
         reference: Reference | None,
+        group: Group | None = None,
     ) -> None:
         """Takes the parts.
 
@@ -54,11 +56,13 @@ class Update:
             adamw: the optimizer of the model's parameters.
             config: sizes of batches, loss and gradient clipping.
             reference: what the loss holds the policy to; None for nothing.
+            group: the processes that share the trees; None for one alone.
         """
         self._step = step
         self._optimizer = adamw
         self._config = config
         self._reference = reference
+        self._group = group or Group()
 
     def apply(self, forest: Forest, credited: Credit, learning_rate: float) -> Metrics:
         """Trains on a forest.
@@ -76,7 +80,7 @@ class Update:
         """
         count = num_minibatches(forest.num_trees, self._config)
         groups = [
-            self._prepare(forest.select(trees), credited.of_trees(forest, trees[0], trees[-1]))
+            self._prepare(forest.select(trees), credited.of_trees(forest, trees))
             for trees in np.array_split(np.arange(forest.num_trees), count)
         ]
         parts: list[StepMetrics] = []
@@ -91,7 +95,11 @@ class Update:
         return update_metrics(parts, norms)
 
     def _prepare(self, forest: Forest, credited: Credit) -> list[Microbatch]:
-        """Pack a minibatch into micro-batches, and fix what no optimizer step may change."""
+        """Pack this process's trees of a minibatch, and fix what no optimizer step may change."""
+        mine = self._group.share(tree_sizes(forest))
+        if not len(mine):
+            return []
+        credited, forest = credited.of_trees(forest, mine), forest.select(mine)
         config, longest = self._config, self._config.search.completion_len
         found = []
         may_be_cut = config.update.max_tokens_per_part is not None
@@ -99,7 +107,7 @@ class Update:
         for trees in runs:
             part = forest.select(trees)
             packed = pack(part)
-            own = credited.of_trees(forest, trees[0], trees[-1])
+            own = credited.of_trees(forest, trees)
             advantages = TokenAdvantages.of_credit(packed, part, own)
             averaged = advantages.averaged(packed, config.loss.average, longest)
             found.append(Microbatch(packed=packed, advantages=averaged, fixed=self._fixed(packed)))
@@ -114,13 +122,15 @@ class Update:
 
     def _accumulate(self, group: Sequence[Microbatch]) -> StepMetrics:
         """Forward and backward of one minibatch, micro-batch by micro-batch."""
-        total_weight = sum(part.advantages.total_weight for part in group)
-        return combine(
-            [
-                self._step.backward(part.packed, part.advantages, total_weight, part.fixed)
-                for part in group
-            ]
-        )
+        own_weight = sum(part.advantages.total_weight for part in group)
+        total_weight = sum(self._group.gather(own_weight))
+        done = [
+            self._step.backward(part.packed, part.advantages, total_weight, part.fixed)
+            for part in group
+        ]
+        parameters = [p for g in self._optimizer.param_groups for p in g["params"]]
+        self._group.add_gradients(parameters)
+        return combine([part for parts in self._group.gather(done) for part in parts])
 
 
 def num_minibatches(num_trees: int, config: TrainConfig) -> int:
