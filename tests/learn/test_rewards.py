@@ -12,11 +12,13 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from treepo.errors import RewardError
+from treepo.config import GymConfig
+from treepo.errors import InvalidConfigError, RewardError
 from treepo.rewards import RewardRunner, boxed, exact_match, last_number, resolve
 from treepo.rewards.math import find_last_boxed, find_last_number, parse_number
 from treepo.rewards.overlong import overlong_punishment
 from treepo.rewards.runner import MAX_SINGLE_TIMEOUTS
+from treepo.tasks.gym import gym_rows
 
 USER_MODULE = """
     import os, sys, time
@@ -418,3 +420,99 @@ def test_overlong_completions_are_punished_within_the_buffer():
     actual = overlong_punishment(lengths, max_tokens=100, buffer=40, penalty=2.0)
     np.testing.assert_allclose(actual, [0.0, 0.0, -0.5, -1.0, -2.0])
     assert not overlong_punishment(lengths, max_tokens=100, buffer=0, penalty=2.0).any()
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer", "expected"),
+    [
+        (r"so \boxed{0.5}", r"\frac{1}{2}", 1.0),
+        (r"\boxed{1+x}", "x+1", 1.0),
+        (r"\boxed{\{2,1\}}", r"\{1,2\}", 1.0),
+        (r"\boxed{1} no, \boxed{43}", "43", 1.0),
+        (r"\boxed{43} no, \boxed{1}", "43", 0.0),
+        (r"\boxed{43}", r"the answer is \boxed{43}", 1.0),
+        ("I guess 1 2 3 43", "43", 0.0),
+        (r"\boxed{43", "43", 0.0),
+        (r"\boxed{}", "43", 0.0),
+        ("", "43", 0.0),
+    ],
+)
+def test_math_verify_compares_the_last_box_as_an_expression(completion, answer, expected):
+    assert resolve("math_verify")(completions=[completion], answer=[answer]) == [expected]
+
+
+def test_math_verify_refuses_an_answer_that_is_no_expression():
+    with pytest.raises(ValueError, match="answer is missing"):
+        resolve("math_verify")(completions=[r"\boxed{1}"], answer=[None])
+
+
+def test_an_expression_that_never_ends_runs_out_of_time_in_its_worker():
+    with RewardRunner("math_verify", 2.0, 1) as runner:
+        towers = [r"\boxed{9^{9^{9^{9}}}}", r"\boxed{7}"]
+        found = runner.score(["", ""], towers, [[], []], {"answer": ["7", "7"]})
+    assert found.values[1] == 1.0
+    assert found.values[0] == 0.0 or math.isnan(found.values[0])
+    assert found.num_timeouts == int(math.isnan(found.values[0]))
+
+
+GYM = {
+    "task": "chain_sum",
+    "options": ("min_terms=2", "max_terms=2", "max_digits=1", "min_digits=1"),
+}
+
+
+def gym_scores(name, texts):
+    row = gym_rows(GymConfig(**GYM), seed=1, count=1)[0]
+    count = len(texts)
+    return resolve(name)(
+        completions=texts, task=[row["task"]] * count, entry=[row["entry"]] * count
+    )
+
+
+def test_gym_wants_the_answer_in_its_tags_and_whole():
+    row = gym_rows(GymConfig(**GYM), seed=1, count=1)[0]
+    right = row["answer"]
+    texts = [
+        f"<answer>{right}</answer>",
+        f"<answer>8</answer> no <answer> {right} </answer>",
+        f"The answer is {right}",
+        f"<answer>The answer is {right}</answer>",
+        "<answer></answer>",
+        "",
+    ]
+    assert gym_scores("gym", texts) == [1.0, 1.0, 0.0, 0.0, 0.0, 0.0]
+    partial = gym_scores("gym_partial", texts)
+    assert partial[0] == 1.0
+    assert 0 < partial[3] < 1
+
+
+def test_a_gym_score_that_fails_is_0():
+    entry = {"question": "?", "answer": "2", "metadata": {}}
+    found = resolve("gym")(
+        completions=["<answer>x</answer>"], task=["prime_factorization"], entry=[entry]
+    )
+    assert found == [0.0]
+
+
+def test_gym_rows_depend_on_the_seed_and_name_what_is_wrong():
+    config = GymConfig(**GYM)
+    first, again, other = (gym_rows(config, seed, 20) for seed in (1, 1, 2))
+    assert first == again
+    assert first != other
+    assert "<answer>" in first[0]["prompt"][0]["content"]
+    with pytest.raises(InvalidConfigError, match="did you mean chain_sum"):
+        gym_rows(GymConfig(task="chain_sun"), 0, 1)
+    with pytest.raises(InvalidConfigError, match="options of chain_sum"):
+        gym_rows(GymConfig(task="chain_sum", options=("no_such=1",)), 0, 1)
+    with pytest.raises(InvalidConfigError, match="key=value"):
+        GymConfig(task="chain_sum", options=("max_terms",))
+    with pytest.raises(RewardError, match="not registered"):
+        resolve("gym")(completions=["<answer>1</answer>"], task=["nothing"], entry=[{}])
+
+
+def test_gym_runs_behind_a_worker():
+    row = gym_rows(GymConfig(**GYM), seed=1, count=1)[0]
+    with RewardRunner("gym", 20.0, 1) as runner:
+        columns = {"task": [row["task"]], "entry": [row["entry"]]}
+        found = runner.score([""], [f"<answer>{row['answer']}</answer>"], [[]], columns)
+    assert list(found.values) == [1.0]

@@ -26,6 +26,8 @@ _SHORT = {
     "reward": "reward.name",
     "run_dir": "output_dir",
 }
+_HELD_OUT_SEED = 1 << 32
+"""Added to seeds of evaluation items, which training never has."""
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -196,20 +198,26 @@ def output_file(name: str) -> Path:
 
 
 def train_rows(config: TrainConfig) -> Sequence[Any]:
-    """Return the rows to train on: the file's, or the embedded task's."""
+    """Return the rows to train on: reasoning-gym's, the file's, or the embedded task's."""
     from treepo.tasks import embedded
+    from treepo.tasks.gym import gym_rows
 
+    if config.data.gym.task is not None:
+        return gym_rows(config.data.gym, config.seed, config.data.gym.size)
     if config.data.train is not None:
         return load_jsonl(config.data.train)
     return embedded.train_examples(seed=config.seed)
 
 
 def eval_rows(config: TrainConfig) -> Sequence[Any] | None:
-    """Return the held-out rows: the file's, the embedded task's, or None."""
+    """Return the held-out rows: reasoning-gym's, the file's, the embedded task's, or None."""
     from treepo.tasks import embedded
+    from treepo.tasks.gym import gym_rows
 
     if config.eval.num_prompts == 0:
         return None
+    if config.data.gym.task is not None:
+        return gym_rows(config.data.gym, _HELD_OUT_SEED + config.eval.seed, config.eval.num_prompts)
     if config.data.eval is not None:
         return load_jsonl(config.data.eval)
     if config.data.train is not None:
@@ -223,6 +231,8 @@ def reward_name(config: TrainConfig) -> str:
 
     if config.reward.name is not None:
         return config.reward.name
+    if config.data.gym.task is not None:
+        return "gym"
     is_embedded = config.data.train is None and config.data.eval is None
     return embedded.REWARD if is_embedded else "exact_match"
 

@@ -1,6 +1,6 @@
 """The sections of the config tree but the search: model, data, engine, sampling, and so on."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from treepo.config.schema import (
@@ -80,6 +80,24 @@ class LoraConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class GymConfig(Section):
+    """A task of reasoning-gym, trained on and, with other items, evaluated on."""
+
+    task: str | None = None
+    """Name of the task, such as chain_sum; absent: none. The reward is then `gym`."""
+    size: int = 2000
+    """Items to train on."""
+    options: tuple[str, ...] = ()
+    """The task's own options, such as max_terms=2."""
+
+    def _check(self) -> None:
+        at_least("size", self.size, 1)
+        for option in self.options:
+            if not option.partition("=")[2]:
+                raise InvalidConfigError(f"options are written key=value, got {option!r}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig(Section):
     """Which prompts are used."""
 
@@ -88,6 +106,12 @@ class DataConfig(Section):
     eval: str | None = None
     """JSON-lines file with a `prompt` column to evaluate on; absent: the embedded task's held-out
     prompts, or no evaluation when `train` is set."""
+    gym: GymConfig = field(default_factory=GymConfig)
+    """Prompts made by a task of reasoning-gym."""
+
+    def _check(self) -> None:
+        if self.gym.task is not None and (self.train or self.eval):
+            raise InvalidConfigError("gym.task and the files train and eval exclude each other")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,8 +119,8 @@ class RewardConfig(Section):
     """How completions are scored."""
 
     name: str | None = None
-    """exact_match, last_number, boxed, or `package.module:function` with TRL's signature; absent:
-    the reward of the embedded task, or exact_match with other data."""
+    """exact_match, last_number, boxed, math_verify, gym, gym_partial, or `package.module:function`
+    with TRL's signature; absent: the reward of the task, or exact_match with other data."""
     timeout_s: float = 5.0
     """Seconds one call may take before its worker is stopped."""
     num_workers: int = 1

@@ -9,10 +9,19 @@ from types import MappingProxyType
 
 from treepo.errors import RewardError
 from treepo.rewards.exact import exact_match
+from treepo.rewards.gym import gym, gym_partial
 from treepo.rewards.math import boxed, last_number
+from treepo.rewards.symbolic import math_verify
 
 REWARDS: Mapping[str, Callable[..., object]] = MappingProxyType(
-    {"exact_match": exact_match, "last_number": last_number, "boxed": boxed}
+    {
+        "exact_match": exact_match,
+        "last_number": last_number,
+        "boxed": boxed,
+        "math_verify": math_verify,
+        "gym": gym,
+        "gym_partial": gym_partial,
+    }
 )
 """The reward functions of treepo, by the name that a configuration uses."""
 
