@@ -41,6 +41,7 @@ from treepo.config.sections import (
     RewardConfig,
     SamplingParams,
     Schedule,
+    TreeAttention,
     UpdateConfig,
 )
 
@@ -91,6 +92,7 @@ __all__ = [
     "Total",
     "TrainConfig",
     "Transfer",
+    "TreeAttention",
     "UpdateConfig",
     "Verdicts",
 ]

@@ -166,6 +166,19 @@ class Autocast(StrEnum):
     """bfloat16, beside float32 weights. On a CPU an update then does not repeat sampling's bits."""
 
 
+class TreeAttention(StrEnum):
+    """How an update attends over a packed tree."""
+
+    AUTO = "auto"
+    """chains on a CPU, dense elsewhere."""
+    CHAINS = "chains"
+    """Each node's queries over the keys of its ancestors: only needed pairs."""
+    DENSE = "dense"
+    """One call with the whole mask."""
+    FLEX = "flex"
+    """FlexAttention over the blocks that are needed; has a gradient on CUDA only."""
+
+
 class Parts(StrEnum):
     """What a tree that is cut into parts keeps while its other parts run."""
 
@@ -183,6 +196,8 @@ class UpdateConfig(Section):
     """What is kept for the backward pass."""
     autocast: Autocast = Autocast.OFF
     """Number format of matrix products."""
+    attention: TreeAttention = TreeAttention.AUTO
+    """How a packed tree is attended over."""
     max_tokens_per_part: int | None = None
     """Micro-batches with more unique tokens are cut into parts of at most so many, with the same
     gradient; absent: never."""

@@ -11,8 +11,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from treepo.train.attention import DensePackedContext, PackedContext, packed_context
+    from treepo.train.attention import DensePackedContext, PackedContext
     from treepo.train.check import first_step_check
+    from treepo.train.contexts import packed_context
     from treepo.train.head import Head, output_head, token_logprobs
     from treepo.train.losses import LossTerms, policy_loss
     from treepo.train.pack import PackedForest, microbatches
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "DensePackedContext": "treepo.train.attention",
     "PackedContext": "treepo.train.attention",
-    "packed_context": "treepo.train.attention",
+    "packed_context": "treepo.train.contexts",
     "Head": "treepo.train.head",
     "output_head": "treepo.train.head",
     "LossTerms": "treepo.train.losses",

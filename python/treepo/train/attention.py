@@ -19,25 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from treepo.engine.hook import AttentionContext
 from treepo.train.pack import PackedForest, Spans
 
 I64 = npt.NDArray[np.int64]
-
-
-def packed_context(packed: PackedForest, device: torch.device) -> AttentionContext:
-    """Returns the attention context that is fast on a device.
-
-    Args:
-        packed: the forest that the model is about to run on.
-        device: where the model lives.
-
-    Returns:
-        Ancestor chains on CPU, the dense mask elsewhere.
-    """
-    if device.type == "cpu":
-        return PackedContext(packed, device)
-    return DensePackedContext(packed, device)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,7 @@ from treepo.config import LossConfig, UpdateConfig
 from treepo.engine.exact import ExactForward
 from treepo.engine.hook import AttentionContext
 from treepo.errors import InvalidConfigError, InvalidInputError, NotFiniteError
-from treepo.train.attention import packed_context
+from treepo.train.contexts import packed_context
 from treepo.train.exact_attention import ExactContext
 from treepo.train.forward import Forward
 from treepo.train.objective import Fixed, ForestLoss, Objective, require_finite
@@ -37,7 +37,7 @@ class TrainStep:
         temperature: float,
         *,
         update: UpdateConfig | None = None,
-        context: ContextFactory = packed_context,
+        context: ContextFactory | None = None,
         exact: ExactForward | None = None,
     ) -> None:
         """Installs the attention hook on the model and finds out what its head computes.
@@ -47,7 +47,8 @@ class TrainStep:
             loss_config: the loss.
             temperature: temperature that the trajectories were sampled at, above 0.
             update: number format, what is kept for the backward pass, and parts.
-            context: attention context of a packed forest on a device; parts have their own.
+            context: attention context of a packed forest on a device, if not that of `update`;
+                parts have their own.
             exact: makes the model compute the bits it sampled with
                 (`treepo.engine.Engine.exact_forward`), and `context` only the gradient's attention.
 
@@ -160,7 +161,11 @@ class TrainStep:
         return self._forward.read(hidden, packed.predictor, packed.token_ids[packed.target])
 
     def _attention(self, packed: PackedForest) -> AttentionContext:
-        gradient = self._context(packed, self._forward.model.device)
+        device = self._forward.model.device
+        if self._context is None:
+            gradient = packed_context(packed, device, self._config.attention)
+        else:
+            gradient = self._context(packed, device)
         exact = self._forward.exact
         return gradient if exact is None else ExactContext(packed, exact.kernels, gradient)
 
