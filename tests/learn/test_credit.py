@@ -37,7 +37,11 @@ OF_TRAJECTORIES = {
     "rloo": "rloo",
     "reinforce_plus_plus": "rfpp_baseline",
 }
-OF_NODES = {"treepo_segment": "tree_segment/eta=-1", "treepo_spo": "spo"}
+OF_NODES = {
+    "treepo_segment": "tree_segment/eta=-1",
+    "treepo_segment_faded": "tree_segment/eta=0.5",
+    "treepo_spo": "spo",
+}
 NODE_PRESETS = [name for name, preset in PRESETS.items() if preset.level is Level.NODE]
 
 
@@ -84,9 +88,30 @@ def test_trajectories_have_the_advantages_of_the_published_code(tree, preset):
 @pytest.mark.parametrize("preset", OF_NODES)
 def test_nodes_have_the_advantages_of_the_published_code(tree, preset):
     forest, rewards = golden_forest([tree]), rewards_of([tree])
-    values = credit(forest, rewards, preset).values
+    credited = credit(forest, rewards, preset)
     for path, expected in enumerate(tree["results"][OF_NODES[preset]]["post"]):
-        assert_golden(values[nodes_of(forest, path)], expected)
+        first = forest.nodes().token_start[nodes_of(forest, path)]
+        values, _ = credited.at(forest, np.full(len(first), path), first)
+        assert_golden(values, expected)
+
+
+def test_a_token_level_credit_of_some_trees_is_theirs(grow_forest):
+    forest, rewards = random_case(grow_forest, 3)
+    preset = replace(PRESETS["treepo_segment_faded"], scale=Scale.NONE)
+    whole = credit(forest, rewards, preset)
+    trees = np.arange(forest.num_trees)[::-1]
+    chosen = forest.select(trees)
+    paths = np.concatenate([np.flatnonzero(forest.paths.tree == tree) for tree in trees])
+    expected = credit(chosen, rewards[paths], preset)
+    np.testing.assert_allclose(whole.of_trees(forest, trees).values, expected.values)
+    means = whole.of_trajectories(forest)[paths]
+    np.testing.assert_allclose(expected.of_trajectories(chosen), means)
+
+
+def test_parts_of_another_level_are_refused_at_the_token_level():
+    preset = replace(PRESETS["treepo_segment_faded"], baselines=(Baseline.ROOT,))
+    with pytest.raises(InvalidConfigError, match="level token goes with"):
+        credit(flat_forest([2]), np.zeros(2), preset)
 
 
 def test_rejection_with_equal_weights_is_that_of_the_published_code():

@@ -9,7 +9,8 @@ import numpy.typing as npt
 from treepo.advantages.backup import node_values, normalize_among_siblings
 from treepo.advantages.baseline import compare_leaves, compare_nodes
 from treepo.advantages.groups import group_std, minus_ancestors, minus_group_mean
-from treepo.advantages.nodes import F64, ancestor_sums, subtree_sums
+from treepo.advantages.nodes import F64, ancestor_sums, num_ancestors, subtree_sums
+from treepo.advantages.pairs import minus_faded_parent, pairs_of, tokens_of_pairs
 from treepo.advantages.presets import (
     PRESETS,
     Backup,
@@ -19,10 +20,13 @@ from treepo.advantages.presets import (
     Level,
     Multiplicity,
     Preset,
+    Scale,
 )
-from treepo.advantages.scale import scale_leaves, scale_nodes
+from treepo.advantages.scale import scale_leaves, scale_nodes, whiten
 from treepo.errors import InvalidConfigError, InvalidInputError
 from treepo.forest import Forest
+
+_SCALES_OF_PAIRS = (Scale.NONE, Scale.BATCH_TOKENS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +35,8 @@ class Credit:
 
     Attributes:
         level: What has one advantage.
-        values: f64[P] of trajectories or f64[K] of nodes; 0 where nothing is known.
+        values: f64[P] of trajectories, f64[K] of nodes or f64[E] of `treepo.advantages.pairs`; 0
+            where nothing is known.
         weights: f64[K], weight in the loss of each node's tokens, each time that they occur.
     """
 
@@ -49,7 +54,12 @@ class Credit:
             return self.values
         nodes = forest.nodes()
         length = (nodes.end - nodes.start) * (nodes.parent >= 0)
-        total = ancestor_sums(nodes, self.values * length)
+        if self.level is Level.TOKEN:
+            pairs = pairs_of(forest)
+            weighted: F64 = self.values * length[pairs.node]
+            total: F64 = np.bincount(pairs.path, weighted, minlength=forest.num_paths).astype(float)
+        else:
+            total = ancestor_sums(nodes, self.values * length)
         result: F64 = total / np.maximum(ancestor_sums(nodes, length), 1.0)
         return result
 
@@ -63,7 +73,9 @@ class Credit:
         bounds = np.searchsorted(forest.nodes().tree, np.arange(forest.num_trees + 1))
         nodes = _ranges(bounds, trees)
         paths = _ranges(forest.trees.path_start, trees)
-        of = paths if self.level is Level.TRAJECTORY else nodes
+        of = {Level.TRAJECTORY: paths, Level.NODE: nodes}.get(self.level)
+        if of is None:
+            of = _ranges(pairs_of(forest).start, paths)
         return Credit(self.level, self.values[of], self.weights[nodes])
 
     def at(
@@ -83,7 +95,10 @@ class Credit:
         order = np.argsort(starts, kind="stable")
         # Empty nodes begin where the next one does: the last of those that begin there has tokens.
         node = order[np.searchsorted(starts[order], token, side="right") - 1]
-        values = self.values[path if self.level is Level.TRAJECTORY else node]
+        of = {Level.TRAJECTORY: path, Level.NODE: node}.get(self.level)
+        if of is None:
+            of = pairs_of(forest).start[path] + num_ancestors(forest.nodes())[node]
+        values: F64 = self.values[of]
         return values, self.weights[node]
 
 
@@ -121,10 +136,12 @@ def credit(
     if forest.num_paths == 0:
         return Credit(chosen.level, scores, np.zeros(len(forest.nodes().parent)))
     leaves = _leaf_values(forest, scores, chosen)
-    if chosen.level is Level.TRAJECTORY:
-        values = _of_trajectories(forest, leaves, scores, chosen)
-    else:
-        values = _of_nodes(forest, leaves, scores, chosen)
+    make = {
+        Level.TRAJECTORY: _of_trajectories,
+        Level.NODE: _of_nodes,
+        Level.TOKEN: _of_pairs,
+    }[chosen.level]
+    values = make(forest, leaves, scores, chosen)
     return Credit(chosen.level, values, _weights(forest, chosen))
 
 
@@ -191,14 +208,32 @@ def _of_trajectories(forest: Forest, leaves: F64, rewards: F64, preset: Preset) 
     return scale_leaves(forest, differences, rewards, preset.scale)
 
 
-def _of_nodes(forest: Forest, leaves: F64, rewards: F64, preset: Preset) -> F64:
-    counts = _leaf_counts(forest, preset.counting)
-    values = node_values(forest, leaves, preset.backup, counts)
+def _node_values(forest: Forest, leaves: F64, preset: Preset) -> F64:
+    values = node_values(forest, leaves, preset.backup, _leaf_counts(forest, preset.counting))
     if preset.is_sibling_normalized:
         values = normalize_among_siblings(forest, values)
-    if not preset.has_root_value:
-        is_root = forest.nodes().parent < 0
-        values = np.where(is_root & ~np.isnan(values), 0.0, values)
+    if preset.has_root_value:
+        return values
+    is_root = forest.nodes().parent < 0
+    return np.where(is_root & ~np.isnan(values), 0.0, values)
+
+
+def _of_pairs(forest: Forest, leaves: F64, rewards: F64, preset: Preset) -> F64:
+    if preset.baselines != (Baseline.PARENT,) or preset.scale not in _SCALES_OF_PAIRS:
+        raise InvalidConfigError(
+            "level token goes with the baseline parent and the scales none and batch_tokens; got "
+            f"{[x.value for x in preset.baselines]} and {preset.scale.value}"
+        )
+    values = _node_values(forest, leaves, preset)
+    differences = np.nan_to_num(minus_faded_parent(forest, values, preset.parent_fade))
+    if preset.scale is Scale.NONE:
+        return differences
+    return whiten(differences, tokens_of_pairs(forest, rewards))
+
+
+def _of_nodes(forest: Forest, leaves: F64, rewards: F64, preset: Preset) -> F64:
+    counts = _leaf_counts(forest, preset.counting)
+    values = _node_values(forest, leaves, preset)
     differences = np.zeros(len(values))
     for baseline in preset.baselines:
         differences = differences + compare_nodes(forest, values, leaves, baseline, counts)

@@ -18,6 +18,8 @@ class Level(StrEnum):
     """All tokens of a trajectory: A_l. A token that several trajectories share has one for each."""
     NODE = "node"
     """All tokens of a node: A(s), whichever trajectory they are read in."""
+    TOKEN = "token"
+    """All tokens of a node within one trajectory: A(l, s)."""
 
 
 class Leaves(StrEnum):
@@ -150,6 +152,8 @@ class Preset:
         has_root_value: Whether the root has a value; else it counts as 0.
         scale: The normalisation.
         multiplicity: Weights of shared tokens.
+        parent_fade: For the level token: V(p(s)) counts by this to the power of the nodes from s
+            down to the trajectory's leaf, s included.
         counting: How much a leaf counts; by inclusion for nodes with the backup of leaf means and
             the baselines leave_one_out and nothing.
         alias_of: The preset that this one equals on every forest.
@@ -167,6 +171,7 @@ class Preset:
     scale: Scale = Scale.NONE
     multiplicity: Multiplicity = Multiplicity.EVERY_TRAJECTORY
     counting: Counting = Counting.ALIKE
+    parent_fade: float = 1.0
     alias_of: str | None = None
 
 
@@ -213,6 +218,18 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             ancestors=AncestorGroups(pooling=Pooling.SIZE, has_singles=True),
             has_root_value=False,
             scale=Scale.BATCH_TOKENS,
+        ),
+        "treepo_segment_faded": Preset(
+            formula="V(s) - 0.5^d V(p(s)), d the nodes from s to l, else as treepo_segment",
+            source=f"{_TREEPO_CODE}: tree_segment_reinforce_plus_plus_baseline with eta = 0.5",
+            level=Level.TOKEN,
+            baselines=(Baseline.PARENT,),
+            leaves=Leaves.ANCESTORS,
+            backup=Backup.CHILD_MEAN,
+            ancestors=AncestorGroups(pooling=Pooling.SIZE, has_singles=True),
+            has_root_value=False,
+            scale=Scale.BATCH_TOKENS,
+            parent_fade=0.5,
         ),
         "treepo_spo": Preset(
             formula="z(s) - z(p(s)), z the z-score of V among siblings, z(root) = 0",

@@ -6,6 +6,7 @@ import numpy as np
 
 from treepo.advantages import Credit, Level
 from treepo.advantages.nodes import subtree_sums
+from treepo.advantages.pairs import pairs_of
 from treepo.forest import Forest
 from treepo.lab.policy import F64, TabularPolicy
 from treepo.lab.sampler import Sampled
@@ -54,10 +55,15 @@ def _of_tokens(forest: Forest, credit: Credit, leaf_weights: F64) -> F64:
     """Return what stands before d log pi of each unique token, f64[N]."""
     nodes, tree = forest.nodes(), forest.paths.tree
     share = leaf_weights / np.bincount(tree, leaf_weights, minlength=forest.num_trees)[tree]
+    of_nodes: F64
     if credit.level is Level.TRAJECTORY:
         of_nodes = subtree_sums(nodes, share * credit.values)
-    else:
+    elif credit.level is Level.NODE:
         of_nodes = subtree_sums(nodes, share) * credit.values
+    else:
+        pairs = pairs_of(forest)
+        weighted = share[pairs.path] * credit.values
+        of_nodes = np.bincount(pairs.node, weighted, minlength=len(nodes.parent)).astype(float)
     result = np.zeros(forest.num_tokens)
     length = (nodes.end - nodes.start).astype(np.int64)
     first = np.repeat(nodes.token_start - (np.cumsum(length) - length), length)
