@@ -14,6 +14,7 @@ from treepo.config import (
     Average,
     Correct,
     CorrectionConfig,
+    EngineConfig,
     EvalConfig,
     LossConfig,
     ModelConfig,
@@ -266,6 +267,41 @@ def test_epochs_train_on_the_same_trees_again(tiny_model_dir, tmp_path):
     first = metrics_of(tmp_path / "once")[0]
     assert row["perf/trained_unique_tokens"] == 3 * first["perf/trained_unique_tokens"]
     assert row["sampling/importance_sampling_ratio/max"] > 1.0
+
+
+def unfinished(folder, **changes):
+    search = SearchConfig(width=3, segment_len=3, max_depth=9)
+    few_rows = EngineConfig(max_num_seqs=7)  # Later trees wait, so that they end later.
+    return config(
+        folder, search=search, engine=few_rows, max_unfinished_trees=3, num_steps=5, **changes
+    )
+
+
+def test_trees_outlast_a_step_and_say_how_old_their_tokens_are(tiny_model_dir, tmp_path):
+    trainer(tiny_model_dir, unfinished(tmp_path / "run")).train()
+    rows = metrics_of(tmp_path / "run")
+    assert rows[0]["tree/stale_token_frac"] == 0
+    assert max(row["tree/stale_token_frac"] for row in rows) > 0
+    assert all(row["tree/sampled"] >= 3 for row in rows)
+    assert rows[0]["sampling/importance_sampling_ratio/max"] >= 1.0
+
+
+@pytest.mark.parametrize("calls", [2, 3, 4])
+def test_interrupted_run_goes_on_with_its_unfinished_trees(tiny_model_dir, tmp_path, calls):
+    straight = trainer(tiny_model_dir, unfinished(tmp_path / "straight"))
+    straight.train()
+    cut = unfinished(tmp_path / "cut")
+    with pytest.raises(TrainingInterrupted):
+        trainer(tiny_model_dir, cut, StopAfter(calls)).train()
+    resumed = trainer(tiny_model_dir, cut)
+    resumed.train(resume=True)
+    assert equal(weights(straight), weights(resumed))
+
+
+def test_unfinished_trees_and_a_temperature_schedule_exclude_each_other():
+    search = SearchConfig(branch={"by": "segment_entropy", "schedule": "linear"})
+    with pytest.raises(InvalidConfigError, match="max_unfinished_trees = 2"):
+        TrainConfig(search=search, max_unfinished_trees=2)
 
 
 def test_run_ends_with_the_step_that_spends_its_tokens_and_its_schedule_with_it(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from treepo.config.engine import EngineConfig
+from treepo.config.growth import TemperatureSchedule
 from treepo.config.loss import LossConfig, Ratio
 from treepo.config.overrides import nested
 from treepo.config.schema import MAX_SEED, Section, at_least, at_most
@@ -82,6 +83,9 @@ class TrainConfig(Section):
     max_sampling_batches: int = 1
     """Batches of prompts that a step samples at most to replace trees whose rewards all agree;
     1 drops them without replacement."""
+    max_unfinished_trees: int = 0
+    """Trees that may be unfinished when a step ends; so many more are sampled at once, a step takes
+    those that are done first, and the others go on under the next weights."""
     seed: int = 0
     """Seed of prompt order and sampling."""
     num_threads: int | None = None
@@ -103,6 +107,13 @@ class TrainConfig(Section):
         at_least("epochs_per_step", self.epochs_per_step, 1)
         at_least("max_tokens_per_microbatch", self.max_tokens_per_microbatch, 1)
         at_least("max_sampling_batches", self.max_sampling_batches, 1)
+        at_least("max_unfinished_trees", self.max_unfinished_trees, 0)
+        schedule = self.search.branch.schedule
+        if self.max_unfinished_trees and schedule is not TemperatureSchedule.CONSTANT:
+            raise InvalidConfigError(
+                f"max_unfinished_trees = {self.max_unfinished_trees} and search.branch.schedule = "
+                f"{schedule.value}: a tree that outlives a step has one temperature, set constant"
+            )
         at_least("seed", self.seed, 0)
         at_most("seed", self.seed, MAX_SEED)
         at_least("num_threads", self.num_threads, 1)

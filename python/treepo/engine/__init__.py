@@ -2,6 +2,7 @@
 
 from treepo.engine.engine import Engine
 from treepo.engine.hook import AttentionContext, KVShapes, install, plain_attention, probe
+from treepo.engine.open_rollout import OpenRollout
 from treepo.engine.stats import EngineStats
 from treepo.engine.texts import token_texts
 from treepo.engine.verdicts import Continue, Judge, Prune, Stop, Verdict
@@ -13,6 +14,7 @@ __all__ = [
     "EngineStats",
     "Judge",
     "KVShapes",
+    "OpenRollout",
     "Prune",
     "Stop",
     "Verdict",

@@ -16,21 +16,19 @@ from treepo.config import EngineConfig, SamplingParams, SearchConfig, Verdicts
 from treepo.engine.attention import (
     AttentionBackend,
     NativeBackend,
-    PagedContext,
     make_backend,
 )
 from treepo.engine.exact import ExactForward
 from treepo.engine.fused import Fusion
 from treepo.engine.hook import KVShapes, probe
-from treepo.engine.inputs import InputBuilder, StepInputs
 from treepo.engine.kv import KVPool, choose_num_blocks
 from treepo.engine.load import load_model
-from treepo.engine.native_sampler import can_draw, draw
+from treepo.engine.open_rollout import OpenRollout
 from treepo.engine.policy import SamplingPolicy
-from treepo.engine.sampler import Draws, sample
+from treepo.engine.run import Run
 from treepo.engine.stats import EngineStats
 from treepo.engine.texts import token_texts
-from treepo.engine.verdicts import Judge, report_all
+from treepo.engine.verdicts import Judge
 from treepo.errors import (
     InvalidConfigError,
     InvalidInputError,
@@ -76,13 +74,13 @@ class Engine:
         self.tokenizer = tokenizer
         self.config = EngineConfig() if config is None else config
         self.shapes = probe(model)
-        self._policy = SamplingPolicy(model, self.config)
-        self.shapes = _kv_shapes(self.shapes, self._policy, self.config)
+        self.policy = SamplingPolicy(model, self.config)
+        self.shapes = _kv_shapes(self.shapes, self.policy, self.config)
         self.eos_token_ids = eos_token_ids(model, tokenizer)
         self.max_model_len = _max_model_len(model, self.config)
         self.policy_version = 0
         self.stats = EngineStats()
-        self._backend = self._make_backend()
+        self.backend = self._make_backend()
         self._pool: KVPool | None = None
         self._weights_are_new = False
         self._texts: list[bytes] | None = None
@@ -146,26 +144,55 @@ class Engine:
             NotFiniteError: If the model returns NaN or infinite logits.
         """
         began = time.perf_counter()
+        self.require_idle()
+        _check_judge(search, judge)
+        encoded = self.encode(prompts)
+        keys = range(len(encoded)) if keys is None else keys
+        if len(keys) != len(encoded):
+            raise InvalidInputError(f"{len(encoded)} prompts have {len(keys)} keys; give one each")
+        pool = self.acquire()
+        scheduler = self.scheduler(search, pool, seed=seed, progress=progress)
+        for key, prompt in zip(keys, encoded, strict=True):
+            scheduler.add_tree(key, prompt)
+        self.stats = EngineStats(num_trees=len(encoded))
+        run = Run(self, scheduler, pool, sampling or SamplingParams(), judge, began)
+        self.steps(run, on_step)
+        return Forest(scheduler.forest())
+
+    def open_rollout(
+        self,
+        search: SearchConfig,
+        sampling: SamplingParams | None = None,
+        seed: int = 0,
+        *,
+        saved: bytes | None = None,
+    ) -> OpenRollout:
+        """Return a rollout whose trees may stay unfinished while the weights change.
+
+        Args:
+            search: As in `rollout`, without verdicts.
+            sampling: As in `rollout`.
+            seed: As in `rollout`.
+            saved: What `OpenRollout.to_bytes` returned, to go on from there.
+
+        Raises:
+            InvalidConfigError: If the search waits for verdicts.
+            InvalidInputError: If `saved` is damaged.
+        """
+        _check_judge(search, None)
+        return OpenRollout(self, search, sampling or SamplingParams(), seed, saved)
+
+    def require_idle(self) -> None:
+        """Refuse a rollout within another one's callback.
+
+        Raises:
+            InvalidInputError: If a rollout of this engine is running.
+        """
         if self._is_running:
             raise InvalidInputError(
                 "a rollout of this engine is running and uses its KV pool; make another engine "
                 "on the same model"
             )
-        if isinstance(prompts, str):
-            raise InvalidInputError(f"prompts is the text {prompts!r:.60}; put it in a list")
-        _check_judge(search, judge)
-        encoded = [self._encode(index, prompt) for index, prompt in enumerate(prompts)]
-        keys = range(len(encoded)) if keys is None else keys
-        if len(keys) != len(encoded):
-            raise InvalidInputError(f"{len(encoded)} prompts have {len(keys)} keys; give one each")
-        pool = self.acquire()
-        scheduler = self._scheduler(search, pool, seed=seed, progress=progress)
-        for key, prompt in zip(keys, encoded, strict=True):
-            scheduler.add_tree(key, prompt)
-        self.stats = EngineStats(num_trees=len(encoded))
-        run = _Run(self, scheduler, pool, sampling or SamplingParams(), judge, began)
-        self._finish(run, on_step)
-        return Forest(scheduler.forest())
 
     def generate(
         self,
@@ -206,7 +233,7 @@ class Engine:
     @property
     def fusions(self) -> tuple[Fusion, ...]:
         """What is computed faster than by the model's own modules."""
-        return self._policy.fusions
+        return self.policy.fusions
 
     @property
     def exact_forward(self) -> ExactForward | None:
@@ -217,9 +244,9 @@ class Engine:
         `attention` torch, or `packing` never.
         """
         is_same = self.shapes.dtype == self.model.dtype
-        if not is_same or self._backend.name != NativeBackend.name:
+        if not is_same or self.backend.name != NativeBackend.name:
             return None
-        return self._policy.exact_forward
+        return self.policy.exact_forward
 
     def acquire(self) -> KVPool:
         """Return the KV pool; make it if it was released or never made."""
@@ -230,25 +257,25 @@ class Engine:
                 self.shapes,
                 max_model_len=self.max_model_len,
                 device=device,
-                layout=self._backend.layout,
+                layout=self.backend.layout,
             )
             self._pool = KVPool(
                 self.shapes,
                 num_blocks=num_blocks,
                 block_size=self.config.block_size,
                 device=device,
-                layout=self._backend.layout,
+                layout=self.backend.layout,
             )
         return self._pool
 
     def release(self) -> None:
         """Free the KV pool, for instance while training; the next rollout makes a new one."""
         self._pool = None
-        self._backend = self._make_backend()
+        self.backend = self._make_backend()
 
     def _make_backend(self) -> AttentionBackend:
         return make_backend(
-            self.config.attention, self.shapes, self._policy.kernels, self.model.device
+            self.config.attention, self.shapes, self.policy.kernels, self.model.device
         )
 
     def token_texts(self) -> list[bytes]:
@@ -266,7 +293,7 @@ class Engine:
             self._texts = token_texts(self.tokenizer)
         return self._texts
 
-    def _scheduler(
+    def scheduler(
         self, search: SearchConfig, pool: KVPool, *, seed: int, progress: float
     ) -> core.Scheduler:
         """Return a scheduler without trees for this pool."""
@@ -286,14 +313,16 @@ class Engine:
             scheduler.set_texts(self.token_texts())
         return scheduler
 
-    def _finish(self, run: "_Run", on_step: OnStep | None) -> None:
-        """Run all steps of a rollout."""
-        self._policy.follow(force=self._weights_are_new)
+    def steps(
+        self, run: Run, on_step: OnStep | None, is_enough: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Run steps of a rollout until nothing is left to do, or it is enough."""
+        self.policy.follow(force=self._weights_are_new)
         self._weights_are_new = False
         self._is_running = True
         try:
-            with self._policy.running():
-                while run.step():
+            with self.policy.running():
+                while not is_enough() and run.step():
                     if on_step is not None:
                         on_step(self.stats)
         except NotFiniteError:
@@ -301,6 +330,12 @@ class Engine:
             raise
         finally:
             self._is_running = False
+
+    def encode(self, prompts: Sequence[Prompt]) -> list[npt.NDArray[np.uint32]]:
+        """Return the token ids of prompts; raises as `rollout` does."""
+        if isinstance(prompts, str):
+            raise InvalidInputError(f"prompts is the text {prompts!r:.60}; put it in a list")
+        return [self._encode(index, prompt) for index, prompt in enumerate(prompts)]
 
     def _encode(self, index: int, prompt: Prompt) -> npt.NDArray[np.uint32]:
         token_ids = encode(self.tokenizer, prompt)
@@ -315,111 +350,6 @@ class Engine:
                 f"prompt {index} holds token {token_ids.max()}, the model knows {vocab_size}"
             )
         return token_ids
-
-
-class _Run:
-    """The loop of one rollout: plan, copy, forward, sample, commit, judge."""
-
-    def __init__(
-        self,
-        engine: Engine,
-        scheduler: core.Scheduler,
-        pool: KVPool,
-        sampling: SamplingParams,
-        judge: Judge | None,
-        began: float,
-    ) -> None:
-        self._engine = engine
-        self._scheduler = scheduler
-        self.pool = pool
-        self._sampling = sampling
-        self._judge = judge
-        self._began = began
-        self._buffers = core.PlanBuffers(scheduler)
-        self._groups = core.GroupBuffers(scheduler)
-        self._inputs = InputBuilder(
-            engine._backend.arrange,
-            max_num_seqs=engine.config.max_num_seqs,
-            max_model_len=engine.max_model_len,
-            num_blocks=pool.num_blocks,
-            block_size=pool.block_size,
-            device=engine.model.device,
-        )
-
-    def step(self) -> bool:
-        """Run one step; False if nothing was left to do."""
-        sizes = self._buffers.plan(self._scheduler)
-        if sizes.num_rows == 0:
-            return False
-        num_groups = self._groups.group(self._scheduler)
-        inputs = self._inputs.build(
-            self._buffers,
-            sizes,
-            self._groups.row_order[: sizes.num_rows],
-            self._groups.groups[:num_groups],
-        )
-        if sizes.num_copies:
-            self.pool.copy_blocks(inputs.copies[0], inputs.copies[1])
-        self._commit(self._draw(self._forward(inputs), inputs))
-        if self._judge is not None:
-            # Before the next plan: while verdicts are pending, a plan may be empty too early.
-            report_all(self._scheduler, self._judge)
-        self._count(inputs)
-        return True
-
-    def _forward(self, inputs: StepInputs) -> torch.Tensor:
-        """Return the logits of every row that is drawn from, [num_logit_rows, vocab_size]."""
-        context = PagedContext(self.pool, self._engine._backend, inputs)
-        output = self._engine._policy.model(
-            input_ids=inputs.token_ids,
-            position_ids=inputs.positions,
-            use_cache=False,
-            logits_to_keep=inputs.logit_rows,
-            treepo=context,
-        )
-        logits: torch.Tensor = output.logits[0]
-        return logits
-
-    def _draw(self, logits: torch.Tensor, inputs: StepInputs) -> Draws:
-        kernels = self._engine._policy.kernels
-        if kernels is not None and can_draw(logits):
-            return draw(kernels, logits, inputs.sample_rows, inputs.uniforms, self._sampling)
-        if inputs.sample_rows is not None:
-            logits = logits[inputs.sample_rows]
-        return sample(logits, inputs.uniforms, self._sampling)
-
-    def _commit(self, draws: Draws) -> None:
-        self._scheduler.commit_step(
-            draws.token_ids.to(torch.uint32).cpu().numpy(),
-            draws.logprobs.cpu().numpy(),
-            draws.entropies.cpu().numpy(),
-        )
-
-    def _count(self, inputs: StepInputs) -> None:
-        counts = self._scheduler.stats()
-        stats = self._engine.stats
-        for name in _SCHEDULER_COUNTS:
-            setattr(stats, name, counts[name])
-        stats.copies = counts["block_copies"]
-        stats.prefill_tokens += inputs.num_prefill_tokens
-        stats.finished_trees += len(self._scheduler.take_finished())
-        stats.seconds = time.perf_counter() - self._began
-
-
-_SCHEDULER_COUNTS = (
-    "steps",
-    "decoded_tokens",
-    "fed_tokens",
-    "recomputed_tokens",
-    "shared_prefix_tokens",
-    "preemptions",
-    "evictions",
-    "prunes",
-    "row_steps",
-    "idle_row_steps",
-    "round_wait_row_steps",
-    "peak_blocks",
-)
 
 
 def _kv_shapes(shapes: KVShapes, policy: SamplingPolicy, config: EngineConfig) -> KVShapes:

@@ -26,6 +26,7 @@ FOLDER = "checkpoints"
 MARKER = "COMPLETE"
 _STATE = "rollout_state.json"
 _OPTIMIZER = "optimizer.safetensors"
+_OPEN_TREES = "open_trees.bin"
 _PREFIX = "step_"
 
 
@@ -61,6 +62,7 @@ def save(
     optimizer: Optimizer,
     keep: int,
     adapters: Adapters | None = None,
+    open_trees: bytes | None = None,
 ) -> Path:
     """Write the checkpoint of `state.step` and delete all but the newest ones.
 
@@ -73,6 +75,7 @@ def save(
         keep: Checkpoints to keep.
         adapters: The model's adapters: the model folder then has their effect in its weights, and
             the folder `adapter` has them alone.
+        open_trees: Trees that go on in the next step; None for none.
 
     Returns:
         The checkpoint's folder.
@@ -99,6 +102,8 @@ def save(
             tokenizer.save_pretrained(writing)
         save_file(_optimizer_tensors(model, optimizer), writing / _OPTIMIZER)
         (writing / _STATE).write_text(json.dumps(dataclasses.asdict(state), indent=2) + "\n")
+        if open_trees is not None:
+            (writing / _OPEN_TREES).write_bytes(open_trees)
         _flush(writing)
         (writing / MARKER).write_text("")
         _flush(writing)
@@ -153,6 +158,12 @@ def load_state(folder: Path) -> LoopState:
         return LoopState(**json.loads((folder / _STATE).read_text()))
     except (OSError, ValueError, TypeError) as error:
         raise damaged(folder, f"cannot read {folder / _STATE}: {error}") from None
+
+
+def load_open_trees(folder: Path) -> bytes | None:
+    """Read the trees that a run was growing; None if all were done."""
+    file = folder / _OPEN_TREES
+    return file.read_bytes() if file.is_file() else None
 
 
 def load_weights(folder: Path, model: Any) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from treepo.config import TrainConfig
-from treepo.engine import Engine, EngineStats
+from treepo.engine import Engine, EngineStats, OpenRollout
 from treepo.forest import Forest
 from treepo.rewards.overlong import overlong_punishment
 from treepo.scoring import Scorer, Scores
@@ -21,9 +22,13 @@ from treepo.train.metrics import (
     engine_metrics,
     reward_metrics,
     tree_metrics,
+    version_metrics,
 )
 
 F32 = npt.NDArray[np.float32]
+
+_MAX_KEPT_TREES = 32
+"""Trees kept in an open rollout, in multiples of those sampled at once, until all are finished."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,6 +85,7 @@ class Collector:
         config: TrainConfig,
         check: Callable[..., None],
         group: Group | None = None,
+        open_trees: bytes | None = None,
     ) -> None:
         """Take the parts.
 
@@ -90,6 +96,7 @@ class Collector:
             config: Sizes, search, sampling and seed.
             check: Called between engine steps; raises to give the step up.
             group: The processes that share the prompts; None for one alone.
+            open_trees: What `open_trees` of an interrupted run's collector returned.
         """
         self._engine = engine
         self._scorer = scorer
@@ -97,6 +104,8 @@ class Collector:
         self._config = config
         self._check = check
         self._group = group or Group()
+        self._open: OpenRollout | None = None
+        self._saved = open_trees
 
     def collect(self, cursor: int, progress: float) -> Batch:
         """Sample trees for one step.
@@ -118,11 +127,10 @@ class Collector:
         stats: list[EngineStats] = []
         for _ in range(self._config.max_sampling_batches):
             missing = wanted - sum(forest.num_trees for forest in kept)
-            if missing == 0:
+            if missing <= 0:
                 break
-            batch = self._sample(cursor, missing, progress)
+            batch, cursor = self._sample(cursor, missing, progress)
             forest, score, training_rewards = batch.forest, batch.scores, batch.rewards
-            cursor += missing
             forests.append(forest)
             scores.append(score)
             stats += batch.stats
@@ -132,6 +140,8 @@ class Collector:
                 kept.append(forest.select(chosen))
                 forest.set_rewards(score.values)
         sampled = Forest.concatenate(forests)
+        # As of here: a step that is given up later begins again from these trees.
+        self._saved = None if self._open is None else self._open.to_bytes()
         return Batch(
             sampled=sampled,
             kept=Forest.concatenate(kept) if kept else None,
@@ -143,26 +153,61 @@ class Collector:
                 **completion_metrics(sampled),
                 **tree_metrics(sampled),
                 **engine_metrics(stats),
+                **version_metrics(sampled, self._engine.policy_version),
                 "tree/sampled": float(sampled.num_trees),
                 "tree/kept": float(sum(forest.num_trees for forest in kept)),
             },
         )
 
-    def _sample(self, cursor: int, count: int, progress: float) -> _Sample:
-        """Sample and score `count` prompts, each process its share; all get all of them."""
-        mine = list(range(self._group.rank, count, self._group.size))
-        own = self._sample_own([cursor + index for index in mine], progress) if mine else None
-        parts = [part for part in self._group.gather(own) if part is not None]
-        sampled = parts[0] if len(parts) == 1 else _interleaved(parts)
+    def _sample(self, cursor: int, count: int, progress: float) -> tuple[_Sample, int]:
+        """Sample and score `count` trees; also returns the cursor behind the prompts drawn."""
+        if self._config.max_unfinished_trees:
+            sampled, cursor = self._sample_open(cursor, count)
+        else:
+            sampled, cursor = self._sample_shares(cursor, count, progress), cursor + count
         sampled.forest.set_rewards(sampled.scores.values)
         rewards = sampled.scores.values + self._overlong(sampled.forest)
         if self._config.reward.shuffle:
             generator = np.random.default_rng([self._config.seed, cursor])
             rewards = generator.permutation(rewards)
-        return replace(sampled, rewards=rewards)
+        return replace(sampled, rewards=rewards), cursor
+
+    def _sample_open(self, cursor: int, count: int) -> tuple[_Sample, int]:
+        """Take the first `count` trees that are done; others go on in the next step."""
+        config = self._config
+        if self._open is None:
+            self._open = self._engine.open_rollout(
+                config.search, config.sampling, config.seed, saved=self._saved
+            )
+        wanted = count + config.max_unfinished_trees
+        keys = range(cursor, cursor + max(0, wanted - self._open.num_open))
+        if keys:
+            self._open.add([self._row(key)["prompt"] for key in keys], keys)
+        # Trees that are done are in memory until all are: now and then all are waited for.
+        is_full = self._open.num_trees > _MAX_KEPT_TREES * wanted
+        forest = self._open.run(wanted if is_full else count, self._check)
+        if self._open.is_done:
+            self._open = None
+        scores = self._scorer.score(forest, [self._row(int(key)) for key in forest.trees.key])
+        self._check()
+        return _Sample(forest, scores, scores.values, [self._engine.stats]), cursor + len(keys)
+
+    def open_trees(self) -> bytes | None:
+        """Return the trees that were not done after the latest whole step; None if all were."""
+        return self._saved
+
+    def _row(self, key: int) -> Mapping[str, Any]:
+        return self._source.take(key, 1)[0]
+
+    def _sample_shares(self, cursor: int, count: int, progress: float) -> _Sample:
+        """Sample and score `count` prompts, each process its share; all get all of them."""
+        mine = list(range(self._group.rank, count, self._group.size))
+        own = self._sample_own([cursor + index for index in mine], progress) if mine else None
+        parts = [part for part in self._group.gather(own) if part is not None]
+        return parts[0] if len(parts) == 1 else _interleaved(parts)
 
     def _sample_own(self, keys: Sequence[int], progress: float) -> _Sample:
-        rows = [self._source.take(key, 1)[0] for key in keys]
+        rows = [self._row(key) for key in keys]
         forest = self._engine.rollout(
             [row["prompt"] for row in rows],
             self._config.search,

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from treepo.engine import EngineStats
-from treepo.forest import FinishReason, Forest, ForkOrigin
+from treepo.forest import FinishReason, Forest, ForkOrigin, TokenKind
 from treepo.train.step_metrics import StepMetrics
 
 Metrics = dict[str, float]
@@ -119,6 +119,17 @@ def tree_metrics(forest: Forest) -> Metrics:
         "tree/tokens_unique": float(forest.num_unique_completion_tokens),
         "tree/share_ratio": forest.share_ratio,
     }
+
+
+def version_metrics(forest: Forest, version: int) -> Metrics:
+    """Say what part of the sampled tokens is older than the present weights.
+
+    Args:
+        forest: A finished rollout.
+        version: Version of the weights.
+    """
+    is_sampled = forest.tokens.kind == TokenKind.SAMPLED
+    return {"tree/stale_token_frac": _mean(forest.tokens.version[is_sampled] < version)}
 
 
 def engine_metrics(stats: Sequence[EngineStats]) -> Metrics:

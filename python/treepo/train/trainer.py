@@ -12,7 +12,7 @@ from treepo.advantages import credit, find_preset
 from treepo.config import TrainConfig
 from treepo.engine import Engine
 from treepo.engine.load import load_model
-from treepo.errors import NotFiniteError, RewardError
+from treepo.errors import InvalidConfigError, NotFiniteError, RewardError
 from treepo.evaluate import Evaluation, evaluate
 from treepo.forest import Forest
 from treepo.scoring import RewardSource, Scorer
@@ -96,6 +96,10 @@ class Trainer:
         find_preset(self.config.advantage.preset)
         check_weights(model)
         self._group = group_of_environment(model.device)
+        if self._group.size > 1 and self.config.max_unfinished_trees:
+            raise InvalidConfigError(
+                "max_unfinished_trees goes with one process: set it to 0 under torchrun"
+            )
         self._adapters = self._add_adapters(model)
         self.engine = Engine(model, tokenizer, self.config.engine)
         self._model = model
@@ -116,6 +120,8 @@ class Trainer:
         )
         self._update = Update(step, self._optimizer, self.config, self._reference(), self._group)
         self._state = LoopState()
+        self._collector: Collector | None = None
+        self._open_trees: bytes | None = None
         self._stop = Interruption()
 
     @property
@@ -173,8 +179,14 @@ class Trainer:
         config, is_checked, group = self.config, False, self._group
         # Processes give a step up together, so only between steps.
         check = self._stop.check if group.size == 1 else _no_check
-        collector = Collector(
-            self.engine, self._scorer, self._source, config, check=check, group=group
+        self._collector = collector = Collector(
+            self.engine,
+            self._scorer,
+            self._source,
+            config,
+            check=check,
+            group=group,
+            open_trees=self._open_trees,
         )
         progress = Progress(
             config.num_steps, first_step=self._state.step, is_silent=not group.is_first
@@ -316,6 +328,7 @@ class Trainer:
             self._state,
             model=self._model,
             adapters=self._adapters,
+            open_trees=None if self._collector is None else self._collector.open_trees(),
             tokenizer=self._tokenizer,
             optimizer=self._optimizer,
             keep=self.config.keep_checkpoints,
@@ -326,6 +339,7 @@ class Trainer:
         saved = checkpoint.latest(folder.path)
         state = LoopState() if saved is None else checkpoint.load_state(saved)
         if saved is not None:
+            self._open_trees = checkpoint.load_open_trees(saved)
             if self._adapters is None:
                 checkpoint.load_weights(saved, self._model)
             else:

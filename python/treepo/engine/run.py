@@ -1,0 +1,140 @@
+"""The loop of one rollout: plan, copy, forward, sample, commit, judge."""
+
+import time
+from typing import TYPE_CHECKING
+
+import torch
+
+from treepo import core
+from treepo.config import SamplingParams
+from treepo.engine.attention import PagedContext
+from treepo.engine.inputs import InputBuilder, StepInputs
+from treepo.engine.kv import KVPool
+from treepo.engine.native_sampler import can_draw, draw
+from treepo.engine.sampler import Draws, sample
+from treepo.engine.verdicts import Judge, report_all
+
+if TYPE_CHECKING:
+    from treepo.engine.engine import Engine
+
+_SCHEDULER_COUNTS = (
+    "steps",
+    "decoded_tokens",
+    "fed_tokens",
+    "recomputed_tokens",
+    "shared_prefix_tokens",
+    "preemptions",
+    "evictions",
+    "prunes",
+    "row_steps",
+    "idle_row_steps",
+    "round_wait_row_steps",
+)
+
+
+class Run:
+    """Steps of a rollout.
+
+    Attributes:
+        pool: The keys and values.
+        finished: Trees that have finished in these steps, by index.
+    """
+
+    def __init__(
+        self,
+        engine: "Engine",
+        scheduler: core.Scheduler,
+        pool: KVPool,
+        sampling: SamplingParams,
+        judge: Judge | None = None,
+        began: float | None = None,
+    ) -> None:
+        """Takes the parts.
+
+        Args:
+            engine: Its backend, policy and limits are used, and its `stats` written.
+            scheduler: Plans the steps; no plan is open.
+            pool: The keys and values.
+            sampling: How tokens are drawn.
+            judge: Asked about segments, if the search waits for verdicts.
+            began: When the rollout began, by `time.perf_counter`; now if absent.
+        """
+        self._engine = engine
+        self._scheduler = scheduler
+        self.pool = pool
+        self._sampling = sampling
+        self._judge = judge
+        self._began = time.perf_counter() if began is None else began
+        self._buffers = core.PlanBuffers(scheduler)
+        self._groups = core.GroupBuffers(scheduler)
+        self._before = scheduler.stats()
+        self.finished: list[int] = []
+        self._inputs = InputBuilder(
+            engine.backend.arrange,
+            max_num_seqs=engine.config.max_num_seqs,
+            max_model_len=engine.max_model_len,
+            num_blocks=pool.num_blocks,
+            block_size=pool.block_size,
+            device=engine.model.device,
+        )
+
+    def step(self) -> bool:
+        """Run one step; False if nothing was left to do."""
+        sizes = self._buffers.plan(self._scheduler)
+        if sizes.num_rows == 0:
+            return False
+        num_groups = self._groups.group(self._scheduler)
+        inputs = self._inputs.build(
+            self._buffers,
+            sizes,
+            self._groups.row_order[: sizes.num_rows],
+            self._groups.groups[:num_groups],
+        )
+        if sizes.num_copies:
+            self.pool.copy_blocks(inputs.copies[0], inputs.copies[1])
+        self._commit(self._draw(self._forward(inputs), inputs))
+        if self._judge is not None:
+            # Before the next plan: while verdicts are pending, a plan may be empty too early.
+            report_all(self._scheduler, self._judge)
+        self._count(inputs)
+        return True
+
+    def _forward(self, inputs: StepInputs) -> torch.Tensor:
+        """Return the logits of every row that is drawn from, [num_logit_rows, vocab_size]."""
+        context = PagedContext(self.pool, self._engine.backend, inputs)
+        output = self._engine.policy.model(
+            input_ids=inputs.token_ids,
+            position_ids=inputs.positions,
+            use_cache=False,
+            logits_to_keep=inputs.logit_rows,
+            treepo=context,
+        )
+        logits: torch.Tensor = output.logits[0]
+        return logits
+
+    def _draw(self, logits: torch.Tensor, inputs: StepInputs) -> Draws:
+        kernels = self._engine.policy.kernels
+        if kernels is not None and can_draw(logits):
+            return draw(kernels, logits, inputs.sample_rows, inputs.uniforms, self._sampling)
+        if inputs.sample_rows is not None:
+            logits = logits[inputs.sample_rows]
+        return sample(logits, inputs.uniforms, self._sampling)
+
+    def _commit(self, draws: Draws) -> None:
+        self._scheduler.commit_step(
+            draws.token_ids.to(torch.uint32).cpu().numpy(),
+            draws.logprobs.cpu().numpy(),
+            draws.entropies.cpu().numpy(),
+        )
+
+    def _count(self, inputs: StepInputs) -> None:
+        counts = self._scheduler.stats()
+        stats = self._engine.stats
+        for name in _SCHEDULER_COUNTS:
+            setattr(stats, name, counts[name] - self._before[name])
+        stats.copies = counts["block_copies"] - self._before["block_copies"]
+        stats.peak_blocks = counts["peak_blocks"]
+        stats.prefill_tokens += inputs.num_prefill_tokens
+        self.finished += self._scheduler.take_finished()
+        stats.finished_trees = len(self.finished)
+        stats.seconds = time.perf_counter() - self._began
