@@ -50,7 +50,7 @@ def main() -> None:
         "trl_over_flat": medians["trl"] / medians["flat"],
     }
     print({key: result[key] for key in ("seconds", "trl_over_tree", "trl_over_flat")})
-    print(environment.write("rl_step_smollm2", result))
+    print(environment.write(f"rl_step_smollm2_{options.omp}", result))
 
 
 def run(name: str, python: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -58,11 +58,13 @@ def run(name: str, python: str, options: argparse.Namespace) -> dict[str, Any]:
     words = ["--contestant", name, "--model", options.model, "--steps", str(options.steps)]
     variables = {
         **os.environ,
-        "OMP_WAIT_POLICY": "PASSIVE",
         "OMP_NUM_THREADS": str(options.threads),
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
+    variables.pop("OMP_WAIT_POLICY", None)
+    if options.omp == "passive":
+        variables["OMP_WAIT_POLICY"] = "PASSIVE"
     done = subprocess.run(
         [python, str(HERE / "rl_step.py"), *words, "--threads", str(options.threads)],
         env=variables,
@@ -184,6 +186,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=5, help="measured steps of a process")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--omp", choices=("passive", "default"), default="passive")
     parser.add_argument("--contestant", choices=CONTESTANTS, help=argparse.SUPPRESS)
     return parser.parse_args()
 

@@ -37,7 +37,16 @@ def zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Ten
 
 
 def enlarge_pages(address: int, num_bytes: int) -> None:
-    """Ask for large pages under memory that is in use; without effect where there are none.
+    """Move memory that is in use to large pages; without effect where there are none.
+
+    It takes the time of a copy, and more where memory is in pieces: for what stays.
+    """
+    ask_for_large_pages(address, num_bytes)
+    _advise(address, num_bytes, _MADV_COLLAPSE)
+
+
+def ask_for_large_pages(address: int, num_bytes: int) -> None:
+    """Ask for large pages under memory; those that exist stay as they are, new ones are large.
 
     The request reaches out to whole large pages. Memory of others that lies there only gets larger
     pages too.
@@ -47,12 +56,15 @@ def enlarge_pages(address: int, num_bytes: int) -> None:
         num_bytes: Its length.
     """
     advice = getattr(mmap, "MADV_HUGEPAGE", None)
-    if advice is None:
+    if advice is not None:
+        _advise(address, num_bytes, advice)
+
+
+def _advise(address: int, num_bytes: int, advice: int) -> None:
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
         return
     madvise = ctypes.CDLL(None).madvise
     madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
     first = address // _LARGE_PAGE * _LARGE_PAGE
     end = -(-(address + num_bytes) // _LARGE_PAGE) * _LARGE_PAGE
-    # Later pages of this part are large from the start; those that exist are moved together now.
-    for what in (advice, _MADV_COLLAPSE):
-        madvise(first, end - first, what)
+    madvise(first, end - first, advice)

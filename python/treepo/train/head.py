@@ -18,7 +18,7 @@ from treepo.engine.exact import ExactForward
 from treepo.engine.hook import evaluating, plain_attention
 from treepo.errors import UnsupportedModelError
 
-MAX_CHUNK_LOGITS = 1 << 23
+MAX_CHUNK_LOGITS = 1 << 24
 """Logits of one chunk, rows times vocabulary; twice as many numbers exist at once."""
 
 

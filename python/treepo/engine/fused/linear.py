@@ -7,13 +7,13 @@ up) are packed as one and computed by the first of them.
 The operators are torch's own but private; `can_pack` tries them before anything relies on them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from treepo.engine.memory import enlarge_pages
+from treepo.engine.memory import ask_for_large_pages, enlarge_pages
 
 _MIN_ROWS = 2
 """Rows from which on a row's bits do not depend on their number."""
@@ -28,7 +28,7 @@ def can_pack(dtype: torch.dtype) -> bool:
     weight = weight.view(_TRIAL).to(dtype)
     rows = weight[:3].cos()
     try:
-        got = _product(rows, _pack(weight), None)
+        got = _product(rows, _pack(weight, ask_for_large_pages), None)
     except (RuntimeError, AttributeError):
         return False
     expected = rows.double() @ weight.double().T
@@ -66,8 +66,10 @@ class PackedLinear:
         if seen == self._seen and self._packed is not None and not force:
             return False
         with torch.no_grad():
+            # Weights that change once will change again: only the first copy is worth moving.
+            enlarge = ask_for_large_pages if self._seen else enlarge_pages
             self._packed = None  # Free the old copy before the new one is made.
-            self._packed = _pack(_joined([module.weight for module in self.modules]))
+            self._packed = _pack(_joined([module.weight for module in self.modules]), enlarge)
             biases = [module.bias for module in self.modules if module.bias is not None]
             self._bias = _joined(biases) if biases else None
         self._seen = seen
@@ -258,11 +260,11 @@ def _joined(tensors: Sequence[Tensor]) -> Tensor:
     return tensors[0].detach() if len(tensors) == 1 else torch.cat([x.detach() for x in tensors])
 
 
-def _pack(weight: Tensor) -> Tensor:
+def _pack(weight: Tensor, enlarge: Callable[[int, int], None]) -> Tensor:
     operators = torch.ops.mkldnn
     packed: Tensor = operators._reorder_linear_weight(weight.contiguous())
     if packed.is_mkldnn and hasattr(operators, "data_ptr"):
-        enlarge_pages(operators.data_ptr(packed), operators._nbytes(packed))
+        enlarge(operators.data_ptr(packed), operators._nbytes(packed))
     return packed
 
 
