@@ -3,7 +3,7 @@ import re
 import pytest
 
 from treepo.cli.main import main
-from treepo.engine import engine as engine_module
+from treepo.engine import run as run_module
 from treepo.engine.sampler import Draws
 
 pytestmark = pytest.mark.usefixtures("single_thread")
@@ -31,13 +31,13 @@ def test_doctor_warns_of_spinning_threads(capsys, monkeypatch):
 
 
 def test_doctor_finds_a_sampler_that_records_something_else(capsys, monkeypatch):
-    draw = engine_module.draw
+    draw = run_module.draw
 
     def shifted(*arguments):
         draws = draw(*arguments)
         return Draws(draws.token_ids, draws.logprobs - 0.5, draws.entropies)
 
-    monkeypatch.setattr(engine_module, "draw", shifted)
+    monkeypatch.setattr(run_module, "draw", shifted)
     assert main(["doctor"]) == 1
     assert "sampling and training disagree" in capsys.readouterr().out
 

@@ -286,7 +286,7 @@ def test_trees_outlast_a_step_and_say_how_old_their_tokens_are(tiny_model_dir, t
     assert rows[0]["sampling/importance_sampling_ratio/max"] >= 1.0
 
 
-@pytest.mark.parametrize("calls", [2, 3, 4])
+@pytest.mark.parametrize("calls", [2, 4])
 def test_interrupted_run_goes_on_with_its_unfinished_trees(tiny_model_dir, tmp_path, calls):
     straight = trainer(tiny_model_dir, unfinished(tmp_path / "straight"))
     straight.train()

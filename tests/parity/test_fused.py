@@ -11,9 +11,9 @@ from treepo.config import Attention, Dtype, EngineConfig, Packing
 from treepo.core import Activation
 from treepo.engine import Engine, install
 from treepo.engine.fused import Fusion, PackedLinear, build, build_overlay
-from treepo.engine.fused.linear import layers_by_input
+from treepo.engine.fused.linear import can_pack, layers_by_input
 from treepo.engine.kernels import Kernels
-from treepo.errors import InvalidInputError
+from treepo.errors import InvalidInputError, UnsupportedModelError
 
 ALL = set(Fusion)
 
@@ -82,9 +82,15 @@ def test_new_weights_are_sampled_from(make_model, announced):
     assert np.array_equal(logprobs, expected)
 
 
-def test_a_bfloat16_copy_follows_its_masters(make_model):
+@pytest.mark.parametrize("packing", Packing)
+def test_a_bfloat16_copy_follows_its_masters(make_model, packing):
+    if packing is Packing.AUTO and not can_pack(torch.bfloat16):
+        with pytest.raises(UnsupportedModelError, match="no fast products in bfloat16"):
+            Engine(make_model("llama"), None, EngineConfig(rollout_dtype=Dtype.BFLOAT16))
+        return
+    config = EngineConfig(rollout_dtype=Dtype.BFLOAT16, packing=packing)
     model = make_model("llama")
-    engine = Engine(model, None, EngineConfig(rollout_dtype=Dtype.BFLOAT16))
+    engine = Engine(model, None, config)
     prompt = np.arange(9, dtype=np.uint32)
     _, before = logits_of(engine, prompt)
     with torch.no_grad():
@@ -92,7 +98,7 @@ def test_a_bfloat16_copy_follows_its_masters(make_model):
     ids, after = logits_of(engine, prompt)
     assert model.dtype == torch.float32
     assert not np.array_equal(before, after)
-    fresh = Engine(copy.deepcopy(model), None, EngineConfig(rollout_dtype=Dtype.BFLOAT16))
+    fresh = Engine(copy.deepcopy(model), None, config)
     expected_ids, expected = logits_of(fresh, prompt)
     assert np.array_equal(ids, expected_ids)
     assert np.array_equal(after, expected)
