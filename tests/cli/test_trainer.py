@@ -34,7 +34,7 @@ from treepo.errors import (
     RewardError,
 )
 from treepo.train import checkpoint
-from treepo.train.collect import trees_with_signal
+from treepo.train.collect import Collector, trees_with_signal
 from treepo.train.dataset import PromptSource
 from treepo.train.interrupt import TrainingInterrupted
 from treepo.train.optimizer import learning_rate
@@ -296,6 +296,24 @@ def test_interrupted_run_goes_on_with_its_unfinished_trees(tiny_model_dir, tmp_p
     resumed = trainer(tiny_model_dir, cut)
     resumed.train(resume=True)
     assert equal(weights(straight), weights(resumed))
+
+
+def test_trees_of_a_checkpoint_are_taken_up_once(tiny_model_dir, tmp_path):
+    own = config(tmp_path / "run", max_unfinished_trees=2, max_sampling_batches=2)
+    owner = trainer(tiny_model_dir, own, lambda completions, **_: [0.0] * len(completions))
+    rollout = owner.engine.open_rollout(own.search)
+    rollout.add([ROWS[0]["prompt"], ROWS[1]["prompt"]], [100, 101])
+    # Rewards agree, so the step samples a second time; all trees of the first time end together.
+    collector = Collector(
+        owner.engine,
+        owner._scorer,
+        owner._source,
+        own,
+        check=lambda *_: None,
+        open_trees=rollout.to_bytes(),
+    )
+    keys = collector.collect(0, 0.0).sampled.trees.key
+    assert len(set(keys)) == len(keys) > 6
 
 
 def test_unfinished_trees_and_a_temperature_schedule_exclude_each_other():

@@ -106,6 +106,7 @@ class Collector:
         self._group = group or Group()
         self._open: OpenRollout | None = None
         self._saved = open_trees
+        self._restored = open_trees
 
     def collect(self, cursor: int, progress: float) -> Batch:
         """Sample trees for one step.
@@ -176,8 +177,9 @@ class Collector:
         """Take the first `count` trees that are done; others go on in the next step."""
         config = self._config
         if self._open is None:
+            restored, self._restored = self._restored, None
             self._open = self._engine.open_rollout(
-                config.search, config.sampling, config.seed, saved=self._saved
+                config.search, config.sampling, config.seed, saved=restored
             )
         wanted = count + config.max_unfinished_trees
         keys = range(cursor, cursor + max(0, wanted - self._open.num_open))
