@@ -99,5 +99,16 @@ bench-instructions *args:
     {{python}} benches/instruction_counts.py {{args}}
 
 # Learning curves of the embedded default with its controls.
+bench-rl-step *args:
+    {{python}} benches/rl_step.py {{args}}
+
+bench-memory *args:
+    {{python}} benches/train_memory.py {{args}}
+
+# Presets and searches at equal tokens; goes on where it was stopped. Then the report.
+bench-sweep *args:
+    {{python}} benches/learning_sweep.py {{args}}
+    {{python}} benches/learning_report.py
+
 bench-learning *args:
     {{python}} benches/learning.py {{args}}
