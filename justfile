@@ -98,10 +98,11 @@ bench-plan *args:
 bench-instructions *args:
     {{python}} benches/instruction_counts.py {{args}}
 
-# Learning curves of the embedded default with its controls.
+# A whole RL step beside TRL's GRPOTrainer.
 bench-rl-step *args:
     {{python}} benches/rl_step.py {{args}}
 
+# Memory and time of an update in each of its forms.
 bench-memory *args:
     {{python}} benches/train_memory.py {{args}}
 
@@ -110,5 +111,6 @@ bench-sweep *args:
     {{python}} benches/learning_sweep.py {{args}}
     {{python}} benches/learning_report.py
 
+# Learning curves of the embedded default with its controls.
 bench-learning *args:
     {{python}} benches/learning.py {{args}}

@@ -114,3 +114,6 @@ def test_what_does_not_fit_is_refused(engine):
     small = Engine(engine.model, engine.tokenizer, EngineConfig(num_blocks=20))
     with pytest.raises(InvalidInputError, match=r"engine\.num_blocks"):
         small.open_rollout(SEARCH, saved=rollout.to_bytes())
+    for damaged in (b"", rollout.to_bytes()[:-9]):
+        with pytest.raises(InvalidInputError):
+            engine.open_rollout(SEARCH, saved=damaged)

@@ -52,6 +52,8 @@ class Engine:
         eos_token_ids: Tokens that end a completion.
         max_model_len: Tokens that a path holds at most, prompt included.
         policy_version: Recorded with each token; `weights_changed` raises it.
+        policy: The model as it samples.
+        backend: Attention over the pool.
         stats: Counts of the latest rollout.
     """
 

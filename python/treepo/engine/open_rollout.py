@@ -52,6 +52,8 @@ class OpenRollout:
             pool = engine.acquire()
             self._scheduler = engine.scheduler(search, pool, seed=seed, progress=0.0)
             return
+        if len(saved) < _HEADER.size:
+            raise InvalidInputError(f"the saved trees are cut short: {len(saved)} bytes")
         header = _HEADER.unpack(saved[: _HEADER.size])
         self._num_blocks, self.num_trees, self.num_open = header
         self._scheduler = core.Scheduler.from_bytes(saved[_HEADER.size :])
