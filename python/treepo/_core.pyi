@@ -706,6 +706,25 @@ class Kernels:
     ) -> None:
         """Writes keys and values, then attends; output [num_tokens, num_heads, value_dim]."""
 
+    def packed_len(self, shape: tuple[int, int]) -> int:
+        """Elements of a packed weight; shape: inputs, outputs."""
+
+    def pack(self, element: Element, shape: tuple[int, int], weight: _Rows, packed: int) -> None:
+        """Packs a weight [outputs, inputs] for `linear`."""
+
+    def linear(
+        self,
+        element: Element,
+        num_rows: int,
+        shape: tuple[int, int],
+        input: _Rows,
+        packed: int,
+        bias: int | None,
+        residual: _Rows | None,
+        output: int,
+    ) -> None:
+        """Rows times a packed weight, plus bias and residual; output [num_rows, outputs]."""
+
     def rms_norm(
         self,
         element: Element,

@@ -10,8 +10,8 @@ from torch import nn
 from treepo.config import Attention, Dtype, EngineConfig, Packing
 from treepo.core import Activation
 from treepo.engine import Engine, install
-from treepo.engine.fused import Fusion, PackedLinear, build, build_overlay
-from treepo.engine.fused.linear import can_pack, layers_by_input
+from treepo.engine.fused import Fusion, PackedLinear, build, build_overlay, can_pack, products
+from treepo.engine.fused.linear import layers_by_input
 from treepo.engine.kernels import Kernels
 from treepo.errors import InvalidInputError, UnsupportedModelError
 
@@ -123,12 +123,19 @@ def test_layers_that_read_one_tensor_are_packed_as_one():
     assert groups == [[first, second], [third]]
 
 
+def packings():
+    """What packs float32 here: the package's own kernel, and oneDNN where torch has it."""
+    own = products.panels(Kernels())
+    return [own, products.onednn] if can_pack(torch.float32) else [own]
+
+
+@pytest.mark.parametrize("pack", packings())
 @pytest.mark.parametrize("num_rows", [0, 1, 2, 7])
 @pytest.mark.parametrize("bias", [True, False])
-def test_packed_layers_have_the_outputs_and_gradients_of_plain_ones(num_rows, bias):
+def test_packed_layers_have_the_outputs_and_gradients_of_plain_ones(num_rows, bias, pack):
     torch.manual_seed(0)
     layers = [nn.Linear(24, 16, bias=bias), nn.Linear(24, 40, bias=bias)]
-    packed = PackedLinear(layers)
+    packed = PackedLinear(layers, pack)
     packed.refresh()
     x = torch.randn(num_rows, 24, requires_grad=True)
     parameters = [p for layer in layers for p in layer.parameters()]
@@ -170,3 +177,17 @@ def test_sinks_that_a_model_makes_anew_at_each_call_are_no_obstacle(make_model, 
 
     monkeypatch.setattr(build._Causal, "attend", with_new_sinks)
     assert Fusion.PACKED_LINEAR in Engine(make_model("gpt_oss"), None).fusions
+
+
+@pytest.mark.parametrize("pack", packings())
+def test_a_row_has_the_same_bits_in_every_batch(pack):
+    torch.manual_seed(0)
+    weight, bias = torch.randn(200, 96), torch.randn(200)
+    rows, residual = torch.randn(70, 96), torch.randn(70, 200)
+    packed = pack(weight, False)
+    together = packed.product(rows, bias, residual)
+    for size in (1, 2, 3, 5, 8, 33):
+        for first in (0, 37):
+            part = slice(first, first + size)
+            alone = packed.product(rows[part], bias, residual[part])
+            assert torch.equal(alone, together[part]), (size, first)

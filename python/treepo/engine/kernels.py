@@ -1,5 +1,6 @@
 """The CPU kernels on torch tensors: checks, addresses, and gradients where training needs them."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -84,6 +85,56 @@ class Kernels:
             _heads(query),
             _heads(key),
             _heads(value),
+            output.data_ptr(),
+        )
+        return output
+
+    def pack(self, weight: Tensor, prepare: Callable[[int, int], None]) -> Tensor:
+        """Return a weight in the order in which `linear` reads it, flat.
+
+        Args:
+            weight: [out_features, in_features].
+            prepare: Called with address and bytes of the result before it is written.
+        """
+        weight = weight.contiguous()
+        shape = weight.shape[1], weight.shape[0]
+        packed = weight.new_empty(self._kernels.packed_len(shape))
+        prepare(packed.data_ptr(), packed.nbytes)
+        element = _element(weight)
+        rows = weight.data_ptr(), weight.stride(0)
+        self._kernels.pack(element, shape, rows, packed.data_ptr())
+        return packed
+
+    def linear(
+        self,
+        x: Tensor,
+        packed: Tensor,
+        out_features: int,
+        bias: Tensor | None = None,
+        residual: Tensor | None = None,
+    ) -> Tensor:
+        """Return x W^T + bias + residual, [..., out_features], without a gradient.
+
+        Args:
+            x: [..., in_features].
+            packed: What `pack` returned for W.
+            out_features: Rows of W.
+            bias: [out_features], contiguous.
+            residual: [..., out_features].
+        """
+        summands = [tensor for tensor in (bias, residual) if tensor is not None]
+        _check_same_format(x, packed, *summands)
+        rows = _matrix(x)
+        added = None if residual is None else _matrix(residual)
+        output = x.new_empty((*x.shape[:-1], out_features))
+        self._kernels.linear(
+            _element(x),
+            rows.shape[0],
+            (rows.shape[1], out_features),
+            (rows.data_ptr(), rows.stride(0)),
+            packed.data_ptr(),
+            None if bias is None else bias.data_ptr(),
+            None if added is None else (added.data_ptr(), added.stride(0)),
             output.data_ptr(),
         )
         return output

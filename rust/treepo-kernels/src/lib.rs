@@ -1,4 +1,4 @@
-//! CPU kernels of treepo: what a step computes besides its matrix products.
+//! CPU kernels of treepo: what a step computes, from attention to the drawn token.
 //!
 //! Kernels work on raw buffers that the caller owns and describe them in plain structs. Each one is
 //! written once over [`simd::Simd`] and compiled for every instruction set; [`simd::Level`] is
@@ -17,6 +17,7 @@
 pub mod attention;
 pub mod element;
 pub mod elementwise;
+pub mod linear;
 pub mod math;
 pub mod sampler;
 pub mod simd;

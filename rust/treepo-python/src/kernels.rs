@@ -9,6 +9,7 @@ use pyo3::prelude::*;
 use treepo_kernels::attention::{self, Buffers, Layer, Shape, Step, StepArrays, Strided};
 use treepo_kernels::element::Bf16;
 use treepo_kernels::elementwise::{self, RmsNorm, RopeShape, Rows, Strided3};
+use treepo_kernels::linear::{self, LinearShape, Summands};
 use treepo_kernels::sampler::{self, Draws, Logits, NotFinite, SamplingParams};
 use treepo_kernels::simd::Level;
 use treepo_kernels::team::{GompParallel, Team};
@@ -239,6 +240,54 @@ impl Kernels {
         }
     }
 
+    /// `shape`: inputs, outputs.
+    fn packed_len(&self, shape: (usize, usize)) -> usize {
+        linear::packed_len(self.level, linear_shape(shape))
+    }
+
+    fn pack(
+        &self,
+        py: Python<'_>,
+        element: Element,
+        shape: (usize, usize),
+        weight: (usize, usize),
+        packed: usize,
+    ) {
+        let (team, level, shape) = (&self.team, self.level, linear_shape(shape));
+        // SAFETY: the caller vouches for the buffers.
+        py.detach(|| unsafe {
+            of_element!(element, T => {
+                linear::pack(team, level, shape, rows::<T>(weight), at(packed));
+            });
+        });
+    }
+
+    #[pyo3(signature = (element, num_rows, shape, input, packed, bias, residual, output))]
+    #[allow(clippy::too_many_arguments, reason = "buffers of one call")]
+    fn linear(
+        &self,
+        py: Python<'_>,
+        element: Element,
+        num_rows: usize,
+        shape: (usize, usize),
+        input: (usize, usize),
+        packed: usize,
+        bias: Option<usize>,
+        residual: Option<(usize, usize)>,
+        output: usize,
+    ) {
+        let (team, level, shape) = (&self.team, self.level, linear_shape(shape));
+        // SAFETY: the caller vouches for the buffers.
+        py.detach(|| unsafe {
+            of_element!(element, T => {
+                let bias = bias.map(|x| at::<T>(x).cast_const());
+                let summands = Summands { bias, residual: residual.map(rows) };
+                let (input, packed, output) = (rows(input), at(packed), at(output));
+                linear::linear(team, level, num_rows, shape, input, packed, summands, output);
+            });
+        });
+    }
+
     #[allow(clippy::too_many_arguments, reason = "buffers of one call")]
     fn gate(
         &self,
@@ -361,6 +410,10 @@ fn named(name: &str) -> PyResult<Level> {
 
 fn at<T>(address: usize) -> *mut T {
     std::ptr::with_exposed_provenance_mut(address)
+}
+
+fn linear_shape((in_features, out_features): (usize, usize)) -> LinearShape {
+    LinearShape { in_features, out_features }
 }
 
 fn rows<T>((address, stride): (usize, usize)) -> Rows<T> {

@@ -1,7 +1,8 @@
 """The same model, faster: packed weights and fused modules, checked on the model itself."""
 
 from treepo.engine.fused.build import build_overlay
-from treepo.engine.fused.linear import PackedLinear, can_pack
+from treepo.engine.fused.linear import PackedLinear
 from treepo.engine.fused.overlay import Fusion, Overlay
+from treepo.engine.fused.products import can_pack, packing
 
-__all__ = ["Fusion", "Overlay", "PackedLinear", "build_overlay", "can_pack"]
+__all__ = ["Fusion", "Overlay", "PackedLinear", "build_overlay", "can_pack", "packing"]

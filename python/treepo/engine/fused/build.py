@@ -9,9 +9,10 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from treepo.engine.fused.decoder import layers
-from treepo.engine.fused.linear import PackedLinear, SharedInput, can_pack, layers_by_input
+from treepo.engine.fused.linear import PackedLinear, SharedInput, layers_by_input
 from treepo.engine.fused.modules import gates, norms, rotaries
 from treepo.engine.fused.overlay import Fusion, Overlay, Replacement, forward_of
+from treepo.engine.fused.products import packing
 from treepo.engine.hook import evaluating
 from treepo.engine.kernels import Kernels
 
@@ -66,7 +67,7 @@ def _extended(
     """Return the overlay with one more kind; None if the model has nothing of it."""
     if fusion in (Fusion.PACKED_LINEAR, Fusion.SHARED_INPUT):
         others = [x for x in overlay.replacements if not isinstance(x.owner, nn.Linear)]
-        return _with_linears(overlay, fusion, others, trial.linears)
+        return _with_linears(overlay, fusion, others, trial.linears, kernels)
     if fusion is Fusion.DECODER_LAYER:
         added = list(layers(model, kernels, overlay.linears, trial.attention))
     else:
@@ -87,12 +88,14 @@ def _with_linears(
     fusion: Fusion,
     others: list[Replacement],
     calls: list[tuple[nn.Linear, Tensor]],
+    kernels: Kernels,
 ) -> Overlay | None:
     groups = layers_by_input(calls)
+    pack = packing(groups[0][0].weight.dtype, kernels) if groups else None
+    if pack is None:
+        return None
     if fusion is Fusion.PACKED_LINEAR:
         groups = [[module] for group in groups for module in group]
-        if not groups or not can_pack(groups[0][0].weight.dtype):
-            return None
     elif Fusion.PACKED_LINEAR not in overlay.fusions or all(len(x) == 1 for x in groups):
         return None
     # What is packed alone already stays as it is.
@@ -100,7 +103,7 @@ def _with_linears(
     result = Overlay(fusions=(*overlay.fusions, fusion), replacements=list(others))
     for group in groups:
         alone = packed.get(id(group[0])) if len(group) == 1 else None
-        result.linears.append(PackedLinear(group) if alone is None else alone)
+        result.linears.append(PackedLinear(group, pack) if alone is None else alone)
         result.replacements += _forwards(result.linears[-1], result)
     return result
 

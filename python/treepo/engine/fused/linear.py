@@ -1,40 +1,16 @@
-"""Linear layers with weights packed for oneDNN, beside the modules that own them.
+"""Linear layers with packed weights, beside the modules that own them.
 
-A packed product of at least two rows gives a row the same bits in every batch, which law S6 needs;
-a lone row is computed twice over. Layers that read the same input (query, key and value; gate and
-up) are packed as one and computed by the first of them.
-
-The operators are torch's own but private; `can_pack` tries them before anything relies on them.
+Layers that read the same input (query, key and value; gate and up) are packed as one and computed
+by the first of them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from treepo.engine.memory import ask_for_large_pages, enlarge_pages
-
-_MIN_ROWS = 2
-"""Rows from which on a row's bits do not depend on their number."""
-_TRIAL = (48, 40)
-"""Width and depth of the product that `can_pack` tries."""
-
-
-def can_pack(dtype: torch.dtype) -> bool:
-    """Whether this torch on this processor computes right products with packed weights."""
-    out_features, in_features = _TRIAL
-    weight = torch.arange(out_features * in_features, dtype=torch.float32).sin()
-    weight = weight.view(_TRIAL).to(dtype)
-    rows = weight[:3].cos()
-    try:
-        got = _product(rows, _pack(weight, ask_for_large_pages), None)
-    except (RuntimeError, AttributeError):
-        return False
-    expected = rows.double() @ weight.double().T
-    tolerance = 4 * torch.finfo(dtype).eps * float(expected.abs().max())
-    return bool((got.double() - expected).abs().max() <= tolerance)
-
+from treepo.engine.fused.products import Pack, PackedWeight
 
 class PackedLinear:
     """The layers that read one input: y_i = x W_i^T + b_i for every layer i.
@@ -43,15 +19,17 @@ class PackedLinear:
         modules: The layers, in the order in which the model calls them.
     """
 
-    def __init__(self, modules: Sequence[nn.Linear]) -> None:
+    def __init__(self, modules: Sequence[nn.Linear], pack: Pack) -> None:
         """Name the layers; `refresh` packs them.
 
         Args:
             modules: Layers of equal input width and dtype, all with a bias or all without.
+            pack: Packs their weights.
         """
         self.modules = tuple(modules)
+        self._pack = pack
         self._sizes = [module.out_features for module in modules]
-        self._packed: Tensor | None = None
+        self._packed: PackedWeight | None = None
         self._bias: Tensor | None = None
         self._seen: list[tuple[int, int]] = []
 
@@ -66,10 +44,10 @@ class PackedLinear:
         if seen == self._seen and self._packed is not None and not force:
             return False
         with torch.no_grad():
-            # Weights that change once will change again: only the first copy is worth moving.
-            enlarge = ask_for_large_pages if self._seen else enlarge_pages
             self._packed = None  # Free the old copy before the new one is made.
-            self._packed = _pack(_joined([module.weight for module in self.modules]), enlarge)
+            # Weights that change once will change again: only the first copy is worth moving.
+            stays = not self._seen
+            self._packed = self._pack(_joined([module.weight for module in self.modules]), stays)
             biases = [module.bias for module in self.modules if module.bias is not None]
             self._bias = _joined(biases) if biases else None
         self._seen = seen
@@ -109,14 +87,7 @@ class PackedLinear:
             residual: What they are added to, of the result's shape.
         """
         assert self._packed is not None
-        num_rows = x.numel() // x.shape[-1]
-        if num_rows >= _MIN_ROWS:
-            return _product(x, self._packed, self._bias, residual)
-        if num_rows == 0:
-            return x.new_empty((*x.shape[:-1], sum(self._sizes)))
-        summand = None if residual is None else _doubled(residual)
-        output = _product(_doubled(x), self._packed, self._bias, summand)
-        return output[:1].view(*x.shape[:-1], -1)
+        return self._packed.product(x, self._bias, residual)
 
     def _split(self, y: Tensor) -> tuple[Tensor, ...]:
         return (y,) if len(self._sizes) == 1 else tuple(y.split_with_sizes(self._sizes, -1))
@@ -258,28 +229,3 @@ def _fits(first: nn.Linear, other: nn.Linear) -> bool:
 
 def _joined(tensors: Sequence[Tensor]) -> Tensor:
     return tensors[0].detach() if len(tensors) == 1 else torch.cat([x.detach() for x in tensors])
-
-
-def _pack(weight: Tensor, enlarge: Callable[[int, int], None]) -> Tensor:
-    operators = torch.ops.mkldnn
-    packed: Tensor = operators._reorder_linear_weight(weight.contiguous())
-    if packed.is_mkldnn and hasattr(operators, "data_ptr"):
-        enlarge(operators.data_ptr(packed), operators._nbytes(packed))
-    return packed
-
-
-def _product(
-    rows: Tensor, packed: Tensor, bias: Tensor | None, residual: Tensor | None = None
-) -> Tensor:
-    operator = torch.ops.mkldnn._linear_pointwise
-    product: Tensor
-    if residual is None:
-        product = operator.default(rows, packed, bias, "none", [], "")
-    else:
-        product = operator.binary(rows, residual, packed, bias, "add")
-    return product
-
-
-def _doubled(x: Tensor) -> Tensor:
-    """The only row of a tensor as `_MIN_ROWS` rows."""
-    return x.reshape(1, -1).repeat(_MIN_ROWS, 1)

@@ -26,6 +26,13 @@ pub struct Rows<T> {
 // SAFETY: it is only read, and whoever passes it to a kernel answers for its elements.
 unsafe impl<T: Sync> Sync for Rows<T> {}
 
+impl<T> Rows<T> {
+    /// First element of a row; a method for the reason of [`Output::pointer`].
+    pub(crate) fn row(self, index: usize) -> *const T {
+        self.data.wrapping_add(index * self.stride)
+    }
+}
+
 /// Where a kernel's tasks write rows that do not overlap.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Output<T>(pub(crate) *mut T);
