@@ -74,6 +74,10 @@ bench-advantages *args:
 bench-train *args:
     {{python}} benches/train_step.py {{args}}
 
+# Products with packed weights: treepo's kernel beside oneDNN.
+bench-products *args:
+    {{python}} benches/products.py {{args}}
+
 # Decoding beside vLLM, llama.cpp, transformers and the roof of the linears.
 bench-decode *args:
     {{python}} benches/decode.py {{args}}

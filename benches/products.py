@@ -51,17 +51,18 @@ def layer_shapes(folder: str) -> list[tuple[int, int]]:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     head = model.get_output_embeddings()
-    found: list[tuple[int, int]] = []
+    groups: list[list[torch.nn.Linear]] = []
     for layer in model.model.layers:
         attention, mlp = layer.self_attn, layer.mlp
-        for group in (
+        groups += [
             [attention.q_proj, attention.k_proj, attention.v_proj],
             [attention.o_proj],
             [mlp.gate_proj, mlp.up_proj],
             [mlp.down_proj],
-        ):
-            found.append((sum(x.out_features for x in group), group[0].in_features))
-    return [*found, (head.out_features, head.in_features)]
+        ]
+    return [
+        (sum(x.out_features for x in group), group[0].in_features) for group in [*groups, [head]]
+    ]
 
 
 def step(

@@ -13,9 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from treepo.config import TrainConfig
+from treepo.errors import InvalidConfigError
 from treepo.forest import Forest
 from treepo.train import checkpoint
-from treepo.train.group import Group
+from treepo.train.group import Group, check_processes
 
 WORDS = [
     "num_steps=2",
@@ -61,34 +63,43 @@ def rows_of(folder):
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    root = tmp_path_factory.mktemp("processes")
-    outputs = {n: run(root / str(n), n) for n in (1, 2)}
-    assert outputs[2].stdout.count("steps, ") == 1
-    assert outputs[2].stderr.count("run: ") == 1
-    return root / "1", root / "2"
+def one(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("one") / "run"
+    run(folder, 1)
+    return folder
 
 
-def test_two_processes_sample_the_trees_of_one(folders):
-    one, two = (Forest.load(folder / "forests/step_1.safetensors") for folder in folders)
-    for name, column in one.columns().items():
-        np.testing.assert_array_equal(two.columns()[name], column, err_msg=name)
+@pytest.fixture(scope="module", params=["whole", "sharded"])
+def two(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two") / "run"
+    done = run(folder, 2, f"update.weights={request.param}")
+    assert done.stdout.count("steps, ") == 1
+    assert done.stderr.count("run: ") == 1
+    return folder
 
 
-def test_two_processes_train_the_weights_of_one(folders):
-    one, two = (rows_of(folder) for folder in folders)
-    assert len(one) == len(two) == 2
+def test_two_processes_sample_the_trees_of_one(one, two):
+    forests = [Forest.load(folder / "forests/step_1.safetensors") for folder in (one, two)]
+    for name, column in forests[0].columns().items():
+        np.testing.assert_array_equal(forests[1].columns()[name], column, err_msg=name)
+
+
+def test_two_processes_train_the_weights_of_one(one, two):
+    rows = [rows_of(folder) for folder in (one, two)]
+    assert len(rows[0]) == len(rows[1]) == 2
     for name in ("reward", "accuracy", "num_tokens", "tree/kept", "tree/share_ratio"):
-        assert two[0][name] == one[0][name], name
+        assert rows[1][0][name] == rows[0][0][name], name
     for name in ("loss", "grad_norm", "entropy", "clip_ratio/region_mean"):
-        assert two[0][name] == pytest.approx(one[0][name], rel=1e-4, abs=1e-6), name
-    weights = [load_file(checkpoint.latest(x) / "model.safetensors") for x in folders]
-    for name, value in weights[0].items():
-        torch.testing.assert_close(weights[1][name], value, rtol=0, atol=2e-6)
+        assert rows[1][0][name] == pytest.approx(rows[0][0][name], rel=1e-4, abs=1e-6), name
+    for file in ("model.safetensors", "optimizer.safetensors"):
+        expected, found = (load_file(checkpoint.latest(x) / file) for x in (one, two))
+        assert list(found) == list(expected)
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, rtol=0, atol=2e-6)
 
 
-def test_the_first_process_evaluates_and_writes(folders):
-    for folder in folders:
+def test_the_first_process_evaluates_and_writes(one, two):
+    for folder in (one, two):
         assert sorted(x.stem for x in (folder / "eval").glob("*.json")) == ["after", "before"]
         assert (folder / "config.yaml").is_file()
 
@@ -96,7 +107,7 @@ def test_the_first_process_evaluates_and_writes(folders):
 def test_processes_stop_together_with_a_checkpoint_and_resume(tmp_path):
     folder = tmp_path / "run"
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    words = ["num_steps=500", "eval.num_prompts=0"]
+    words = ["num_steps=500", "eval.num_prompts=0", "update.weights=sharded"]
     process = subprocess.Popen(
         command(folder, 2, *words), env=variables, stderr=subprocess.PIPE, text=True
     )
@@ -111,6 +122,21 @@ def test_processes_stop_together_with_a_checkpoint_and_resume(tmp_path):
     resumed = [*launch, "train", "--resume", str(folder), f"num_steps={done + 1}"]
     subprocess.run(resumed, env=variables, check=True, capture_output=True)
     assert len(rows_of(folder)) == done + 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["max_unfinished_trees=1"], "max_unfinished_trees"),
+        (["update.weights=sharded", "lora.rank=2"], "lora.rank"),
+        (["update.weights=sharded", "update.max_tokens_per_part=64"], "max_tokens_per_part"),
+    ],
+)
+def test_what_several_processes_cannot_do_is_refused_by_name(words, said):
+    config = TrainConfig.load(overrides=words)
+    check_processes(config, 1)
+    with pytest.raises(InvalidConfigError, match=said):
+        check_processes(config, 2)
 
 
 def test_shares_are_balanced_by_size():

@@ -43,6 +43,7 @@ from treepo.config.sections import (
     Schedule,
     TreeAttention,
     UpdateConfig,
+    Weights,
 )
 
 __all__ = [
@@ -95,4 +96,5 @@ __all__ = [
     "TreeAttention",
     "UpdateConfig",
     "Verdicts",
+    "Weights",
 ]

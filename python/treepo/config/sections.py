@@ -188,6 +188,15 @@ class Parts(StrEnum):
     """Keys and values: each token runs forward twice, and the activations of one part exist."""
 
 
+class Weights(StrEnum):
+    """Where the trained weights are when torchrun starts several processes."""
+
+    WHOLE = "whole"
+    """All of them, their gradients and the optimizer's state in every process."""
+    SHARDED = "sharded"
+    """Each process has a part of them (FSDP2), beside the whole model that it samples from."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UpdateConfig(Section):
     """How forward and backward passes of an update run."""
@@ -203,6 +212,8 @@ class UpdateConfig(Section):
     gradient; absent: never."""
     parts: Parts = Parts.RECOMPUTE
     """What a tree that is cut keeps."""
+    weights: Weights = Weights.WHOLE
+    """Where the trained weights are under torchrun; one process has them all."""
 
     def _check(self) -> None:
         at_least("max_tokens_per_part", self.max_tokens_per_part, 1)

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -21,6 +22,7 @@ from torch.optim import Optimizer
 
 from treepo.errors import CheckpointError
 from treepo.train.adapters import Adapters
+from treepo.train.sharded import like, whole
 
 FOLDER = "checkpoints"
 MARKER = "COMPLETE"
@@ -59,7 +61,7 @@ def save(
     *,
     model: Any,
     tokenizer: Any,
-    optimizer: Optimizer,
+    optimizer_tensors: Mapping[str, Tensor],
     keep: int,
     adapters: Adapters | None = None,
     open_trees: bytes | None = None,
@@ -71,7 +73,7 @@ def save(
         state: State of the loop.
         model: A transformers model.
         tokenizer: Its tokenizer; None for none.
-        optimizer: Optimizer over the model's parameters.
+        optimizer_tensors: What `optimizer_tensors` returned.
         keep: Checkpoints to keep.
         adapters: The model's adapters: the model folder then has their effect in its weights, and
             the folder `adapter` has them alone.
@@ -100,7 +102,7 @@ def save(
             adapters.save(writing)
         if tokenizer is not None:
             tokenizer.save_pretrained(writing)
-        save_file(_optimizer_tensors(model, optimizer), writing / _OPTIMIZER)
+        save_file(dict(optimizer_tensors), writing / _OPTIMIZER)
         (writing / _STATE).write_text(json.dumps(dataclasses.asdict(state), indent=2) + "\n")
         if open_trees is not None:
             (writing / _OPEN_TREES).write_bytes(open_trees)
@@ -190,22 +192,24 @@ def load_optimizer(folder: Path, model: nn.Module, optimizer: Optimizer) -> None
     except (OSError, SafetensorError) as error:
         raise damaged(folder, f"cannot read {folder / _OPTIMIZER}: {error}") from None
     names = _parameter_names(model)
+    parameters = dict(model.named_parameters())
     position = {name: index for index, name in enumerate(_ordered_names(names, optimizer))}
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         field, _, name = key.partition("/")
         if name not in position:
             raise CheckpointError(f"{folder / _OPTIMIZER} has the unknown parameter '{name}'")
-        state.setdefault(position[name], {})[field] = tensor
+        state.setdefault(position[name], {})[field] = like(parameters[name], tensor)
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
-def _optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
+def optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
+    """Return an optimizer's state by `field/parameter`; of a split model in all processes."""
     tensors: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
         for field, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"{field}/{name}"] = value.detach().cpu().contiguous()
+            tensors[f"{field}/{name}"] = whole(value.detach()).cpu().contiguous()
     return tensors
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from treepo.config import Activations, Autocast, UpdateConfig
 from treepo.engine.exact import ExactForward
 from treepo.engine.hook import AttentionContext, evaluating, install, plain_attention, probe
 from treepo.errors import UnsupportedModelError
-from treepo.train.head import output_head, token_logprobs
+from treepo.train.head import Head, output_head, token_logprobs
 
 _OTHER_HEADS = ("classifier_", "summary_")
 
@@ -31,6 +32,7 @@ class Forward:
         temperature: float,
         config: UpdateConfig,
         exact: ExactForward | None,
+        enter: Callable[..., Any] | None = None,
     ) -> None:
         """Installs the attention hook on the model and finds out what its head computes.
 
@@ -40,17 +42,20 @@ class Forward:
             config: number format, and what is kept for the backward pass.
             exact: makes the model compute the bits it sampled with; not together with another
                 number format.
+            enter: calls a function that runs the model, with the weights in place
+                (`treepo.train.sharded.ShardedModel.enter`); absent: they always are.
 
         Raises:
             UnsupportedModelError: if the model cannot run on trees.
         """
         check_dropout(model)
         probe(model)
+        self.enter = enter or _call
         self.model = model
         self.exact = exact if config.autocast is Autocast.OFF else None
         self._temperature = temperature
         self._config = config
-        self._head = output_head(model)
+        self._head_settings = output_head(model)
         if config.activations is Activations.RECOMPUTE:
             anything: Any = model
             anything.gradient_checkpointing_enable({"use_reentrant": False})
@@ -109,9 +114,10 @@ class Forward:
             token_ids: what is predicted, i64[U].
         """
         # Look-ups of embeddings add gradients up faster on a CPU than those of an index.
-        chosen = F.embedding(self.tensor(rows), hidden.to(self._head.weight.dtype))
+        head = self._head()
+        chosen = F.embedding(self.tensor(rows), hidden.to(head.weight.dtype))
         targets = self.tensor(token_ids)
-        return token_logprobs(chosen, self._head, targets, self._temperature, exact=self.exact)
+        return token_logprobs(chosen, head, targets, self._temperature, exact=self.exact)
 
     def plain_logprobs(self, token_ids: npt.ArrayLike) -> Tensor:
         """Log-probs of a single sequence's tokens by the model's own attention, without a tree.
@@ -126,17 +132,40 @@ class Forward:
         with torch.no_grad(), plain_attention(self.model), evaluating(self.model):
             with self._autocast():
                 output = self.model.base_model(input_ids=ids[None], use_cache=False)
-            rows = output.last_hidden_state[0, :-1].to(self._head.weight.dtype)
-            return token_logprobs(rows, self._head, ids[1:], self._temperature)[0]
+            head = self._head()
+            rows = output.last_hidden_state[0, :-1].to(head.weight.dtype)
+            return token_logprobs(rows, head, ids[1:], self._temperature)[0]
 
     def tensor(self, array: npt.NDArray[Any]) -> Tensor:
         """Returns an array on the model's device."""
         return torch.from_numpy(array).to(self.model.device)
 
+    def idle(self) -> None:
+        """Forward and backward of one token with a gradient of zero."""
+        token = self.tensor(np.zeros(1, dtype=np.int64))
+
+        def logprob() -> Tensor:
+            with plain_attention(self.model), self._autocast():
+                output = self.model.base_model(input_ids=token[None], use_cache=False)
+            head = self._head()
+            rows = output.last_hidden_state[0].to(head.weight.dtype)
+            return token_logprobs(rows, head, token, self._temperature)[0]
+
+        (self.enter(logprob) * 0.0).sum().backward()
+
+    def _head(self) -> Head:
+        """The head with the parameters that its module has now: those of a split model move."""
+        module: Any = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        return replace(self._head_settings, weight=module.weight, bias=module.bias)
+
     def _autocast(self) -> Any:
         if self._config.autocast is Autocast.OFF:
             return nullcontext()
         return torch.autocast(self.model.device.type, dtype=torch.bfloat16)
+
+
+def _call(function: Callable[..., Any], *args: Any) -> Any:
+    return function(*args)
 
 
 def check_dropout(model: PreTrainedModel) -> None:

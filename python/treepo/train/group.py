@@ -17,7 +17,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, distributed, nn
 
-from treepo.errors import GroupError
+from treepo.config import TrainConfig, Weights
+from treepo.errors import GroupError, InvalidConfigError
 
 T = TypeVar("T")
 _TIMEOUT_S = 1800
@@ -110,6 +111,31 @@ class Processes(Group):
                 flat = torch.cat([gradient.flatten() for gradient in gradients])
                 distributed.all_reduce(flat)
                 _scatter(flat, gradients)
+
+
+def check_processes(config: TrainConfig, num_processes: int) -> None:
+    """Checks that a config can run on so many processes.
+
+    Raises:
+        InvalidConfigError: if it cannot.
+    """
+    if num_processes == 1:
+        return
+    if config.max_unfinished_trees:
+        raise InvalidConfigError(
+            "max_unfinished_trees goes with one process: set it to 0 under torchrun"
+        )
+    if config.update.weights is Weights.WHOLE:
+        return
+    if config.update.max_tokens_per_part is not None:
+        raise InvalidConfigError(
+            "update.max_tokens_per_part goes with update.weights = whole: processes would cut "
+            "their trees into different numbers of parts"
+        )
+    if config.lora.rank:
+        raise InvalidConfigError(
+            "lora.rank goes with update.weights = whole: adapters have little to split"
+        )
 
 
 def group_of_environment(device: torch.device) -> Group:

@@ -7,6 +7,7 @@ from torch import nn
 
 from treepo.config import OptimizerConfig, Schedule
 from treepo.errors import InvalidConfigError, NotFiniteError
+from treepo.train.sharded import whole
 
 
 def build(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
@@ -67,7 +68,7 @@ def apply(optimizer: Any, learning_rate: float, grad_clip: float) -> float:
         NotFiniteError: The norm is NaN or infinite; the weights are as before.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    norm = float(nn.utils.clip_grad_norm_(parameters, grad_clip))
+    norm = float(whole(nn.utils.clip_grad_norm_(parameters, grad_clip)))
     if not torch.isfinite(torch.tensor(norm)):
         raise NotFiniteError(
             f"the gradient's norm is {norm}; the weights are unchanged, lower "

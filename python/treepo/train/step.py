@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +40,7 @@ class TrainStep:
         update: UpdateConfig | None = None,
         context: ContextFactory | None = None,
         exact: ExactForward | None = None,
+        enter: Callable[..., Any] | None = None,
     ) -> None:
         """Installs the attention hook on the model and finds out what its head computes.
 
@@ -51,6 +53,7 @@ class TrainStep:
                 parts have their own.
             exact: makes the model compute the bits it sampled with
                 (`treepo.engine.Engine.exact_forward`), and `context` only the gradient's attention.
+            enter: puts the weights of a split model in place (`Forward`).
 
         Raises:
             InvalidConfigError: if the temperature is 0 or below.
@@ -61,10 +64,23 @@ class TrainStep:
                 f"sampling.temperature = {temperature} cannot be trained at: a greedy choice has "
                 f"no log-prob, set it above 0"
             )
+        self._loss_config = loss_config
+        self._temperature = temperature
         self._config = update or UpdateConfig()
-        self._forward = Forward(model, temperature, self._config, exact)
+        self._forward = Forward(model, temperature, self._config, exact, enter)
         self._objective = Objective(loss_config)
         self._context = context
+
+    def on(self, model: PreTrainedModel, enter: Callable[..., Any]) -> TrainStep:
+        """Returns the same step of a copy of the model.
+
+        Args:
+            model: the copy.
+            enter: puts its weights in place once it is split.
+        """
+        return TrainStep(
+            model, self._loss_config, self._temperature, update=self._config, enter=enter
+        )
 
     def backward(
         self,
@@ -109,12 +125,17 @@ class TrainStep:
         total_weight: float,
         fixed: Fixed,
     ) -> ForestLoss:
-        logprob, entropy = self._logprobs(packed)
+        logprob, entropy = self._forward.enter(self._logprobs, packed)
         require_finite("the model's log-probs", logprob)
         loss = self._objective(packed, advantages, total_weight, logprob, entropy, fixed)
         loss.require_finite()
         loss.loss.backward()  # type: ignore[no-untyped-call]
         return loss.forwarded(packed.num_tokens)
+
+    def idle(self) -> None:
+        """Takes part in a split model's forward and backward without a tree."""
+        with self._forward.applied():
+            self._forward.idle()
 
     def logprobs(self, packed: PackedForest) -> tuple[Tensor, Tensor]:
         """Log-probs and entropies of the unique sampled tokens under the current weights.

@@ -9,32 +9,31 @@ from typing import Any
 import torch
 
 from treepo.advantages import credit, find_preset
-from treepo.config import TrainConfig
+from treepo.config import TrainConfig, Weights
 from treepo.engine import Engine
 from treepo.engine.load import load_model
-from treepo.errors import InvalidConfigError, NotFiniteError, RewardError
+from treepo.errors import NotFiniteError, RewardError
 from treepo.evaluate import Evaluation, evaluate
 from treepo.forest import Forest
 from treepo.scoring import RewardSource, Scorer
 from treepo.train import checkpoint, optimizer
 from treepo.train.adapters import Adapters
+from treepo.train.alarms import alarms
 from treepo.train.check import first_step_check
 from treepo.train.checkpoint import LoopState
 from treepo.train.collect import Batch, Collector
 from treepo.train.dataset import PromptSource
-from treepo.train.group import group_of_environment
+from treepo.train.group import check_processes, group_of_environment
 from treepo.train.interrupt import Interruption, StepAbandonedError, TrainingInterrupted
 from treepo.train.metrics import Metrics
 from treepo.train.progress import Progress, tell
 from treepo.train.reference import Reference
 from treepo.train.run_folder import RunFolder, SilentRunFolder
+from treepo.train.sharded import ShardedModel
 from treepo.train.step import TrainStep
 from treepo.train.update import Update
 
 Row = Mapping[str, Any]
-
-NO_SIGNAL_STEPS = 5
-"""Steps in a row without a signal after which the run says so."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,10 +95,7 @@ class Trainer:
         find_preset(self.config.advantage.preset)
         check_weights(model)
         self._group = group_of_environment(model.device)
-        if self._group.size > 1 and self.config.max_unfinished_trees:
-            raise InvalidConfigError(
-                "max_unfinished_trees goes with one process: set it to 0 under torchrun"
-            )
+        check_processes(self.config, self._group.size)
         self._adapters = self._add_adapters(model)
         self.engine = Engine(model, tokenizer, self.config.engine)
         self._model = model
@@ -109,7 +105,6 @@ class Trainer:
         )
         self._source = PromptSource(train_dataset, self.config.seed)
         self._eval_rows = eval_dataset if self.config.eval.num_prompts else None
-        self._optimizer = optimizer.build(model, self.config.optimizer)
         temperature = self.config.sampling.temperature
         step = TrainStep(
             model,
@@ -118,7 +113,13 @@ class Trainer:
             update=self.config.update,
             exact=self.engine.exact_forward,
         )
-        self._update = Update(step, self._optimizer, self.config, self._reference(), self._group)
+        is_sharded = self._group.size > 1 and self.config.update.weights is Weights.SHARDED
+        self._shards = ShardedModel(model, step) if is_sharded else None
+        self._trained = model if self._shards is None else self._shards.model
+        self._optimizer = optimizer.build(self._trained, self.config.optimizer)
+        self._update = Update(
+            step, self._optimizer, self.config, self._reference(), self._group, self._shards
+        )
         self._state = LoopState()
         self._collector: Collector | None = None
         self._open_trees: bytes | None = None
@@ -155,7 +156,8 @@ class Trainer:
                 raise TrainingInterrupted(folder.path, self._state.step) from None
             except RewardError:
                 # The weights are sound: the steps since the last checkpoint are not to be lost.
-                if self._state.step > 0:
+                # Of several processes only this one is here, and cannot gather split tensors.
+                if self._state.step > 0 and self._shards is None:
                     self._save(folder)
                 raise
         return TrainResult(
@@ -236,15 +238,14 @@ class Trainer:
     ) -> None:
         """Write, show and save what is due after a step."""
         step, config = self._state.step, self.config
-        if not self._group.is_first:
-            return
-        folder.log.append(step, metrics)
-        progress.show(step, metrics)
-        for alarm in alarms(self._state, metrics, batch.first_error):
-            tell(alarm)
-        if due(step, config.save_forests_every):
-            folder.save_forest(step, batch.sampled)
         is_last = self._is_finished(self._state)
+        if self._group.is_first:
+            folder.log.append(step, metrics)
+            progress.show(step, metrics)
+            for alarm in alarms(self._state, metrics, batch.first_error):
+                tell(alarm)
+            if due(step, config.save_forests_every):
+                folder.save_forest(step, batch.sampled)
         if due(step, config.save_every) or is_last:
             self._save(folder)
         if due(step, config.eval.every) and not is_last:
@@ -256,6 +257,8 @@ class Trainer:
             self.engine.release()  # The update needs the memory; the next rollout makes a pool.
         credited = credit(forest, forest.paths.reward, self.config.advantage.preset)
         metrics = self._update.apply(forest, credited, self._learning_rate())
+        if self._shards is not None:
+            self._shards.publish()
         self.engine.weights_changed()
         return metrics
 
@@ -321,7 +324,11 @@ class Trainer:
         return result
 
     def _save(self, folder: RunFolder) -> None:
-        if not self._group.is_first:
+        is_first = self._group.is_first
+        if not is_first and self._shards is None:
+            return
+        tensors = checkpoint.optimizer_tensors(self._trained, self._optimizer)
+        if not is_first:
             return
         checkpoint.save(
             folder.path,
@@ -330,7 +337,7 @@ class Trainer:
             adapters=self._adapters,
             open_trees=None if self._collector is None else self._collector.open_trees(),
             tokenizer=self._tokenizer,
-            optimizer=self._optimizer,
+            optimizer_tensors=tensors,
             keep=self.config.keep_checkpoints,
         )
 
@@ -344,7 +351,9 @@ class Trainer:
                 checkpoint.load_weights(saved, self._model)
             else:
                 self._adapters.load(saved)
-            checkpoint.load_optimizer(saved, self._model, self._optimizer)
+            if self._shards is not None:
+                self._shards.take()
+            checkpoint.load_optimizer(saved, self._trained, self._optimizer)
         folder.truncate(state.step, is_finished=self._is_finished(state))
         self.engine.policy_version = state.policy_version
         return state
@@ -370,39 +379,3 @@ def check_weights(model: Any) -> None:
 def due(step: int, every: int) -> bool:
     """Whether something that happens every `every` steps happens at `step`; 0 is never."""
     return every > 0 and step % every == 0
-
-
-def alarms(state: LoopState, metrics: Metrics, first_error: str | None) -> list[str]:
-    """Return what a user should know about a step, one line each.
-
-    Args:
-        state: State after the step.
-        metrics: The step's metrics.
-        first_error: An error of the reward function, None if there was none.
-
-    Returns:
-        Lines for steps without signal and for missing rewards; usually none.
-    """
-    lines: list[str] = []
-    if state.steps_without_signal == NO_SIGNAL_STEPS:
-        if metrics["accuracy"] > 0.9:
-            reason = "solved: almost every completion is correct, take harder prompts"
-        elif metrics["reward"] <= 0 and metrics["accuracy"] < 0.1:
-            reason = (
-                "collapsed or too hard: no completion is correct; resume from an earlier "
-                "checkpoint with a lower optimizer.learning_rate, or take easier prompts"
-            )
-        else:
-            reason = "raise search.width or sampling.temperature, or look at the reward function"
-        lines.append(
-            f"alarm: {NO_SIGNAL_STEPS} steps without a learning signal (in every tree the rewards "
-            f"agree or are missing); {reason}"
-        )
-    missing = int(metrics["reward/timeouts"]), int(metrics["reward/errors"])
-    if any(missing):
-        detail = f", first error: {first_error}" if first_error else ""
-        lines.append(
-            f"warning: step {state.step}: no reward for {missing[0]} completions that ran out of "
-            f"time and {missing[1]} that failed; their trees are not trained on{detail}"
-        )
-    return lines

@@ -18,6 +18,7 @@ from treepo.train.metrics import Metrics, update_metrics
 from treepo.train.objective import Fixed
 from treepo.train.pack import PackedForest, microbatches, pack, tree_sizes
 from treepo.train.reference import Reference
+from treepo.train.sharded import ShardedModel
 from treepo.train.step import TrainStep
 from treepo.train.step_metrics import StepMetrics, combine
 from treepo.train.token_advantages import TokenAdvantages
@@ -48,17 +49,21 @@ class Update:
         config: TrainConfig,
         reference: Reference | None,
         group: Group | None = None,
+        shards: ShardedModel | None = None,
     ) -> None:
         """Takes the parts.
 
         Args:
-            step: forward and backward of a micro-batch.
+            step: forward and backward of a micro-batch, on the model that samples.
             adamw: the optimizer of the model's parameters.
             config: sizes of batches, loss and gradient clipping.
             reference: what the loss holds the policy to; None for nothing.
             group: the processes that share the trees; None for one alone.
+            shards: the split copy that is trained instead of the model that samples.
         """
-        self._step = step
+        self._whole = step
+        self._shards = shards
+        self._step = step if shards is None else shards.step
         self._optimizer = adamw
         self._config = config
         self._reference = reference
@@ -116,7 +121,7 @@ class Update:
     def _fixed(self, packed: PackedForest) -> Fixed:
         old = None
         if self._config.loss.correction.by is not Correct.NOTHING:
-            old = self._step.fixed_logprobs(packed)
+            old = self._whole.fixed_logprobs(packed)
         reference = None if self._reference is None else self._reference.logprobs(packed)
         return Fixed(old=old, reference=reference)
 
@@ -128,9 +133,18 @@ class Update:
             self._step.backward(part.packed, part.advantages, total_weight, part.fixed)
             for part in group
         ]
-        parameters = [p for g in self._optimizer.param_groups for p in g["params"]]
-        self._group.add_gradients(parameters)
+        self._share_gradients(len(group))
         return combine([part for parts in self._group.gather(done) for part in parts])
+
+    def _share_gradients(self, num_passes: int) -> None:
+        """Give every process the gradient of all trees, or its part of it."""
+        if self._shards is None:
+            parameters = [p for g in self._optimizer.param_groups for p in g["params"]]
+            self._group.add_gradients(parameters)
+            return
+        # Each backward pass of a split model is one of all processes.
+        for _ in range(max(self._group.gather(num_passes)) - num_passes):
+            self._step.idle()
 
 
 def num_minibatches(num_trees: int, config: TrainConfig) -> int:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from treepo.engine.fused.products import Pack, PackedWeight
 
+
 class PackedLinear:
     """The layers that read one input: y_i = x W_i^T + b_i for every layer i.
 
