@@ -57,7 +57,7 @@ def compare(options: argparse.Namespace, dtype: str, omp: str) -> None:
             count: measure(field, options, count, f"{dtype}, {omp}") for count in options.sequences
         }
         file = environment.write(
-            f"decode_{dtype}_{omp}",
+            f"decode_{dtype}_{omp}_{environment.simd_level()}",
             {
                 "options": vars(options),
                 "dtype": dtype,

@@ -36,6 +36,12 @@ def describe() -> dict[str, Any]:
     }
 
 
+def simd_level() -> str:
+    """The widest vectors of this processor, for names of files: its figures are its own."""
+    flags = _cpu("flags").split()
+    return next((name for name in ("avx512f", "avx2") if name in flags), "other").rstrip("f")
+
+
 def write(name: str, result: dict[str, Any]) -> Path:
     """Write a result beside the environment to benches/results and return the file."""
     RESULTS.mkdir(parents=True, exist_ok=True)

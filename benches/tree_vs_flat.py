@@ -96,7 +96,7 @@ def compare(
             "cases": results,
         }
         kind = "growth" if options.growth else "tree_vs_flat"
-        file = environment.write(f"{kind}_{dtype}_{omp}", result)
+        file = environment.write(f"{kind}_{dtype}_{omp}_{environment.simd_level()}", result)
     print(file)
 
 

@@ -76,13 +76,16 @@ impl<T: Element> Tiles<T> {
             let next = weight.wrapping_add(self.weight.stride).cast::<u8>();
             let num_lines = self.weight.stride * size_of::<T>() / LINE_BYTES;
             let line = |tile: usize| tile * num_lines / at.num_tiles;
-            let num_asked = (line(at.tile + 1) - line(at.tile)).min(depth);
+            let num_asked = (line(at.tile + 1) - line(at.tile)).clamp(1, depth);
             let ahead = next.wrapping_add(line(at.tile) * LINE_BYTES);
-            for i in 0..num_asked {
-                prefetch_far(ahead.wrapping_add(i * LINE_BYTES));
-                self.add_products::<S, HEIGHT>(input, weight, i, &mut sums);
+            let stride = depth / num_asked;
+            for asked in 0..num_asked {
+                prefetch_far(ahead.wrapping_add(asked * LINE_BYTES));
+                for i in asked * stride..(asked + 1) * stride {
+                    self.add_products::<S, HEIGHT>(input, weight, i, &mut sums);
+                }
             }
-            for i in num_asked..depth {
+            for i in num_asked * stride..depth {
                 self.add_products::<S, HEIGHT>(input, weight, i, &mut sums);
             }
             for (row, sums) in sums.into_iter().enumerate() {
