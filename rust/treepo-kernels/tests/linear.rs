@@ -54,7 +54,7 @@ impl<T: Unwritten> Layer<T> {
             data: x.as_ptr().wrapping_add(first * out_features),
             stride: out_features,
         });
-        let summands = Summands { bias: self.bias.as_ref().map(|x| x.as_ptr()), residual };
+        let summands = Summands { bias: self.bias.as_ref().map(Vec::as_ptr), residual };
         let data = self.input.as_ptr().wrapping_add(first * self.stride);
         let input = Rows { data, stride: self.stride };
         // SAFETY: the buffers have the shapes that are passed.
