@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from treepo.cli.main import main
 from treepo.config import TrainConfig
 from treepo.errors import InvalidConfigError
 from treepo.forest import Forest
@@ -38,17 +39,16 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def command(folder, num_processes, *words):
-    launch = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={num_processes}"]
+def command(folder, *words):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
     launch += [f"--master-port={free_port()}", "-m"]
-    start = [sys.executable, "-m"] if num_processes == 1 else launch
-    return [*start, "treepo.cli.main", "train", *WORDS, *words, f"output_dir={folder}"]
+    return [*launch, "treepo.cli.main", "train", *WORDS, *words, f"output_dir={folder}"]
 
 
-def run(folder, num_processes, *words):
+def run(folder, *words):
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     done = subprocess.run(
-        command(folder, num_processes, *words),
+        command(folder, *words),
         env=variables,
         capture_output=True,
         text=True,
@@ -65,14 +65,16 @@ def rows_of(folder):
 @pytest.fixture(scope="module")
 def one(tmp_path_factory):
     folder = tmp_path_factory.mktemp("one") / "run"
-    run(folder, 1)
+    threads = torch.get_num_threads()
+    assert main(["train", *WORDS, f"output_dir={folder}"]) == 0
+    torch.set_num_threads(threads)
     return folder
 
 
 @pytest.fixture(scope="module", params=["whole", "sharded"])
 def two(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("two") / "run"
-    done = run(folder, 2, f"update.weights={request.param}")
+    done = run(folder, f"update.weights={request.param}")
     assert done.stdout.count("steps, ") == 1
     assert done.stderr.count("run: ") == 1
     return folder
@@ -104,12 +106,13 @@ def test_the_first_process_evaluates_and_writes(one, two):
         assert (folder / "config.yaml").is_file()
 
 
-def test_processes_stop_together_with_a_checkpoint_and_resume(tmp_path):
+@pytest.mark.usefixtures("single_thread")
+def test_processes_stop_together_with_a_checkpoint_that_one_process_resumes(tmp_path):
     folder = tmp_path / "run"
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     words = ["num_steps=500", "eval.num_prompts=0", "update.weights=sharded"]
     process = subprocess.Popen(
-        command(folder, 2, *words), env=variables, stderr=subprocess.PIPE, text=True
+        command(folder, *words), env=variables, stderr=subprocess.PIPE, text=True
     )
     deadline = time.monotonic() + 120
     while not (folder / "metrics.jsonl").exists() and time.monotonic() < deadline:
@@ -118,9 +121,7 @@ def test_processes_stop_together_with_a_checkpoint_and_resume(tmp_path):
     process.communicate(timeout=120)
     done = checkpoint.load_state(checkpoint.latest(folder)).step
     assert 1 <= done < 500
-    launch = command(folder, 2)[: -len(WORDS) - 2]
-    resumed = [*launch, "train", "--resume", str(folder), f"num_steps={done + 1}"]
-    subprocess.run(resumed, env=variables, check=True, capture_output=True)
+    assert main(["train", "--resume", str(folder), f"num_steps={done + 1}"]) == 0
     assert len(rows_of(folder)) == done + 1
 
 
