@@ -225,10 +225,11 @@ def _of_pairs(forest: Forest, leaves: F64, rewards: F64, preset: Preset) -> F64:
             f"{[x.value for x in preset.baselines]} and {preset.scale.value}"
         )
     values = _node_values(forest, leaves, preset)
-    differences = np.nan_to_num(minus_faded_parent(forest, values, preset.parent_fade))
+    pairs = pairs_of(forest)
+    differences = np.nan_to_num(minus_faded_parent(forest, pairs, values, preset.parent_fade))
     if preset.scale is Scale.NONE:
         return differences
-    return whiten(differences, tokens_of_pairs(forest, rewards))
+    return whiten(differences, tokens_of_pairs(forest, pairs, rewards))
 
 
 def _of_nodes(forest: Forest, leaves: F64, rewards: F64, preset: Preset) -> F64:

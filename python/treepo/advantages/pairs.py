@@ -39,26 +39,26 @@ def pairs_of(forest: Forest) -> Pairs:
     return Pairs(path=path, node=node, start=start)
 
 
-def minus_faded_parent(forest: Forest, values: F64, fade: float) -> F64:
+def minus_faded_parent(forest: Forest, pairs: Pairs, values: F64, fade: float) -> F64:
     """Return V(s) - fade^d V(p(s)), d the nodes from s down to the trajectory's leaf, f64[E].
 
     Args:
         forest: K nodes.
+        pairs: Its pairs.
         values: f64[K].
         fade: Between 0 and 1.
     """
-    nodes, pairs = forest.nodes(), pairs_of(forest)
-    level = num_ancestors(nodes)
-    below = level[nodes.leaf[pairs.path]] - level[pairs.node] + 1
-    parent = nodes.parent[pairs.node]
-    above = np.where(parent < 0, 0.0, values[np.maximum(parent, 0)])
-    result: F64 = values[pairs.node] - fade**below * above
+    nodes = forest.nodes()
+    above = np.where(nodes.parent < 0, 0.0, values[np.maximum(nodes.parent, 0)])
+    # A trajectory's last pair is 1 above the end, and so on up.
+    below = pairs.start[pairs.path + 1] - np.arange(len(pairs.path))
+    powers = fade ** np.arange(1 + below.max(initial=0))
+    result: F64 = values[pairs.node] - powers[below] * above[pairs.node]
     return result
 
 
-def tokens_of_pairs(forest: Forest, rewards: F64) -> I64:
+def tokens_of_pairs(forest: Forest, pairs: Pairs, rewards: F64) -> I64:
     """Count the sampled tokens of each pair, 0 where the trajectory is not scored, i64[E]."""
-    pairs = pairs_of(forest)
     counts = sampled_tokens_of_nodes(forest)[pairs.node]
     result: I64 = np.where(np.isnan(rewards)[pairs.path], 0, counts)
     return result
