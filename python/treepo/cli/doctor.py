@@ -118,9 +118,11 @@ def _wait_policy() -> Finding:
 def _packed() -> Finding:
     import torch
 
-    from treepo.engine.fused import can_pack
+    from treepo.engine.fused import packing
+    from treepo.engine.kernels import Kernels
 
-    fast = [name for name in ("float32", "bfloat16") if can_pack(getattr(torch, name))]
+    kernels = Kernels()
+    fast = [name for name in ("float32", "bfloat16") if packing(getattr(torch, name), kernels)]
     if "float32" not in fast:
         return Finding(
             "products",
