@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 
 from treepo.errors import CheckpointError
 from treepo.train.adapters import Adapters
-from treepo.train.sharded import like, whole
+from treepo.train.split_tensors import like, whole
 
 FOLDER = "checkpoints"
 MARKER = "COMPLETE"

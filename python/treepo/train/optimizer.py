@@ -7,7 +7,7 @@ from torch import nn
 
 from treepo.config import OptimizerConfig, Schedule
 from treepo.errors import InvalidConfigError, NotFiniteError
-from treepo.train.sharded import whole
+from treepo.train.split_tensors import whole
 
 
 def build(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:

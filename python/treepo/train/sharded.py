@@ -12,13 +12,14 @@ from types import MethodType
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from treepo.errors import InvalidConfigError
+from treepo.train.split_tensors import like, whole
 from treepo.train.step import TrainStep
 
 T = TypeVar("T")
@@ -33,15 +34,23 @@ class ShardedModel:
         step: forward and backward of the copy; all processes make a pass together.
     """
 
-    def __init__(self, whole: PreTrainedModel, step: TrainStep) -> None:
+    def __init__(self, sampling: PreTrainedModel, step: TrainStep) -> None:
         """Copies a model and leaves each process of the default group its part of the weights.
 
         Args:
-            whole: the model that samples; `publish` writes to it.
+            sampling: the model that samples; `publish` writes to it.
             step: forward and backward of that model.
+
+        Raises:
+            InvalidConfigError: if this torch cannot add gradients up.
         """
-        self._whole = whole
-        self.model: PreTrainedModel = copy.deepcopy(whole)
+        if not hasattr(FSDPModule, "set_force_sum_reduction_for_comms"):
+            raise InvalidConfigError(
+                f"update.weights = sharded needs a newer torch than {torch.__version__}, whose "
+                f"FSDP2 only averages gradients: update it, or take update.weights = whole"
+            )
+        self._sampling = sampling
+        self.model: PreTrainedModel = copy.deepcopy(sampling)
         self.step = step.on(self.model, self._enter)
         self._split()
 
@@ -79,27 +88,7 @@ class ShardedModel:
                     other.copy_(whole(own.detach()))
 
     def _pairs(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
-        return list(zip(self.model.parameters(), self._whole.parameters(), strict=True))
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """Returns all of a tensor that may be split; all processes ask together."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def like(parameter: Tensor, tensor: Tensor) -> Tensor:
-    """Returns this process's part of a whole tensor, split as a parameter is.
-
-    Args:
-        parameter: split or not.
-        tensor: of the parameter's whole shape; equal in all processes.
-    """
-    if not isinstance(parameter, DTensor) or tensor.shape != parameter.shape:
-        return tensor
-    placed = tensor.to(parameter.device)
-    return distribute_tensor(
-        placed, parameter.device_mesh, parameter.placements, src_data_rank=None
-    )
+        return list(zip(self.model.parameters(), self._sampling.parameters(), strict=True))
 
 
 def _call(_: nn.Module, function: Callable[..., T], *args: Any) -> T:

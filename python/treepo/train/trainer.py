@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -29,9 +29,11 @@ from treepo.train.metrics import Metrics
 from treepo.train.progress import Progress, tell
 from treepo.train.reference import Reference
 from treepo.train.run_folder import RunFolder, SilentRunFolder
-from treepo.train.sharded import ShardedModel
 from treepo.train.step import TrainStep
 from treepo.train.update import Update
+
+if TYPE_CHECKING:
+    from treepo.train.sharded import ShardedModel
 
 Row = Mapping[str, Any]
 
@@ -113,8 +115,7 @@ class Trainer:
             update=self.config.update,
             exact=self.engine.exact_forward,
         )
-        is_sharded = self._group.size > 1 and self.config.update.weights is Weights.SHARDED
-        self._shards = ShardedModel(model, step) if is_sharded else None
+        self._shards = self._split(step)
         self._trained = model if self._shards is None else self._shards.model
         self._optimizer = optimizer.build(self._trained, self.config.optimizer)
         self._update = Update(
@@ -261,6 +262,13 @@ class Trainer:
             self._shards.publish()
         self.engine.weights_changed()
         return metrics
+
+    def _split(self, step: TrainStep) -> "ShardedModel | None":
+        if self._group.size == 1 or self.config.update.weights is Weights.WHOLE:
+            return None
+        from treepo.train.sharded import ShardedModel
+
+        return ShardedModel(self._model, step)
 
     def _add_adapters(self, model: Any) -> Adapters | None:
         lora = self.config.lora

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,10 +19,12 @@ from treepo.train.metrics import Metrics, update_metrics
 from treepo.train.objective import Fixed
 from treepo.train.pack import PackedForest, microbatches, pack, tree_sizes
 from treepo.train.reference import Reference
-from treepo.train.sharded import ShardedModel
 from treepo.train.step import TrainStep
 from treepo.train.step_metrics import StepMetrics, combine
 from treepo.train.token_advantages import TokenAdvantages
+
+if TYPE_CHECKING:
+    from treepo.train.sharded import ShardedModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
