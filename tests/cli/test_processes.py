@@ -24,6 +24,8 @@ WORDS = [
     "num_steps=2",
     "prompts_per_step=5",
     "minibatches_per_step=2",
+    # A tree a pass: of three trees one process has two and the other one.
+    "max_tokens_per_microbatch=400",
     "eval.num_prompts=2",
     "eval.num_samples=1",
     "save_forests_every=1",

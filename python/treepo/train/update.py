@@ -130,24 +130,20 @@ class Update:
 
     def _accumulate(self, group: Sequence[Microbatch]) -> StepMetrics:
         """Forward and backward of one minibatch, micro-batch by micro-batch."""
-        own_weight = sum(part.advantages.total_weight for part in group)
-        total_weight = sum(self._group.gather(own_weight))
+        own = sum(part.advantages.total_weight for part in group), len(group)
+        weights, counts = zip(*self._group.gather(own), strict=True)
         done = [
-            self._step.backward(part.packed, part.advantages, total_weight, part.fixed)
+            self._step.backward(part.packed, part.advantages, sum(weights), part.fixed)
             for part in group
         ]
-        self._share_gradients(len(group))
-        return combine([part for parts in self._group.gather(done) for part in parts])
-
-    def _share_gradients(self, num_passes: int) -> None:
-        """Give every process the gradient of all trees, or its part of it."""
         if self._shards is None:
             parameters = [p for g in self._optimizer.param_groups for p in g["params"]]
             self._group.add_gradients(parameters)
-            return
-        # Each backward pass of a split model is one of all processes.
-        for _ in range(max(self._group.gather(num_passes)) - num_passes):
-            self._step.idle()
+        else:
+            # Each pass of a split model is one of all processes, and adds the gradients up.
+            for _ in range(max(counts) - len(group)):
+                self._step.idle()
+        return combine([part for parts in self._group.gather(done) for part in parts])
 
 
 def num_minibatches(num_trees: int, config: TrainConfig) -> int:
