@@ -41,16 +41,19 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def command(folder, *words):
+def train_words(folder, *words):
+    return [*WORDS, *words, f"output_dir={folder}"]
+
+
+def command(words):
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
-    launch += [f"--master-port={free_port()}", "-m"]
-    return [*launch, "treepo.cli.main", "train", *WORDS, *words, f"output_dir={folder}"]
+    return [*launch, f"--master-port={free_port()}", "-m", "treepo.cli.main", "train", *words]
 
 
-def run(folder, *words):
+def run(words):
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     done = subprocess.run(
-        command(folder, *words),
+        command(words),
         env=variables,
         capture_output=True,
         text=True,
@@ -75,8 +78,14 @@ def one(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=["whole", "sharded"])
 def two(request, tmp_path_factory):
+    """A run of both steps at once; the sharded one is resumed after the first."""
     folder = tmp_path_factory.mktemp("two") / "run"
-    done = run(folder, f"update.weights={request.param}")
+    if request.param == "whole":
+        done = run(train_words(folder))
+    else:
+        words = ["update.weights=sharded", "update.activations=recompute", "num_steps=1"]
+        run(train_words(folder, *words))
+        done = run(["--resume", str(folder), "num_steps=2"])
     assert done.stdout.count("steps, ") == 1
     assert done.stderr.count("run: ") == 1
     return folder
@@ -114,7 +123,7 @@ def test_processes_stop_together_with_a_checkpoint_that_one_process_resumes(tmp_
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     words = ["num_steps=500", "eval.num_prompts=0", "update.weights=sharded"]
     process = subprocess.Popen(
-        command(folder, *words), env=variables, stderr=subprocess.PIPE, text=True
+        command(train_words(folder, *words)), env=variables, stderr=subprocess.PIPE, text=True
     )
     deadline = time.monotonic() + 120
     while not (folder / "metrics.jsonl").exists() and time.monotonic() < deadline:

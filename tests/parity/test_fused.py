@@ -191,3 +191,10 @@ def test_a_row_has_the_same_bits_in_every_batch(pack):
             part = slice(first, first + size)
             alone = packed.product(rows[part], bias, residual[part])
             assert torch.equal(alone, together[part]), (size, first)
+
+
+def test_rows_of_another_width_are_refused():
+    kernels = Kernels()
+    packed = kernels.pack(torch.randn(8, 24), lambda *_: None)
+    with pytest.raises(InvalidInputError, match="8 outputs and 23 inputs"):
+        kernels.linear(torch.randn(2, 23), packed, 8)

@@ -121,7 +121,15 @@ class Kernels:
             out_features: Rows of W.
             bias: [out_features], contiguous.
             residual: [..., out_features].
+
+        Raises:
+            InvalidInputError: If the weight was packed for wider or narrower rows.
         """
+        if packed.numel() != self._kernels.packed_len((x.shape[-1], out_features)):
+            raise InvalidInputError(
+                f"{packed.numel()} packed elements are no weight of {out_features} outputs and "
+                f"{x.shape[-1]} inputs"
+            )
         summands = [tensor for tensor in (bias, residual) if tensor is not None]
         _check_same_format(x, packed, *summands)
         rows = _matrix(x)

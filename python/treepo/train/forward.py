@@ -43,7 +43,7 @@ class Forward:
             exact: makes the model compute the bits it sampled with; not together with another
                 number format.
             enter: calls a function that runs the model, with the weights in place
-                (`treepo.train.sharded.ShardedModel.enter`); absent: they always are.
+                (`treepo.train.sharded.ShardedModel`); absent: they always are.
 
         Raises:
             UnsupportedModelError: if the model cannot run on trees.
@@ -145,13 +145,14 @@ class Forward:
         token = self.tensor(np.zeros(1, dtype=np.int64))
 
         def logprob() -> Tensor:
-            with plain_attention(self.model), self._autocast():
+            with self._autocast():
                 output = self.model.base_model(input_ids=token[None], use_cache=False)
             head = self._head()
             rows = output.last_hidden_state[0].to(head.weight.dtype)
             return token_logprobs(rows, head, token, self._temperature)[0]
 
-        (self.enter(logprob) * 0.0).sum().backward()
+        with plain_attention(self.model):  # Backward too: it may compute the forward again.
+            (self.enter(logprob) * 0.0).sum().backward()
 
     def _head(self) -> Head:
         """The head with the parameters that its module has now: those of a split model move."""

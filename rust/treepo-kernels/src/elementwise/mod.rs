@@ -48,7 +48,7 @@ impl<T> Output<T> {
 }
 
 /// Work below this is done by the caller alone: waking parked threads takes as long.
-const ALONE_NANOS: usize = 40_000;
+pub(crate) const ALONE_NANOS: usize = 40_000;
 /// A task is at least as long, so that taking it costs nothing beside it.
 const TASK_NANOS: usize = 20_000;
 const BYTES_PER_NANO: usize = 10;

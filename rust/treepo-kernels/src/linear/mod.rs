@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 use crate::element::Element;
-use crate::elementwise::{Output, Rows};
+use crate::elementwise::{ALONE_NANOS, Output, Rows};
 use crate::simd::{Level, run};
 use crate::team::Team;
 
@@ -40,8 +40,6 @@ unsafe impl<T: Sync> Sync for Summands<T> {}
 
 /// Rows that a thread keeps in its cache while it reads weights, in bytes.
 const BLOCK_BYTES: usize = 256 << 10;
-/// Work below this is done by the caller alone: waking parked threads takes as long.
-const ALONE_NANOS: usize = 40_000;
 const PRODUCTS_PER_NANO: usize = 32;
 
 /// Multiplies rows with a packed weight.
