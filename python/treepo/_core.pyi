@@ -5,8 +5,8 @@ nothing. Tree and path indices, positions and counts are integers from 0 on; arr
 and of exactly the dtype that is named. Log-probabilities and entropies are in nats.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Final, Literal, final
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Final, Literal, TypeVar, final
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,8 @@ _U32 = npt.NDArray[np.uint32]
 _F32 = npt.NDArray[np.float32]
 _I64 = npt.NDArray[np.int64]
 _F64 = npt.NDArray[np.float64]
+
+_T = TypeVar("_T")
 
 _Heads = tuple[int, int, int]
 """Address, elements from token to token, elements from head to head."""
@@ -667,6 +669,12 @@ class Kernels:
     def level(self) -> str: ...
     @property
     def num_threads(self) -> int: ...
+    def awake(self, function: Callable[[Kernels], _T]) -> _T:
+        """Calls a function with kernels whose threads wait for work without sleeping.
+
+        The threads are taken for the whole call: OpenMP regions inside it have one thread.
+        """
+
     @staticmethod
     def levels() -> list[str]:
         """Levels of this processor, slowest first."""

@@ -198,3 +198,47 @@ def test_rows_of_another_width_are_refused():
     packed = kernels.pack(torch.randn(8, 24), lambda *_: None)
     with pytest.raises(InvalidInputError, match="8 outputs and 23 inputs"):
         kernels.linear(torch.randn(2, 23), packed, 8)
+
+
+@pytest.fixture(params=["openmp", "parked"])
+def kernels(request, monkeypatch):
+    """Three threads: torch's own, and a pool."""
+    if request.param == "parked":
+        monkeypatch.setattr("treepo.engine.kernels.gomp_parallel", lambda: None)
+    return Kernels(3)
+
+
+def test_threads_that_are_awake_compute_the_same(kernels):
+    x, weight = torch.randn(40, 96), torch.randn(512, 96)
+    scale = torch.ones(512)
+
+    def compute():
+        y = kernels.linear(x, packed, 512)
+        return [kernels.rms_norm(kernels.gate(Activation.SILU, y, y), scale, 1e-5, 0.0)] * 2
+
+    packed = kernels.pack(weight, lambda address, size: None)
+    for expected, got in zip(compute(), kernels.awake(compute), strict=True):
+        assert torch.equal(expected, got)
+    nested = kernels.awake(lambda: kernels.awake(compute))
+    assert torch.equal(nested[0], compute()[0])
+
+
+def test_an_error_while_threads_are_awake_sends_them_to_sleep(kernels):
+    asleep = kernels.native
+    with pytest.raises(KeyError, match="stop"):
+        kernels.awake(lambda: {}["stop"])
+    assert kernels.native is asleep
+    with pytest.raises(InvalidInputError, match="one number format"):
+        kernels.awake(
+            lambda: kernels.gate(Activation.SILU, torch.ones(2, 2), torch.ones(2, 2).bfloat16())
+        )
+    assert kernels.awake(lambda: 7) == 7
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "mixtral", "gpt2"])
+def test_threads_stay_awake_where_kernels_compute_every_layer(make_model, family):
+    policy = Engine(make_model(family), None).policy
+    has_panels = products.uses_panels(torch.float32, policy.kernels)
+    assert policy.is_all_kernels == (has_panels and family in ("llama", "qwen3"))
+    plain = EngineConfig(packing=Packing.NEVER)
+    assert not Engine(make_model(family), None, plain).policy.is_all_kernels

@@ -1,7 +1,7 @@
 """The CPU kernels on torch tensors: checks, addresses, and gradients where training needs them."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -12,6 +12,8 @@ from treepo import core
 from treepo.core import Activation, AttentionLayer, AttentionStep, Element
 from treepo.engine.threads import gomp_parallel
 from treepo.errors import InvalidInputError
+
+T = TypeVar("T")
 
 ELEMENTS = {torch.float32: Element.F32, torch.bfloat16: Element.BF16}
 """Number formats that kernels read and write; they compute in float32."""
@@ -54,6 +56,23 @@ class Kernels:
             self._kernels = core.Kernels(
                 threads, gomp_parallel=self._gomp_parallel, level=self.level
             )
+
+    def awake(self, function: Callable[[], T]) -> T:
+        """Call a function, and meanwhile keep the threads of these kernels from sleeping.
+
+        Waking a thread takes longer than a kernel on a few rows. The threads are torch's: its own
+        operators run on the caller's thread alone inside the function.
+        """
+        asleep = self._kernels
+
+        def call(awake: core.Kernels) -> T:
+            self._kernels = awake
+            return function()
+
+        try:
+            return asleep.awake(call)
+        finally:
+            self._kernels = asleep
 
     @property
     def native(self) -> core.Kernels:

@@ -53,6 +53,11 @@ class SamplingPolicy:
         """What runs faster than in the model's own modules."""
         return self._overlay.fusions
 
+    @property
+    def is_all_kernels(self) -> bool:
+        """Whether decoder layers and head compute by this package's kernels alone."""
+        return self._overlay.is_all_kernels
+
     def follow(self, *, force: bool = False) -> None:
         """Take over weights that changed since the last time, or all if `force`."""
         if self.model is not self._trained:

@@ -1,13 +1,14 @@
 """The loop of one rollout: plan, copy, forward, sample, commit, judge."""
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
 from treepo import core
 from treepo.config import SamplingParams
-from treepo.engine.attention import PagedContext
+from treepo.engine.attention import NativeBackend, PagedContext
 from treepo.engine.inputs import InputBuilder, StepInputs
 from treepo.engine.kv import KVPool
 from treepo.engine.native_sampler import can_draw, draw
@@ -101,14 +102,18 @@ class Run:
 
     def _forward(self, inputs: StepInputs) -> torch.Tensor:
         """Return the logits of every row that is drawn from, [num_logit_rows, vocab_size]."""
-        context = PagedContext(self.pool, self._engine.backend, inputs)
-        output = self._engine.policy.model(
+        policy, backend = self._engine.policy, self._engine.backend
+        compute = partial(
+            policy.model,
             input_ids=inputs.token_ids,
             position_ids=inputs.positions,
             use_cache=False,
             logits_to_keep=inputs.logit_rows,
-            treepo=context,
+            treepo=PagedContext(self.pool, backend, inputs),
         )
+        kernels = policy.kernels
+        is_native = policy.is_all_kernels and backend.name == NativeBackend.name
+        output = kernels.awake(compute) if kernels is not None and is_native else compute()
         logits: torch.Tensor = output.logits[0]
         return logits
 

@@ -5,11 +5,15 @@
 //! can run its tasks on those threads through `GOMP_parallel`, the C function that compilers call
 //! for `#pragma omp parallel`. Without `OpenMP` a pool of parked threads does the work.
 
+use std::cell::Cell;
 use std::ffi::{c_uint, c_void};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+mod mailbox;
 mod pool;
 
+use mailbox::{Looks, Mailbox};
 use pool::Pool;
 
 /// `void GOMP_parallel(void (*fn)(void *), void *data, unsigned num_threads, unsigned flags)`,
@@ -21,19 +25,26 @@ pub type GompParallel = unsafe extern "C" fn(
     flags: c_uint,
 );
 
-/// Threads that share the tasks of a kernel.
-#[derive(Debug)]
+/// Threads that share the tasks of a kernel. A clone has the same threads.
+#[derive(Debug, Clone)]
 pub struct Team {
     num_threads: usize,
     threads: Threads,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 enum Threads {
     Alone,
-    Pool(Pool),
+    Pool(Arc<Pool>),
     OpenMp(GompParallel),
+    Awake(Arc<Mailbox>),
 }
+
+/// Work below this many nanoseconds is done by the caller alone: waking parked threads takes as
+/// long.
+const WAKING_NANOS: usize = 40_000;
+/// The same for threads that are awake.
+const HANDING_OVER_NANOS: usize = 5_000;
 
 impl Team {
     /// The caller alone.
@@ -46,7 +57,7 @@ impl Team {
         if num_threads <= 1 {
             return Self::alone();
         }
-        Self { num_threads, threads: Threads::Pool(Pool::new(num_threads - 1)) }
+        Self { num_threads, threads: Threads::Pool(Arc::new(Pool::new(num_threads - 1))) }
     }
 
     /// `num_threads` threads of the process's `OpenMP` library.
@@ -63,6 +74,39 @@ impl Team {
     /// Threads of the team, the caller included.
     pub fn num_threads(&self) -> usize {
         self.num_threads
+    }
+
+    /// Whether work of one thread's so many nanoseconds ends sooner when it is shared.
+    pub(crate) fn is_worth_sharing(&self, nanos: usize) -> bool {
+        match self.threads {
+            Threads::Awake(_) => nanos >= HANDING_OVER_NANOS,
+            Threads::Alone | Threads::Pool(_) | Threads::OpenMp(_) => nanos >= WAKING_NANOS,
+        }
+    }
+
+    /// Calls `body` on this thread with a team whose threads wait for tasks without sleeping. For
+    /// many short kernels in a row: waking a parked thread takes longer than some of them.
+    ///
+    /// The team given to `body` may outlive the call; its tasks are done by the caller alone then.
+    /// A panic of `body` ends the process where the threads are those of `OpenMP`.
+    pub fn awake<R>(&self, body: impl FnOnce(&Team) -> R) -> R {
+        if matches!(self.threads, Threads::Alone | Threads::Awake(_)) {
+            return body(self);
+        }
+        let mailbox = Arc::new(Mailbox::new());
+        let threads = Threads::Awake(Arc::clone(&mailbox));
+        let team = Self { num_threads: self.num_threads, threads };
+        let caller = std::thread::current().id();
+        let here = Here { body: Cell::new(Some(body)), result: Cell::new(None) };
+        self.enter(|| {
+            if std::thread::current().id() == caller {
+                let _close = CloseOnDrop(&mailbox);
+                here.call(&team);
+            } else {
+                mailbox.serve();
+            }
+        });
+        here.result.into_inner().expect("the caller's thread is one of the team")
     }
 
     /// Calls `task(i)` once for each `i` below `num_tasks`, in any order and on any thread, and
@@ -97,30 +141,73 @@ impl Team {
                 let _counted = CountedOnDrop(&done);
                 first(index);
             });
-            let mut num_looks = 0;
+            let mut looks = Looks::default();
             while done.load(Ordering::Acquire) < num_first {
-                num_looks += 1;
-                if num_looks % LOOKS_A_YIELD == 0 {
-                    std::thread::yield_now();
-                }
-                std::hint::spin_loop();
+                looks.wait();
             }
             take_all(&next_second, num_second, &second);
         });
     }
 
-    /// Calls `work` on every thread.
+    /// Calls `work` on every thread, or on those that come before it is done where they are awake.
     fn enter(&self, work: impl Fn() + Sync) {
         match &self.threads {
             Threads::Alone => work(),
             Threads::Pool(pool) => pool.run(&work),
             Threads::OpenMp(parallel) => run_openmp(*parallel, self.num_threads, &work),
+            Threads::Awake(mailbox) => mailbox.run(&work),
         }
     }
 }
 
-/// Looks at what others have done before a waiting thread offers its core to them.
-const LOOKS_A_YIELD: usize = 1000;
+/// A closure that threads call, without its lifetime.
+#[derive(Debug, Clone, Copy)]
+struct Work(*const (dyn Fn() + Sync));
+
+// SAFETY: the closure is `Sync`, and whoever made the work keeps it alive until no thread uses it.
+unsafe impl Send for Work {}
+
+impl Work {
+    /// # Safety
+    /// The closure outlives every call.
+    unsafe fn forever(work: &(dyn Fn() + Sync)) -> Self {
+        // SAFETY: only the lifetime changes.
+        Self(unsafe { std::mem::transmute::<&(dyn Fn() + Sync), &'static (dyn Fn() + Sync)>(work) })
+    }
+
+    /// # Safety
+    /// The closure is alive.
+    unsafe fn call(self) {
+        // SAFETY: the caller's condition.
+        unsafe { (*self.0)() }
+    }
+}
+
+/// What one thread of a region does, and what it returns.
+struct Here<F, R> {
+    body: Cell<Option<F>>,
+    result: Cell<Option<R>>,
+}
+
+// SAFETY: only the thread that made it calls it.
+unsafe impl<F, R> Sync for Here<F, R> {}
+
+impl<F: FnOnce(&Team) -> R, R> Here<F, R> {
+    fn call(&self, team: &Team) {
+        if let Some(body) = self.body.take() {
+            self.result.set(Some(body(team)));
+        }
+    }
+}
+
+/// Lets the threads that serve a mailbox go, also where its caller panicked.
+struct CloseOnDrop<'a>(&'a Mailbox);
+
+impl Drop for CloseOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
 
 /// Takes tasks until there are no more.
 fn take_all(next: &AtomicUsize, num_tasks: usize, task: &impl Fn(usize)) {
@@ -221,6 +308,66 @@ mod tests {
                 });
             }
         });
+    }
+
+    #[test]
+    fn threads_that_are_awake_run_every_task_of_many_kernels() {
+        for team in [Team::alone(), Team::parked(2), Team::parked(5)] {
+            let sum = team.awake(|team| {
+                let mut sum = 0;
+                for num_tasks in (0..60).cycle().take(3000) {
+                    assert_eq!(finished(team, num_tasks).len(), num_tasks);
+                    sum += num_tasks;
+                }
+                sum
+            });
+            assert_eq!(sum, 50 * (0..60).sum::<usize>());
+        }
+    }
+
+    #[test]
+    fn threads_that_are_awake_keep_the_order_of_two_kinds_of_task() {
+        Team::parked(4).awake(|team| {
+            for _ in 0..500 {
+                let done = AtomicUsize::new(0);
+                let first = |_| {
+                    done.fetch_add(1, Ordering::Relaxed);
+                };
+                let second = |_| assert_eq!(done.load(Ordering::Relaxed), 9);
+                team.run_in_order((9, first), (5, second));
+            }
+        });
+    }
+
+    #[test]
+    fn a_team_that_was_awake_works_alone_and_for_several_callers() {
+        let parked = Team::parked(3);
+        let awake = parked.awake(|team| {
+            std::thread::scope(|scope| {
+                for _ in 0..3 {
+                    scope.spawn(|| {
+                        for _ in 0..300 {
+                            assert_eq!(finished(team, 7), (0..7).collect::<Vec<_>>());
+                        }
+                    });
+                }
+            });
+            team.clone()
+        });
+        assert_eq!(finished(&awake, 20).len(), 20);
+        assert_eq!(finished(&parked, 20).len(), 20);
+    }
+
+    #[test]
+    fn a_panic_in_a_team_that_is_awake_reaches_the_caller() {
+        let team = Team::parked(3);
+        for bad in [0, 20, 49] {
+            let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                team.awake(|team| team.run(50, |i| assert_ne!(i, bad)));
+            }));
+            assert!(result.is_err());
+            assert_eq!(finished(&team, 9).len(), 9);
+        }
     }
 
     #[test]

@@ -152,6 +152,13 @@ impl Kernels {
         self.team.num_threads()
     }
 
+    fn awake(&self, py: Python<'_>, function: &Bound<'_, PyAny>) -> PyResult<Py<PyAny>> {
+        self.team.awake(|team| {
+            let kernels = Self { team: team.clone(), level: self.level };
+            Ok(function.call1((Py::new(py, kernels)?,))?.unbind())
+        })
+    }
+
     #[staticmethod]
     fn levels() -> Vec<&'static str> {
         Level::ALL.into_iter().filter(|x| x.is_available()).map(Level::name).collect()

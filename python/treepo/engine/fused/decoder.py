@@ -47,10 +47,15 @@ def layers(
     packed = {linear.modules: linear for linear in linears}
     for module in model.modules():
         children = dict(module.named_children())
-        if set(children) == _CHILDREN and children["self_attn"] in calls:
+        if is_layer(module) and children["self_attn"] in calls:
             layer = _layer(children, kernels, packed, calls[children["self_attn"]])
             if layer is not None:
                 yield forward_of(module, _forward(module, layer))
+
+
+def is_layer(module: object) -> bool:
+    """Whether this is a decoder layer with the parts that `layers` looks for."""
+    return isinstance(module, nn.Module) and {x for x, _ in module.named_children()} == _CHILDREN
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,12 +52,14 @@ class Overlay:
         linears: Packed weights.
         shared: Those of them that compute several layers at once.
         replacements: What is put in place.
+        is_all_kernels: Whether decoder layers and head compute by this package's kernels alone.
     """
 
     fusions: tuple[Fusion, ...] = ()
     linears: list[PackedLinear] = field(default_factory=list)
     shared: list[SharedInput] = field(default_factory=list)
     replacements: list[Replacement] = field(default_factory=list)
+    is_all_kernels: bool = False
 
     def refresh(self, *, force: bool = False) -> int:
         """Pack the weights that changed, or all if `force`; returns how many were packed."""

@@ -40,9 +40,14 @@ Pack = Callable[[Tensor, bool], PackedWeight]
 
 def packing(dtype: torch.dtype, kernels: Kernels) -> Pack | None:
     """Return what packs weights of a number format on this processor; None if nothing does."""
-    if dtype == torch.float32 and kernels.level == "avx2":
+    if uses_panels(dtype, kernels):
         return panels(kernels)
     return onednn if can_pack(dtype) else None
+
+
+def uses_panels(dtype: torch.dtype, kernels: Kernels) -> bool:
+    """Whether `packing` packs for the kernel of this package."""
+    return dtype == torch.float32 and kernels.level == "avx2"
 
 
 def panels(kernels: Kernels) -> Pack:

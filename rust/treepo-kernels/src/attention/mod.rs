@@ -154,7 +154,7 @@ pub unsafe fn attend<T: Element>(
             simd::run(level, task::Items { step, layer, buffers, range, scratch });
         });
     };
-    if work.is_small() {
+    if work.is_small(team) {
         // SAFETY: the caller's condition.
         unsafe { writing.run(team) }
         (0..work.num_tasks()).for_each(attend);

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::step::Row;
 use super::{Shape, Step, TILE};
+use crate::team::Team;
 
 /// Tokens of a unit that reads a row's prompt.
 const MAX_TOKENS: usize = 64;
@@ -15,8 +16,6 @@ const COMPUTE_PS: u64 = 25;
 const MEMORY_PS: u64 = 80;
 /// Picoseconds that a task should last at least.
 const TASK_PS: u64 = 20_000_000;
-/// Below this the caller works alone.
-const SMALL_PS: u64 = 30_000_000;
 
 /// Neighbouring tokens of a row.
 #[derive(Debug, Clone, Copy)]
@@ -169,8 +168,8 @@ impl<'a> Work<'a> {
     }
 
     /// Whether waking threads would take longer than they help.
-    pub(super) fn is_small(&self) -> bool {
-        self.total_ps() < SMALL_PS
+    pub(super) fn is_small(&self, team: &Team) -> bool {
+        !team.is_worth_sharing((self.total_ps() / 1000) as usize)
     }
 
     fn total_ps(&self) -> u64 {

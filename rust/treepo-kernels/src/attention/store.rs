@@ -6,12 +6,11 @@ use super::pool::Pool;
 use super::step::NOWHERE;
 use super::{Buffers, Shape, Step};
 use crate::element::Element;
+use crate::elementwise::nanos_of_bytes;
 use crate::team::Team;
 
 /// Bytes that one task writes.
 const TASK_BYTES: usize = 1 << 15;
-/// Below this many bytes the caller writes alone: waking threads would take longer.
-const SMALL_BYTES: usize = 1 << 16;
 
 /// The writing of a step's keys and values, as tasks.
 pub(super) struct Writing<'a, T> {
@@ -52,10 +51,11 @@ impl<T: Element> Writing<'_, T> {
     pub(super) unsafe fn run(&self, team: &Team) {
         // SAFETY: the caller's condition.
         let task = |index| unsafe { self.task(index) };
-        if self.step.slots.len() * self.bytes_per_token() < SMALL_BYTES {
-            (0..self.num_tasks()).for_each(task);
-        } else {
+        let num_bytes = 2 * self.step.slots.len() * self.bytes_per_token();
+        if team.is_worth_sharing(nanos_of_bytes(num_bytes)) {
             team.run(self.num_tasks(), task);
+        } else {
+            (0..self.num_tasks()).for_each(task);
         }
     }
 }

@@ -47,8 +47,6 @@ impl<T> Output<T> {
     }
 }
 
-/// Work below this is done by the caller alone: waking parked threads takes as long.
-pub(crate) const ALONE_NANOS: usize = 40_000;
 /// A task is at least as long, so that taking it costs nothing beside it.
 const TASK_NANOS: usize = 20_000;
 const BYTES_PER_NANO: usize = 10;
@@ -66,7 +64,7 @@ pub(crate) fn spread(
     work: impl Fn(Range<usize>) + Sync,
 ) {
     let nanos_per_row = nanos_per_row.max(1);
-    if num_rows.saturating_mul(nanos_per_row) < ALONE_NANOS || num_rows == 1 {
+    if num_rows == 1 || !team.is_worth_sharing(num_rows.saturating_mul(nanos_per_row)) {
         return work(0..num_rows);
     }
     let fair = num_rows.div_ceil(team.num_threads());

@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 use crate::element::Element;
-use crate::elementwise::{ALONE_NANOS, Output, Rows};
+use crate::elementwise::{Output, Rows};
 use crate::simd::{Level, run};
 use crate::team::Team;
 
@@ -67,7 +67,7 @@ pub unsafe fn linear<T: Element>(
         run(level, Tiles { shape, rows, panels, input, weight, summands, output });
     };
     let num_products = num_rows * shape.in_features * shape.out_features;
-    if num_products / PRODUCTS_PER_NANO < ALONE_NANOS {
+    if !team.is_worth_sharing(num_products / PRODUCTS_PER_NANO) {
         return work(0..num_rows, 0..num_panels);
     }
     let row_bytes = shape.in_features * size_of::<T>();

@@ -11,6 +11,11 @@ use crate::simd::{Kernel, Simd, prefetch_far};
 /// Rows of a tile: their sums, a panel's vectors and one factor fill sixteen registers.
 pub(super) const MAX_ROWS: usize = 6;
 const LINE_BYTES: usize = 64;
+/// Lanes of the widest level.
+const MAX_LANES: usize = 16;
+/// Products that are summed one after another; the sums of such chains are added up. A sum of
+/// 1,536 products then has a quarter of one chain's rounding error.
+const CHAIN: usize = 64;
 
 /// Rows times panels.
 pub(super) struct Tiles<T> {
@@ -67,50 +72,31 @@ impl<T: Element> Tiles<T> {
     #[inline(always)]
     unsafe fn tile<S: Simd, const HEIGHT: usize>(&self, at: At) {
         let depth = self.shape.in_features;
-        // SAFETY: the caller's condition.
-        unsafe {
-            let weight = self.weight.data.add(at.panel * self.weight.stride);
-            let input = self.input.data.add(at.row * self.input.stride);
-            let mut sums = [[S::splat(0.0); VECTORS]; HEIGHT];
-            // Meanwhile the next panel comes from memory, a part of it in each tile.
-            let next = weight.wrapping_add(self.weight.stride).cast::<u8>();
-            let num_lines = self.weight.stride * size_of::<T>() / LINE_BYTES;
-            let line = |tile: usize| tile * num_lines / at.num_tiles;
-            let num_asked = (line(at.tile + 1) - line(at.tile)).clamp(1, depth);
-            let ahead = next.wrapping_add(line(at.tile) * LINE_BYTES);
-            let stride = depth / num_asked;
-            for asked in 0..num_asked {
-                prefetch_far(ahead.wrapping_add(asked * LINE_BYTES));
-                for i in asked * stride..(asked + 1) * stride {
-                    self.add_products::<S, HEIGHT>(input, weight, i, &mut sums);
-                }
-            }
-            for i in num_asked * stride..depth {
-                self.add_products::<S, HEIGHT>(input, weight, i, &mut sums);
-            }
-            for (row, sums) in sums.into_iter().enumerate() {
-                self.finish::<S>(at.row + row, at.panel, sums);
-            }
+        let mut totals = [0.0; MAX_ROWS * VECTORS * MAX_LANES];
+        // Meanwhile the next panel comes from memory, a part of it in each tile.
+        let next = self.weight.row(at.panel + 1).cast::<u8>();
+        let num_lines = self.weight.stride * size_of::<T>() / LINE_BYTES;
+        let first_line = at.tile * num_lines / at.num_tiles;
+        let num_asked = (at.tile + 1) * num_lines / at.num_tiles - first_line;
+        for first in (0..depth).step_by(CHAIN) {
+            let end = depth.min(first + CHAIN);
+            let [ask, ask_end] = [first, end].map(|i| i * num_asked / depth);
+            let chain = Chain::<T, HEIGHT> {
+                len: end - first,
+                input: Rows { data: self.input.row(at.row).wrapping_add(first), ..self.input },
+                weight: self.weight.row(at.panel).wrapping_add(first * VECTORS * S::LANES),
+                ahead: next.wrapping_add((first_line + ask) * LINE_BYTES),
+                num_asked: ask_end - ask,
+                totals: totals.as_mut_ptr(),
+            };
+            // SAFETY: inputs, rows and panel exist, and the totals are this function's.
+            unsafe { S::call(chain) }
         }
-    }
-
-    #[inline(always)]
-    unsafe fn add_products<S: Simd, const HEIGHT: usize>(
-        &self,
-        input: *const T,
-        weight: *const T,
-        i: usize,
-        sums: &mut [[S::F32; VECTORS]; HEIGHT],
-    ) {
-        // SAFETY: the caller's condition.
-        unsafe {
-            let from = weight.add(i * VECTORS * S::LANES);
-            let left = T::load::<S>(from);
-            let right = T::load::<S>(from.add(S::LANES));
-            for (row, sums) in sums.iter_mut().enumerate() {
-                let factor = S::splat((*input.add(row * self.input.stride + i)).to_f32());
-                sums[0] = S::mul_add(factor, left, sums[0]);
-                sums[1] = S::mul_add(factor, right, sums[1]);
+        for row in 0..HEIGHT {
+            // SAFETY: totals of `HEIGHT` rows have been written.
+            unsafe {
+                let sums = sums_at::<S>(totals.as_mut_ptr(), row);
+                self.finish::<S>(at.row + row, at.panel, sums.map(|sum| S::load(sum)));
             }
         }
     }
@@ -136,6 +122,68 @@ impl<T: Element> Tiles<T> {
                 }
                 let to = self.output.pointer().add(row * width + column);
                 T::store_first::<S>(to, count, sum);
+            }
+        }
+    }
+}
+
+/// The totals of a row, a vector each.
+fn sums_at<S: Simd>(totals: *mut f32, row: usize) -> [*mut f32; VECTORS] {
+    std::array::from_fn(|vector| totals.wrapping_add((row * VECTORS + vector) * S::LANES))
+}
+
+/// Products of a few inputs of a tile: a function of its own, as the sums fill the registers.
+struct Chain<T, const HEIGHT: usize> {
+    len: usize,
+    input: Rows<T>,
+    weight: *const T,
+    ahead: *const u8,
+    num_asked: usize,
+    /// What the sums are added to.
+    totals: *mut f32,
+}
+
+impl<T: Element, const HEIGHT: usize> Kernel for Chain<T, HEIGHT> {
+    type Output = ();
+
+    #[allow(clippy::inline_always, reason = "compiled for the level that runs it")]
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let mut sums = [[unsafe { S::splat(0.0) }; VECTORS]; HEIGHT];
+        let stride = self.len / self.num_asked.max(1);
+        for asked in 0..self.num_asked {
+            prefetch_far(self.ahead.wrapping_add(asked * LINE_BYTES));
+            for i in asked * stride..(asked + 1) * stride {
+                // SAFETY: the caller's condition.
+                unsafe { self.add_products::<S>(i, &mut sums) }
+            }
+        }
+        for i in self.num_asked * stride..self.len {
+            // SAFETY: the caller's condition.
+            unsafe { self.add_products::<S>(i, &mut sums) }
+        }
+        for (row, sums) in sums.into_iter().enumerate() {
+            for (total, sum) in sums_at::<S>(self.totals, row).into_iter().zip(sums) {
+                // SAFETY: the totals have room for the tile.
+                unsafe { S::store(total, S::add(S::load(total), sum)) }
+            }
+        }
+    }
+}
+
+#[allow(clippy::inline_always, reason = "inlined into functions that enable the instructions")]
+impl<T: Element, const HEIGHT: usize> Chain<T, HEIGHT> {
+    #[inline(always)]
+    unsafe fn add_products<S: Simd>(&self, i: usize, sums: &mut [[S::F32; VECTORS]; HEIGHT]) {
+        // SAFETY: the caller's condition.
+        unsafe {
+            let from = self.weight.add(i * VECTORS * S::LANES);
+            let left = T::load::<S>(from);
+            let right = T::load::<S>(from.add(S::LANES));
+            for (row, sums) in sums.iter_mut().enumerate() {
+                let factor = S::splat((*self.input.data.add(row * self.input.stride + i)).to_f32());
+                sums[0] = S::mul_add(factor, left, sums[0]);
+                sums[1] = S::mul_add(factor, right, sums[1]);
             }
         }
     }

@@ -2,15 +2,10 @@
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::JoinHandle;
 
-/// A closure that each thread calls once, without its lifetime.
-#[derive(Clone, Copy)]
-struct Work(*const (dyn Fn() + Sync));
-
-// SAFETY: the closure is `Sync`, and `Pool::run` keeps it alive until no thread uses it.
-unsafe impl Send for Work {}
+use super::Work;
 
 #[derive(Default)]
 struct State {
@@ -54,13 +49,16 @@ impl Pool {
     }
 
     /// Calls `work` on every thread and on the caller's; returns when all calls have returned. A
-    /// panic of any of them is passed on.
+    /// panic of any of them is passed on. While another caller is at it, or this one further up,
+    /// calls it here only.
     pub(super) fn run(&self, work: &(dyn Fn() + Sync)) {
-        let _one = self.caller.lock().unwrap_or_else(PoisonError::into_inner);
-        // SAFETY: only the lifetime changes; this function returns after the last use.
-        let work_forever = Work(unsafe {
-            std::mem::transmute::<&(dyn Fn() + Sync), &'static (dyn Fn() + Sync)>(work)
-        });
+        let _one = match self.caller.try_lock() {
+            Ok(guard) => guard,
+            Err(TryLockError::Poisoned(error)) => error.into_inner(),
+            Err(TryLockError::WouldBlock) => return work(),
+        };
+        // SAFETY: this function returns after the last use.
+        let work_forever = unsafe { Work::forever(work) };
         {
             let mut state = lock(&self.shared);
             state.round += 1;
@@ -101,7 +99,7 @@ fn serve(shared: &Shared) {
     let mut round = 0;
     while let Some(work) = next_work(shared, &mut round) {
         // SAFETY: `run` waits until `running` is 0, so the closure is alive.
-        let result = catch_unwind(AssertUnwindSafe(|| unsafe { (*work.0)() }));
+        let result = catch_unwind(AssertUnwindSafe(|| unsafe { work.call() }));
         let mut state = lock(shared);
         if let Err(payload) = result {
             state.panic = Some(payload);
