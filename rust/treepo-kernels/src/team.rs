@@ -359,6 +359,18 @@ mod tests {
     }
 
     #[test]
+    fn threads_go_to_sleep_while_another_caller_still_has_work() {
+        let parked = Team::parked(3);
+        for _ in 0..200 {
+            let other = parked.awake(|team| {
+                let team = team.clone();
+                std::thread::spawn(move || (0..20).for_each(|_| drop(finished(&team, 5))))
+            });
+            other.join().expect("no task panics");
+        }
+    }
+
+    #[test]
     fn a_panic_in_a_team_that_is_awake_reaches_the_caller() {
         let team = Team::parked(3);
         for bad in [0, 20, 49] {

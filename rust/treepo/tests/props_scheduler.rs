@@ -4,8 +4,11 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use proptest::prelude::*;
+use treepo::search::{Alignment, BranchBy, FallbackAt};
 use treepo::sim::{FakeModel, PlanArrays, TokenRule, oracle};
-use treepo::{Error, FinishReason, SampledToken, Scheduler, SchedulerConfig, SearchConfig, TreeId};
+use treepo::{
+    Error, FinishReason, SampledToken, Scheduler, SchedulerConfig, SearchConfig, Stats, TreeId,
+};
 
 #[derive(Debug, Clone)]
 enum Op {
@@ -180,4 +183,39 @@ fn a_full_array_of_table_updates_preempts_nobody() {
     let stats = machine.scheduler.stats();
     assert_eq!((stats.preemptions, stats.recomputed_tokens), (0, 0));
     assert!(stats.steps > 4, "all tables fit one step");
+}
+
+/// Stats of six trees in plentiful memory.
+fn stats_of(search: SearchConfig) -> Stats {
+    let limits = SchedulerConfig { num_blocks: 4096, block_size: 4, ..SchedulerConfig::default() };
+    let mut machine = Machine::new(search, limits);
+    for tree in 0..6 {
+        machine.apply(&Op::AddTree(vec![tree; 7]));
+    }
+    machine.finish();
+    machine.scheduler.stats()
+}
+
+#[test]
+fn a_leaf_gives_up_memory_that_the_search_will_not_fork_it_in() {
+    let boundaries = SearchConfig {
+        width: 8,
+        segment_len: 12,
+        max_depth: 3,
+        eos_token_ids: vec![9],
+        ..SearchConfig::default()
+    };
+    let stats = stats_of(boundaries.clone());
+    assert!(stats.trimmed_blocks > 0 && stats.fallbacks > 0);
+    assert_eq!((stats.recomputed_tokens, stats.evictions), (0, 0));
+
+    let mut anywhere = boundaries.clone();
+    anywhere.fallback.at = FallbackAt::LowestLogprob;
+    anywhere.fallback.alignment = Alignment::Token;
+    let mut at_tokens = boundaries;
+    at_tokens.branch.by = BranchBy::TokenSurprisal;
+    for search in [anywhere, at_tokens] {
+        let stats = stats_of(search);
+        assert_eq!((stats.trimmed_blocks, stats.recomputed_tokens), (0, 0));
+    }
 }

@@ -48,8 +48,7 @@ impl Mailbox {
         // so that the closure outlives its use.
         unsafe { *self.work.get() = Some(Work::forever(work)) }
         let _end = End(self);
-        let before = self.state.load(Ordering::Relaxed);
-        self.state.store(before.wrapping_add(ROUND) | OPEN, Ordering::Release);
+        self.state.fetch_add(ROUND | OPEN, Ordering::Release);
         work();
     }
 

@@ -151,6 +151,22 @@ impl Tree {
         out.reverse();
     }
 
+    /// The last of [`Tree::boundaries`] of a path that exists.
+    pub(crate) fn last_boundary(&self, path: PathId) -> u32 {
+        let mut own = self.own(path);
+        let mut limit = own.len().saturating_sub(1);
+        loop {
+            if let Some(boundary) = self.marks.descending(own.marks, limit).next() {
+                return boundary;
+            }
+            limit = limit.min(own.at);
+            match own.parent() {
+                Some(parent) => own = self.own(parent),
+                None => return self.prompt_len,
+            }
+        }
+    }
+
     /// Copies tokens `start..end` of the path's sequence to `out`. O(ancestors behind `start`) and
     /// one step a 16 tokens from the nearer end of each owner; the last token costs O(1).
     ///

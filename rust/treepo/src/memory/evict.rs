@@ -155,7 +155,26 @@ impl Memory {
         Ok(Answer::Gave)
     }
 
-    /// Takes the last block of a chain that nobody else holds.
+    /// Takes from a path what lies wholly behind its first `len` tokens; returns the number of
+    /// blocks, or of holds on shared ones.
+    pub(crate) fn trim(&mut self, tree: TreeId, path: PathId, len: u32) -> Result<u32> {
+        let num_kept = self.blocks_for(len);
+        let own = *self.at(tree, path);
+        let mut num_taken = 0;
+        if let Some(pending) = own.pending.filter(|_| own.num_blocks >= num_kept) {
+            self.at_mut(tree, path).pending = None;
+            self.at_mut(tree, path).computed = own.num_blocks * self.block_size;
+            self.release(pending.from)?;
+            num_taken += 1;
+        }
+        while self.at(tree, path).num_blocks > num_kept {
+            self.pop_block(tree, path)?;
+            num_taken += 1;
+        }
+        Ok(num_taken)
+    }
+
+    /// Takes the last block of a path's chain.
     fn pop_block(&mut self, tree: TreeId, path: PathId) -> Result<()> {
         let block_size = self.block_size;
         let block = self.at(tree, path).tail;

@@ -10,7 +10,7 @@ pub(crate) enum Use {
     Running,
     /// It waits for a row or for its round.
     Waiting,
-    /// A leaf: its blocks are residue that a fallback may want.
+    /// A leaf: what blocks it has are residue that a fallback may want.
     Finished,
 }
 

@@ -41,6 +41,7 @@ impl Scheduler {
             Event::Finished(tree, path) => {
                 self.leave_place(tree, path);
                 self.memory.set_use(tree, path, Use::Finished);
+                self.trim(tree, path)?;
                 self.reserve(tree);
             }
             Event::Pruned(tree, path) => {
@@ -65,6 +66,13 @@ impl Scheduler {
             }
             Event::TreeDone(tree) => self.close_tree(tree)?,
         }
+        Ok(())
+    }
+
+    /// Takes the memory from a leaf that the search will not fork it in.
+    fn trim(&mut self, tree: TreeId, path: PathId) -> Result<()> {
+        let len = self.search.last_fork(tree, path)?;
+        self.stats.trimmed_blocks += u64::from(self.memory.trim(tree, path, len)?);
         Ok(())
     }
 

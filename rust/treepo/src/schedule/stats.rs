@@ -31,7 +31,7 @@ stats! {
     /// Prompt tokens whose keys and values another tree had resident.
     shared_prefix_tokens,
     /// Fed tokens whose keys and values had been computed before and lost since: to eviction, with
-    /// a path that was given up, or with all memory.
+    /// a path that was given up, with the end of a leaf, or with all memory.
     recomputed_tokens,
     /// Fed tokens whose keys and values were resident and only their logits were missing.
     refed_tokens,
@@ -41,6 +41,9 @@ stats! {
     preemptions,
     /// Blocks, and holds on shared ones, that paths lost to others.
     evictions,
+    /// Blocks, and holds on shared ones, that leaves gave up because the search will not fork
+    /// them there.
+    trimmed_blocks,
     /// Partly filled blocks copied.
     block_copies,
     /// Partly filled blocks adopted without a copy.

@@ -87,6 +87,15 @@ pub struct FallbackConfig {
     pub copies: Option<u32>,
 }
 
+impl FallbackConfig {
+    /// Whether leaves are cut, and never behind their last segment boundary.
+    pub(crate) fn cuts_at_boundaries(&self) -> bool {
+        self.from != FallbackFrom::Nothing
+            && (self.alignment == Alignment::Segment
+                || matches!(self.at, FallbackAt::Boundary | FallbackAt::Prompt))
+    }
+}
+
 /// What a complete `\boxed{..}` in the text does.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
