@@ -1,6 +1,8 @@
 """The overlay computes what the model computes, follows its weights and leaves it as it was."""
 
 import copy
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -221,6 +223,23 @@ def test_threads_that_are_awake_compute_the_same(kernels):
         assert torch.equal(expected, got)
     nested = kernels.awake(lambda: kernels.awake(compute))
     assert torch.equal(nested[0], compute()[0])
+
+
+def test_two_callers_may_keep_the_same_threads_awake(kernels):
+    asleep, inside, outside = kernels.native, threading.Event(), threading.Event()
+
+    def stay():
+        inside.set()
+        assert outside.wait(10)
+        return kernels.native
+
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(kernels.awake, stay)
+        assert inside.wait(10)
+        other = kernels.awake(lambda: kernels.native)
+        outside.set()
+        assert first.result() is other is not asleep
+    assert kernels.native is asleep
 
 
 def test_an_error_while_threads_are_awake_sends_them_to_sleep(kernels):

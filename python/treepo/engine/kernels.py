@@ -40,7 +40,8 @@ class Kernels:
         self._gomp_parallel = gomp_parallel()
         self._follows_torch = num_threads is None
         threads = torch.get_num_threads() if num_threads is None else num_threads
-        self._kernels = core.Kernels(threads, gomp_parallel=self._gomp_parallel, level=level)
+        self._parked = core.Kernels(threads, gomp_parallel=self._gomp_parallel, level=level)
+        self._kernels = self._parked
         self.level = self._kernels.level
 
     @property
@@ -53,9 +54,10 @@ class Kernels:
         """Use as many threads as torch does, unless a number was given."""
         threads = torch.get_num_threads()
         if self._follows_torch and threads != self.num_threads:
-            self._kernels = core.Kernels(
+            self._parked = core.Kernels(
                 threads, gomp_parallel=self._gomp_parallel, level=self.level
             )
+            self._kernels = self._parked
 
     def awake(self, function: Callable[[], T]) -> T:
         """Call a function, and meanwhile keep the threads of these kernels from sleeping.
@@ -63,16 +65,17 @@ class Kernels:
         Waking a thread takes longer than a kernel on a few rows. The threads are torch's: its own
         operators run on the caller's thread alone inside the function.
         """
-        asleep = self._kernels
+        if self._kernels is not self._parked:
+            return function()
 
         def call(awake: core.Kernels) -> T:
             self._kernels = awake
             return function()
 
         try:
-            return asleep.awake(call)
+            return self._parked.awake(call)
         finally:
-            self._kernels = asleep
+            self._kernels = self._parked
 
     @property
     def native(self) -> core.Kernels:
