@@ -216,13 +216,12 @@ def test_threads_that_are_awake_compute_the_same(kernels):
 
     def compute():
         y = kernels.linear(x, packed, 512)
-        return [kernels.rms_norm(kernels.gate(Activation.SILU, y, y), scale, 1e-5, 0.0)] * 2
+        return kernels.rms_norm(kernels.gate(Activation.SILU, y, y), scale, 1e-5, 0.0)
 
     packed = kernels.pack(weight, lambda address, size: None)
-    for expected, got in zip(compute(), kernels.awake(compute), strict=True):
-        assert torch.equal(expected, got)
-    nested = kernels.awake(lambda: kernels.awake(compute))
-    assert torch.equal(nested[0], compute()[0])
+    expected = compute()
+    assert torch.equal(kernels.awake(compute), expected)
+    assert torch.equal(kernels.awake(lambda: kernels.awake(compute)), expected)
 
 
 def test_two_callers_may_keep_the_same_threads_awake(kernels):
