@@ -6,7 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from trees import GOLDEN, add_tree, append, assert_golden, flat_forest, golden_forest, rewards_of
+from trees import (
+    GOLDEN,
+    add_tree,
+    append,
+    assert_golden,
+    flat_forest,
+    golden_forest,
+    nodes_of,
+    rewards_of,
+)
 
 from treepo import core
 from treepo.advantages import (
@@ -43,15 +52,6 @@ OF_NODES = {
     "treepo_spo": "spo",
 }
 NODE_PRESETS = [name for name, preset in PRESETS.items() if preset.level is Level.NODE]
-
-
-def nodes_of(forest, path):
-    """A trajectory's nodes from the root's child down."""
-    nodes, found, node = forest.nodes(), [], forest.nodes().leaf[path]
-    while nodes.parent[node] >= 0:
-        found.append(node)
-        node = nodes.parent[node]
-    return found[::-1]
 
 
 def entries(forest):
@@ -259,7 +259,7 @@ def test_branchgrpo_has_mean_0_and_variance_1_at_each_depth(grow_forest):
         for depth in range(int(level.max()) + 1):
             own = values[(nodes.tree == tree) & (level == depth)]
             if own.any():
-                np.testing.assert_allclose([own.mean(), own.std()], [0, 1], atol=1e-3)
+                np.testing.assert_allclose([own.mean(), own.std(ddof=1)], [0, 1], atol=1e-3)
 
 
 def test_without_the_root_a_leaf_without_groups_has_no_advantage():

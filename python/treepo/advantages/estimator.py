@@ -194,10 +194,12 @@ def _leaf_values(forest: Forest, rewards: F64, preset: Preset) -> F64:
     if preset.leaves is Leaves.REWARD:
         return rewards
     tree, num_trees = forest.paths.tree, forest.num_trees
-    if preset.leaves is Leaves.GROUP_Z:
-        values = minus_group_mean(tree, num_trees, rewards) / group_std(tree, num_trees, rewards)
-    else:
+    if preset.leaves is Leaves.ANCESTORS:
         values = minus_ancestors(forest, rewards, preset.ancestors)
+    else:
+        ddof = 0 if preset.leaves is Leaves.GROUP_Z_OVER_ALL else 1
+        values = minus_group_mean(tree, num_trees, rewards)
+        values = values / group_std(tree, num_trees, rewards, ddof)
     return np.where(np.isnan(rewards), np.nan, values)
 
 

@@ -98,21 +98,22 @@ def level_of_groups(group: npt.NDArray[np.integer], num_groups: int, values: F64
     return level
 
 
-def group_std(group: npt.NDArray[np.integer], num_groups: int, rewards: F64) -> F64:
+def group_std(group: npt.NDArray[np.integer], num_groups: int, rewards: F64, ddof: int = 1) -> F64:
     """Return the standard deviation of the rewards of each trajectory's group, plus 1e-6.
 
     Args:
         group: [P], the group of each trajectory.
         num_groups: Number of groups.
         rewards: f64[P]; NaN where a trajectory is not scored.
+        ddof: Squares are divided by n minus this.
 
     Returns:
-        f64[P], over n - 1; 1 for the only trajectory of a group.
+        f64[P]; 1 for the only trajectory of a group.
     """
     centered = minus_group_mean(group, num_groups, rewards)
     squares = np.bincount(group, centered**2, minlength=num_groups)
     num_scored = np.bincount(group, ~np.isnan(rewards), minlength=num_groups)
-    std = np.sqrt(squares / np.maximum(num_scored - 1, 1))
+    std = np.sqrt(squares / np.maximum(num_scored - ddof, 1))
     std[np.bincount(group, minlength=num_groups) == 1] = 1.0
     result: F64 = (std + _STD_EPSILON)[group]
     return result

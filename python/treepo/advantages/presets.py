@@ -29,6 +29,8 @@ class Leaves(StrEnum):
     """R_l."""
     GROUP_Z = "group_z"
     """(R_l - mean) / (std + 1e-6) over the leaves of the tree, std with n - 1."""
+    GROUP_Z_OVER_ALL = "group_z_over_all"
+    """As group_z, std with n."""
     ANCESTORS = "ancestors"
     """R_l minus the means of its ancestors' leaves, pooled as `Preset.ancestors` says."""
 
@@ -79,7 +81,7 @@ class Scale(StrEnum):
     SQRT_LEAVES = "sqrt_leaves"
     """Square root of the size of L(s)."""
     DEPTH_Z = "depth_z"
-    """Mean 0 and variance 1 over the nodes of a tree with the same number of ancestors."""
+    """Mean 0 and variance 1 (n - 1) over the nodes of a tree with the same number of ancestors."""
     BATCH_TOKENS = "batch_tokens"
     """Whitened over all sampled tokens of the forest, see `treepo.advantages.whiten`."""
 
@@ -250,15 +252,16 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         ),
         "treerl": Preset(
             formula="((V(s) - V(root)) + (V(s) - V(p(s)))) / sqrt(|L(s)|)",
-            source="TreeRL, arXiv 2506.11902, the formula of the paper; its code also removes "
-            "the mean over tokens",
+            source="TreeRL, arXiv 2506.11902, the formula of the paper, which is also AttnRL's "
+            "published code, arXiv 2509.26628; TreeRL's own code differs, see below",
             level=Level.NODE,
             baselines=(Baseline.ROOT, Baseline.PARENT),
             scale=Scale.SQRT_LEAVES,
         ),
         "treerpo": Preset(
             formula="(V(s) - mean of siblings) / std of siblings, 0 where they agree",
-            source="TreeRPO, arXiv 2506.05183; the scale is recalled, not checked",
+            source="TreeRPO, arXiv 2506.05183; the scale is recalled, its code was not found; the "
+            "numbers are those of SPO-tree's published code: grpo",
             level=Level.NODE,
             baselines=(Baseline.SIBLINGS,),
             backup=Backup.CHILD_MEAN,
@@ -267,17 +270,17 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         "tree_grpo": Preset(
             formula="z(R_l) in the tree + z(R_l) below its branch of the root",
             source="Tree-GRPO, arXiv 2509.21240, published code: tree; its trees of one prompt are "
-            "the branches of the root here",
+            "the branches of the root here. Alone in its branch a leaf has 0 from it, there R_l",
             baselines=(Baseline.ROOT,),
             scale=Scale.GROUP_AND_BRANCH_STD,
         ),
         "at2po": Preset(
-            formula="V(s), leaves z(R_l) in the tree",
-            source="AT2PO, arXiv 2601.04767, the paper's best option; that leaves are normalised "
-            "first is our reading",
+            formula="V(s), leaves z(R_l) in the tree, deviation over n",
+            source="AT2PO, arXiv 2601.04767, published code: leaf_value_norm, child_mean, "
+            "node_value; its script weights children by the softmax of their surprisal instead",
             level=Level.NODE,
             baselines=(Baseline.NOTHING,),
-            leaves=Leaves.GROUP_Z,
+            leaves=Leaves.GROUP_Z_OVER_ALL,
             backup=Backup.CHILD_MEAN,
         ),
         "treeadv": Preset(
@@ -289,7 +292,8 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         ),
         "branchgrpo": Preset(
             formula="z-score of V(s) among the nodes of its depth in the tree",
-            source="BranchGRPO, arXiv 2509.06040, published code, path-weighted",
+            source="BranchGRPO, arXiv 2509.06040, published code: tree_prob_weighted; its script "
+            "leaves that off: leaf means",
             level=Level.NODE,
             baselines=(Baseline.NOTHING,),
             backup=Backup.CHILD_SOFTMAX,
@@ -297,7 +301,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         ),
         "vineppo": Preset(
             formula="V(s) - V(p(s))",
-            source="in the style of VinePPO, arXiv 2410.01679: the tree's own leaves stand in for "
+            source="VinePPO, arXiv 2410.01679, published code; the tree's own leaves stand in for "
             "fresh rollouts",
             level=Level.NODE,
             baselines=(Baseline.PARENT,),

@@ -109,7 +109,7 @@ def _by_sibling_std(forest: Forest, differences: F64, values: F64) -> F64:
 
 
 def _z_of_depth(forest: Forest, differences: F64) -> F64:
-    """Return z-scores over the nodes of a tree with as many ancestors; equal ones have 0."""
+    """Return z-scores (n - 1) over the nodes of a tree with as many ancestors; 0 for equal ones."""
     nodes = forest.nodes()
     level = num_ancestors(nodes)
     width = int(level.max(initial=0)) + 1
@@ -120,7 +120,7 @@ def _z_of_depth(forest: Forest, differences: F64) -> F64:
     mean = np.bincount(group, np.nan_to_num(differences), minlength=num_groups) / count
     deviation = differences - mean[group]
     squares = np.bincount(group, np.nan_to_num(deviation) ** 2, minlength=num_groups)
-    std = np.sqrt(squares / count)[group]
+    std = np.sqrt(squares / np.maximum(count - 1.0, 1.0))[group]
     result: F64 = np.where(
         std > _SIBLING_EPSILON, deviation / (std + _SIBLING_EPSILON), 0.0 * deviation
     )
