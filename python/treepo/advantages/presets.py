@@ -253,7 +253,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         "treerl": Preset(
             formula="((V(s) - V(root)) + (V(s) - V(p(s)))) / sqrt(|L(s)|)",
             source="TreeRL, arXiv 2506.11902, the formula of the paper, which is also AttnRL's "
-            "published code, arXiv 2509.26628; TreeRL's own code differs, see below",
+            "published code, arXiv 2509.26628; TreeRL's own code differs (docs/advantages.md)",
             level=Level.NODE,
             baselines=(Baseline.ROOT, Baseline.PARENT),
             scale=Scale.SQRT_LEAVES,

@@ -74,8 +74,9 @@ unsafe fn norm_row<S: Simd, T: Element>(
     output: *mut T,
 ) {
     unsafe {
-        let mean = sum_of_squares::<S, T>(input, norm.width) / norm.width as f32;
-        let scale = S::splat(1.0 / (mean + norm.eps).sqrt());
+        // In double precision, as an error here would be the whole row's.
+        let mean = f64::from(sum_of_squares::<S, T>(input, norm.width)) / norm.width as f64;
+        let scale = S::splat((1.0 / (mean + f64::from(norm.eps)).sqrt()) as f32);
         let offset = S::splat(norm.offset);
         for at in (0..norm.width).step_by(S::LANES) {
             let count = S::LANES.min(norm.width - at);
