@@ -1,6 +1,8 @@
 //! Time of one layer's attention against a plain read of as much memory.
 //!
-//! `cargo run --release -p treepo-kernels --example attention_bench [threads]`
+//! `cargo run --release -p treepo-kernels --example attention_bench [threads [load]]`
+//!
+//! `load` is the place of one load in the list; without it all are measured, in both formats.
 #![allow(unsafe_code, reason = "kernels take raw buffers")]
 #![allow(clippy::print_stdout, reason = "it prints its measurements")]
 #![allow(clippy::disallowed_methods, reason = "it takes the time")]
@@ -185,8 +187,14 @@ fn main() {
     }
     loads.push(Load { num_rows: 16, kv_len: 64, num_tokens: 64, is_shared: false });
     loads.push(Load { num_rows: 1, kv_len: 1024, num_tokens: 1024, is_shared: false });
-    for load in loads {
+    let only: Option<usize> = std::env::args().nth(2).and_then(|x| x.parse().ok());
+    for (index, load) in loads.into_iter().enumerate() {
+        if only.is_some_and(|only| only != index) {
+            continue;
+        }
         measure::<f32>(&team, level, "f32", load);
-        measure::<Bf16>(&team, level, "bf16", load);
+        if only.is_none() {
+            measure::<Bf16>(&team, level, "bf16", load);
+        }
     }
 }

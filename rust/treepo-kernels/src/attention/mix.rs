@@ -20,7 +20,7 @@ pub(super) unsafe fn mix<S: Simd, E: Element, const N: usize>(
     weights: &Scores<N>,
     spans: &[Span; N],
     factors: &[f32; N],
-    ahead: Ahead,
+    ahead: Option<Ahead>,
     mixed: *mut f32,
 ) {
     let (mut from, mut end) = (0, TILE);
@@ -64,7 +64,7 @@ pub(super) unsafe fn mix<S: Simd, E: Element, const N: usize>(
 struct Part {
     weights: *const f32,
     span: Span,
-    ahead: Ahead,
+    ahead: Option<Ahead>,
 }
 
 /// # Safety
@@ -73,7 +73,7 @@ struct Part {
 #[inline(always)]
 unsafe fn add<S: Simd, E: Element, const N: usize>(
     values: &Values<E>,
-    part: Part,
+    mut part: Part,
     factors: &[f32; N],
     mixed: *mut f32,
 ) {
@@ -86,6 +86,7 @@ unsafe fn add<S: Simd, E: Element, const N: usize>(
                 1..4 => S::call(Sums::<E, N, 1> { values, part, factors, mixed, first }),
                 _ => S::call(Sums::<E, N, 4> { values, part, factors, mixed, first }),
             };
+            part.ahead = None;
         }
     }
 }
@@ -100,13 +101,28 @@ struct Sums<'a, E, const N: usize, const V: usize> {
 }
 
 #[allow(clippy::inline_always, reason = "inlined into functions that enable the instructions")]
-#[allow(clippy::needless_range_loop, reason = "loops over constants stay in registers")]
 impl<E: Element, const N: usize, const V: usize> Kernel for Sums<'_, E, N, V> {
     type Output = usize;
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) -> usize {
-        let Self { values, part, factors, mixed, first } = self;
+        // SAFETY: the condition of `mix`.
+        unsafe {
+            match self.part.ahead {
+                Some(ahead) => self.sum::<S>(|key| ahead.fetch(key)),
+                None => self.sum::<S>(|_| ()),
+            }
+        }
+        V
+    }
+}
+
+#[allow(clippy::inline_always, reason = "inlined into functions that enable the instructions")]
+#[allow(clippy::needless_range_loop, reason = "loops over constants stay in registers")]
+impl<E: Element, const N: usize, const V: usize> Sums<'_, E, N, V> {
+    #[inline(always)]
+    unsafe fn sum<S: Simd>(&self, fetch: impl Fn(usize)) {
+        let Self { values, part, factors, mixed, first } = *self;
         let stride = values.stride;
         // SAFETY: the condition of `mix`.
         unsafe {
@@ -122,17 +138,16 @@ impl<E: Element, const N: usize, const V: usize> Kernel for Sums<'_, E, N, V> {
                 let (start, bound) = (values.bounds[run], values.bounds[run + 1]);
                 let base = values.starts[run].add(first * S::LANES);
                 for key in part.span.from.max(start)..part.span.end.min(bound) {
-                    if N < 4 && V == 4 {
-                        part.ahead.fetch(key);
-                    }
-                    let mut value = [S::splat(0.0); V];
-                    for v in 0..V {
-                        value[v] = E::load::<S>(base.add((key - start) * stride + v * S::LANES));
-                    }
+                    fetch(key);
+                    let mut weight = [S::splat(0.0); N];
                     for n in 0..N {
-                        let weight = S::splat(*part.weights.add(n * TILE + key));
-                        for v in 0..V {
-                            sums[n][v] = S::mul_add(weight, value[v], sums[n][v]);
+                        weight[n] = S::splat(*part.weights.add(n * TILE + key));
+                    }
+                    for v in 0..V {
+                        let from = base.add((key - start) * stride + v * S::LANES);
+                        let value = E::load::<S>(from);
+                        for n in 0..N {
+                            sums[n][v] = S::mul_add(weight[n], value, sums[n][v]);
                         }
                     }
                 }
@@ -143,6 +158,5 @@ impl<E: Element, const N: usize, const V: usize> Kernel for Sums<'_, E, N, V> {
                 }
             }
         }
-        V
     }
 }

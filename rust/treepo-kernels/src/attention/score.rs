@@ -23,7 +23,7 @@ pub(super) unsafe fn score<S: Simd, E: Element, const N: usize>(
     query: *const f32,
     key_dim: usize,
     vectors: Range<usize>,
-    ahead: Ahead,
+    mut ahead: Option<Ahead>,
     scores: &mut Scores<N>,
 ) {
     let Range { start: mut first, end } = vectors;
@@ -32,6 +32,7 @@ pub(super) unsafe fn score<S: Simd, E: Element, const N: usize>(
     unsafe {
         while first < end {
             let to = to.add(first * S::LANES);
+            let ahead = ahead.take();
             first += match end - first {
                 1..4 => S::call(Dots::<E, N, 1> { keys, query, key_dim, first, ahead, to }),
                 _ => S::call(Dots::<E, N, 4> { keys, query, key_dim, first, ahead, to }),
@@ -46,36 +47,49 @@ struct Dots<'a, E, const N: usize, const V: usize> {
     query: *const f32,
     key_dim: usize,
     first: usize,
-    ahead: Ahead,
+    ahead: Option<Ahead>,
     /// `[N, TILE]`
     to: *mut f32,
 }
 
 #[allow(clippy::inline_always, reason = "inlined into functions that enable the instructions")]
-#[allow(clippy::needless_range_loop, reason = "loops over constants stay in registers")]
 impl<E: Element, const N: usize, const V: usize> Kernel for Dots<'_, E, N, V> {
     type Output = usize;
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) -> usize {
-        let Self { keys, query, key_dim, first, ahead, to } = self;
+        // SAFETY: the condition of `score`.
+        unsafe {
+            match self.ahead {
+                Some(ahead) => self.sum::<S>(|d| ahead.fetch(d)),
+                None => self.sum::<S>(|_| ()),
+            }
+        }
+        V
+    }
+}
+
+#[allow(clippy::inline_always, reason = "inlined into functions that enable the instructions")]
+#[allow(clippy::needless_range_loop, reason = "loops over constants stay in registers")]
+impl<E: Element, const N: usize, const V: usize> Dots<'_, E, N, V> {
+    #[inline(always)]
+    unsafe fn sum<S: Simd>(&self, fetch: impl Fn(usize)) {
+        let Self { keys, query, key_dim, first, to, .. } = *self;
         // SAFETY: the condition of `score`.
         unsafe {
             let mut starts = [std::ptr::null(); V];
             starts.copy_from_slice(&keys.starts[first..first + V]);
             let mut sums = [[S::splat(0.0); V]; N];
             for d in 0..key_dim {
-                if N < 4 && V == 4 {
-                    ahead.fetch(d);
-                }
-                let mut key = [S::splat(0.0); V];
-                for v in 0..V {
-                    key[v] = E::load::<S>(starts[v].add(d * keys.stride));
-                }
+                fetch(d);
+                let mut x = [S::splat(0.0); N];
                 for n in 0..N {
-                    let x = S::splat(*query.add(n * key_dim + d));
-                    for v in 0..V {
-                        sums[n][v] = S::mul_add(x, key[v], sums[n][v]);
+                    x[n] = S::splat(*query.add(n * key_dim + d));
+                }
+                for v in 0..V {
+                    let key = E::load::<S>(starts[v].add(d * keys.stride));
+                    for n in 0..N {
+                        sums[n][v] = S::mul_add(x[n], key, sums[n][v]);
                     }
                 }
             }
@@ -85,6 +99,5 @@ impl<E: Element, const N: usize, const V: usize> Kernel for Dots<'_, E, N, V> {
                 }
             }
         }
-        V
     }
 }

@@ -235,11 +235,12 @@ impl<T: Element> Task<'_, T> {
     }
 
     /// Takes those of some neighbouring queries that see a tile through it, as many in registers at
-    /// a time as fit.
+    /// a time as fit. The first of them ask for what comes ahead.
     #[inline(always)]
     unsafe fn attend<S: Simd>(&self, tile: &Tile<T>, queries: Range<usize>, ahead: Ahead) {
-        let widest = if S::LANES == 16 { 6 } else { 2 };
+        let widest = if S::LANES == 16 { 6 } else { 3 };
         let mut first = queries.start;
+        let mut ahead = Some([tile.ahead, ahead]);
         // SAFETY: the caller's condition.
         unsafe {
             while first < queries.end {
@@ -252,10 +253,12 @@ impl<T: Element> Task<'_, T> {
                     // As even as can be, so that few are left over.
                     let rest = end - first;
                     let width = rest.div_ceil(rest.div_ceil(widest));
+                    let ahead = ahead.take();
                     first += match width {
+                        1 => self.block::<S, 1>(tile, first, ahead),
                         2 if S::LANES < 16 => self.block::<S, 2>(tile, first, ahead),
-                        1 | 2 => self.block::<S, 1>(tile, first, ahead),
-                        3 if S::LANES == 16 => self.block::<S, 3>(tile, first, ahead),
+                        2 => self.block::<S, 1>(tile, first, ahead),
+                        3 => self.block::<S, 3>(tile, first, ahead),
                         4 | 5 if S::LANES == 16 => self.block::<S, 4>(tile, first, ahead),
                         _ if S::LANES == 16 => self.block::<S, 6>(tile, first, ahead),
                         _ => unreachable!(),
@@ -268,15 +271,17 @@ impl<T: Element> Task<'_, T> {
         }
     }
 
-    /// Takes `N` neighbouring queries through a tile; returns `N`.
+    /// Takes `N` neighbouring queries through a tile; returns `N`. `ahead`: what to ask for while
+    /// scores are computed and while values are summed.
     #[inline(always)]
     unsafe fn block<S: Simd, const N: usize>(
         &self,
         tile: &Tile<T>,
         first: usize,
-        ahead: Ahead,
+        ahead: Option<[Ahead; 2]>,
     ) -> usize {
         let (shape, area) = (self.layer.shape, self.area);
+        let [during_scores, during_sums] = [0, 1].map(|i| ahead.map(|ahead| ahead[i]));
         // SAFETY: the queries exist.
         unsafe {
             let spans = self.spans::<N>(tile, first);
@@ -287,19 +292,13 @@ impl<T: Element> Task<'_, T> {
             let vectors = from / S::LANES..end.div_ceil(S::LANES);
             let mut scores = Scores([[0.0; TILE]; N]);
             let query = area.query.add(first * shape.key_dim).cast_const();
+            let key_dim = shape.key_dim;
             match &tile.keys {
                 Source::Wide(keys) => {
-                    score::<S, f32, N>(
-                        keys,
-                        query,
-                        shape.key_dim,
-                        vectors,
-                        tile.ahead,
-                        &mut scores,
-                    );
+                    score::<S, f32, N>(keys, query, key_dim, vectors, during_scores, &mut scores);
                 }
                 Source::Pool(keys) if !is_f32::<T>() => {
-                    score::<S, T, N>(keys, query, shape.key_dim, vectors, tile.ahead, &mut scores);
+                    score::<S, T, N>(keys, query, key_dim, vectors, during_scores, &mut scores);
                 }
                 Source::Pool(_) => unreachable!("f32 is wide"),
             }
@@ -309,10 +308,10 @@ impl<T: Element> Task<'_, T> {
             let mixed = area.mixed.add(first * self.pool.value_stride);
             match &tile.values {
                 Source::Wide(values) => {
-                    mix::mix::<S, f32, N>(values, &scores, &spans, &factors, ahead, mixed);
+                    mix::mix::<S, f32, N>(values, &scores, &spans, &factors, during_sums, mixed);
                 }
                 Source::Pool(values) if !is_f32::<T>() => {
-                    mix::mix::<S, T, N>(values, &scores, &spans, &factors, ahead, mixed);
+                    mix::mix::<S, T, N>(values, &scores, &spans, &factors, during_sums, mixed);
                 }
                 Source::Pool(_) => unreachable!("f32 is wide"),
             }
