@@ -35,6 +35,12 @@ test:
     cargo test --package treepo-kernels
     {{python}} -m pytest
 
+# The Rust tests for aarch64 under an emulator; docs/design/kernels.md says what it needs.
+test-aarch64:
+    CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc \
+    CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64 -L /usr/aarch64-linux-gnu" \
+    cargo test --target aarch64-unknown-linux-gnu --package treepo --package treepo-kernels --features treepo/sim
+
 # The slow tests; they need the prepared SmolLM2 folder (`just smollm2`).
 test-slow:
     {{python}} -m pytest -m slow

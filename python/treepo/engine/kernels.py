@@ -23,7 +23,7 @@ class Kernels:
     """CPU kernels on torch's own threads.
 
     Attributes:
-        level: Instruction set: portable, avx2 or avx512.
+        level: Instruction set: portable, neon, avx2 or avx512.
     """
 
     def __init__(self, num_threads: int | None = None, *, level: str | None = None) -> None:

@@ -13,7 +13,7 @@ pub(super) const VECTORS: usize = 2;
 pub fn panel_width(level: Level) -> usize {
     VECTORS
         * match level {
-            Level::Portable | Level::Avx2 => 8,
+            Level::Portable | Level::Neon | Level::Avx2 => 8,
             Level::Avx512 => 16,
         }
 }

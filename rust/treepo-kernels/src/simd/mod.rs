@@ -4,13 +4,17 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod portable;
 
 /// An instruction set that kernels are compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Level {
-    /// Eight lanes in plain Rust; on aarch64 the compiler makes NEON of it.
+    /// Eight lanes in plain Rust.
     Portable,
+    /// NEON of aarch64, eight lanes in two registers.
+    Neon,
     /// AVX2 and FMA, eight lanes.
     Avx2,
     /// AVX-512 (F, BW, DQ, VL), sixteen lanes.
@@ -19,7 +23,7 @@ pub enum Level {
 
 impl Level {
     /// Every level, slowest first.
-    pub const ALL: [Self; 3] = [Self::Portable, Self::Avx2, Self::Avx512];
+    pub const ALL: [Self; 4] = [Self::Portable, Self::Neon, Self::Avx2, Self::Avx512];
 
     /// The fastest level of this processor.
     pub fn detect() -> Self {
@@ -29,10 +33,15 @@ impl Level {
 
     /// Whether this processor has the level.
     pub fn is_available(self) -> bool {
-        #[cfg(target_arch = "x86_64")]
         match self {
             Self::Portable => true,
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => std::arch::is_aarch64_feature_detected!("neon"),
+            #[cfg(not(target_arch = "aarch64"))]
+            Self::Neon => false,
+            #[cfg(target_arch = "x86_64")]
             Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            #[cfg(target_arch = "x86_64")]
             Self::Avx512 => {
                 Self::Avx2.is_available()
                     && is_x86_feature_detected!("avx512f")
@@ -40,15 +49,16 @@ impl Level {
                     && is_x86_feature_detected!("avx512dq")
                     && is_x86_feature_detected!("avx512vl")
             }
+            #[cfg(not(target_arch = "x86_64"))]
+            Self::Avx2 | Self::Avx512 => false,
         }
-        #[cfg(not(target_arch = "x86_64"))]
-        matches!(self, Self::Portable)
     }
 
     /// Its name in messages and options.
     pub fn name(self) -> &'static str {
         match self {
             Self::Portable => "portable",
+            Self::Neon => "neon",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
         }
@@ -145,12 +155,16 @@ pub fn run<K: Kernel>(level: Level, kernel: K) -> K::Output {
     unsafe {
         match level {
             Level::Portable => portable::run(kernel),
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon => neon::run(kernel),
+            #[cfg(not(target_arch = "aarch64"))]
+            Level::Neon => unreachable!(),
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => avx2::run(kernel),
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 => avx512::run(kernel),
             #[cfg(not(target_arch = "x86_64"))]
-            _ => unreachable!(),
+            Level::Avx2 | Level::Avx512 => unreachable!(),
         }
     }
 }
