@@ -68,7 +68,7 @@ def compare(
     load = list(os.getloadavg())
     rows = max(options.prompts) * options.width
     setting = programs.Setting(options=options, dtype=dtype, omp=omp, max_num_seqs=rows)
-    names = ["treepo"] if options.growth else ["treepo", "vllm"]
+    names = ["treepo"] if options.growth else options.contestants
     with Field(programs.build(names, setting)) as field:
         results = {}
         for count in options.prompts:
@@ -103,7 +103,9 @@ def compare(
 def measure(field: Field, options: argparse.Namespace, tree: Request) -> dict[str, Any]:
     """Warm-up and rounds of one case; prints and returns the medians."""
     flat = replace(tree, segment_len=None, max_depth=1)
-    turns = {"tree": ("treepo", tree), "flat": ("treepo", flat), "vllm": ("vllm", flat)}
+    turns = {"tree": ("treepo", tree), "flat": ("treepo", flat)}
+    if "vllm" in options.contestants:
+        turns["vllm"] = ("vllm", flat)
     for name, asked in turns.values():
         segment_len = None if asked.segment_len is None else 1
         warm_up = replace(asked, max_tokens=WARM_UP_TOKENS, segment_len=segment_len)
@@ -237,6 +239,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--trees", type=shape, nargs="+", default=[(7, 32), (4, 64)], help="depth x segment, 7x32"
     )
+    parser.add_argument("--contestants", nargs="+", default=["treepo", "vllm"])
     parser.add_argument("--growth", type=int, default=0, help="only this many trees in a row")
     return parser.parse_args()
 

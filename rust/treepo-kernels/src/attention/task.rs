@@ -255,9 +255,8 @@ impl<T: Element> Task<'_, T> {
                     let width = rest.div_ceil(rest.div_ceil(widest));
                     let ahead = ahead.take();
                     first += match width {
-                        1 => self.block::<S, 1>(tile, first, ahead),
                         2 if S::LANES < 16 => self.block::<S, 2>(tile, first, ahead),
-                        2 => self.block::<S, 1>(tile, first, ahead),
+                        1 | 2 => self.block::<S, 1>(tile, first, ahead),
                         3 => self.block::<S, 3>(tile, first, ahead),
                         4 | 5 if S::LANES == 16 => self.block::<S, 4>(tile, first, ahead),
                         _ if S::LANES == 16 => self.block::<S, 6>(tile, first, ahead),
