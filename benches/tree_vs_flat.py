@@ -15,6 +15,7 @@ that step (prompts, and tokens sampled in all trees) plus one block a path. `sla
 (KV - paths x block size) / unique tokens.
 
     python benches/tree_vs_flat.py --model FOLDER --peer-python PEER/bin/python
+    python benches/tree_vs_flat.py --model FOLDER --contestants treepo
     python benches/tree_vs_flat.py --model FOLDER --growth 200
 """
 

@@ -17,17 +17,6 @@ pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
     unsafe { kernel.run::<Avx2>() }
 }
 
-/// [`run`] as a function of its own: without the instructions it cannot be inlined into one that has
-/// them, while `inline(never)` has no effect on `run` itself.
-///
-/// # Safety
-/// As [`run`].
-#[inline(never)]
-unsafe fn apart<K: Kernel>(kernel: K) -> K::Output {
-    // SAFETY: this function's own condition.
-    unsafe { run(kernel) }
-}
-
 /// All bits set in the first `count` lanes.
 #[allow(clippy::inline_always, reason = "inlined into functions that enable the instructions")]
 #[inline(always)]
@@ -45,8 +34,8 @@ unsafe impl Simd for Avx2 {
     type F32 = __m256;
 
     #[inline(always)]
-    unsafe fn call<K: Kernel>(kernel: K) -> K::Output {
-        unsafe { apart(kernel) }
+    unsafe fn enter<K: Kernel>(kernel: K) -> K::Output {
+        unsafe { run(kernel) }
     }
     #[inline(always)]
     unsafe fn splat(x: f32) -> __m256 {

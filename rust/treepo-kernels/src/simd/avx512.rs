@@ -22,17 +22,6 @@ fn first(count: usize) -> __mmask16 {
     (1 << count) - 1
 }
 
-/// [`run`] as a function of its own: without the instructions it cannot be inlined into one that has
-/// them, while `inline(never)` has no effect on `run` itself.
-///
-/// # Safety
-/// As [`run`].
-#[inline(never)]
-unsafe fn apart<K: Kernel>(kernel: K) -> K::Output {
-    // SAFETY: this function's own condition.
-    unsafe { run(kernel) }
-}
-
 // SAFETY: each operation is the intrinsic of its name; loads and stores touch what they say.
 #[allow(clippy::inline_always, reason = "inlined into functions that enable the instructions")]
 unsafe impl Simd for Avx512 {
@@ -40,8 +29,8 @@ unsafe impl Simd for Avx512 {
     type F32 = __m512;
 
     #[inline(always)]
-    unsafe fn call<K: Kernel>(kernel: K) -> K::Output {
-        unsafe { apart(kernel) }
+    unsafe fn enter<K: Kernel>(kernel: K) -> K::Output {
+        unsafe { run(kernel) }
     }
     #[inline(always)]
     unsafe fn splat(x: f32) -> __m512 {

@@ -78,8 +78,15 @@ pub unsafe trait Simd: Copy {
     /// The vector.
     type F32: Copy;
 
-    /// Runs a kernel of this level as a function of its own, which keeps the caller small.
-    unsafe fn call<K: Kernel>(kernel: K) -> K::Output;
+    /// Runs a kernel in a function that has the level's instructions.
+    unsafe fn enter<K: Kernel>(kernel: K) -> K::Output;
+    /// [`Simd::enter`] as a function of its own, so that the kernel has all registers. It does not
+    /// have the instructions: rustc 1.95 drops `inline(never)` from functions that enable some.
+    #[inline(never)]
+    unsafe fn call<K: Kernel>(kernel: K) -> K::Output {
+        // SAFETY: this function's own condition.
+        unsafe { Self::enter(kernel) }
+    }
     /// All lanes `x`.
     unsafe fn splat(x: f32) -> Self::F32;
     /// Reads `LANES` elements.

@@ -70,7 +70,7 @@ unsafe impl Simd for Neon {
     type F32 = float32x4x2_t;
 
     #[inline(always)]
-    unsafe fn call<K: Kernel>(kernel: K) -> K::Output {
+    unsafe fn enter<K: Kernel>(kernel: K) -> K::Output {
         unsafe { run(kernel) }
     }
     #[inline(always)]

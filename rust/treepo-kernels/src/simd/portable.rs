@@ -40,7 +40,7 @@ unsafe impl Simd for Portable {
     type F32 = Lanes;
 
     #[inline(always)]
-    unsafe fn call<K: Kernel>(kernel: K) -> K::Output {
+    unsafe fn enter<K: Kernel>(kernel: K) -> K::Output {
         unsafe { run(kernel) }
     }
     #[inline(always)]
