@@ -43,11 +43,11 @@ test-aarch64:
 
 # The slow tests; they need the prepared SmolLM2 folder (`just smollm2`).
 test-slow:
-    {{python}} -m pytest -m slow
+    {{python}} -m pytest -n 0 -m slow
 
 # Tests on a CUDA device.
 test-gpu:
-    {{python}} -m pytest -m gpu
+    {{python}} -m pytest -n 0 -m gpu
 
 # Simulate more seeds; SEED=n replays one.
 sim seeds="2000":
