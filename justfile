@@ -104,6 +104,10 @@ bench-allocator *args:
 bench-plan *args:
     {{python}} benches/plan_commit.py {{args}}
 
+# What admission's optimism does in a tight pool; counts, no timings.
+bench-admission *args:
+    {{python}} benches/admission.py {{args}}
+
 # Instructions of the core's operations, which no load disturbs; needs valgrind.
 bench-instructions *args:
     {{python}} benches/instruction_counts.py {{args}}
