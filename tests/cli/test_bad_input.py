@@ -109,9 +109,13 @@ def test_prompt_that_the_tokenizer_cannot_encode_is_named(capsys, write_rows):
     assert "cannot encode the prompt 'hello'" in message
 
 
-def test_missing_model_is_named(train, write_rows):
-    message = train("--model", "./no/model", "--data", write_rows([{"prompt": "1", "answer": "1"}]))
-    assert "there is no folder ./no/model" in message
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [("./no/model", ""), ("no_model", ", and it cannot be loaded from the hub")],
+)
+def test_missing_model_is_named(train, write_rows, model, reason):
+    message = train("--model", model, "--data", write_rows([{"prompt": "1", "answer": "1"}]))
+    assert f"there is no folder {model}{reason}" in message
 
 
 def test_unsupported_model_class_is_named(train, tmp_path, tiny_model_dir, write_rows):

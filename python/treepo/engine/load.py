@@ -40,12 +40,18 @@ def load_model(path_or_id: str | Path, config: EngineConfig) -> tuple[PreTrained
     except UnsupportedModelError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"cannot load the model {name}: {_first_line(error)}") from error
+        raise CheckpointError(f"{_what_failed(name)}: {_first_line(error)}") from error
     return model.to(config.device), tokenizer  # type: ignore[arg-type]
 
 
 def _may_be_hub_name(name: str) -> bool:
     return name[:1] not in ("/", ".", "~") and name.count("/") <= 1
+
+
+def _what_failed(name: str) -> str:
+    if Path(name).is_dir():
+        return f"cannot load the model {name}"
+    return f"there is no folder {name}, and it cannot be loaded from the hub"
 
 
 def _first_line(error: Exception) -> str:
