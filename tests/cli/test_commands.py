@@ -121,7 +121,7 @@ def test_help_of_a_command_lists_every_config_key_and_loads_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0
-    assert re.search(r"optimizer.learning_rate=4e-05 +Peak learning rate", done.stdout)
+    assert re.search(r"optimizer.learning_rate=2.7e-05 +Peak learning rate", done.stdout)
 
 
 def test_help_names_choices_and_the_defaults_that_differ_with_a_model():

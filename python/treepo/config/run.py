@@ -66,7 +66,7 @@ class TrainConfig(Section):
     """AdamW and its learning rate."""
     eval: EvalConfig = field(default_factory=EvalConfig)
     """Evaluation on held-out prompts."""
-    num_steps: int = 75
+    num_steps: int = 100
     """Rollout steps of the run; the learning-rate schedule spans them."""
     max_sampled_tokens: int | None = None
     """Sampled tokens after which the run ends before its `num_steps`; the schedule follows what is

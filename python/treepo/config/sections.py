@@ -228,7 +228,7 @@ class UpdateConfig(Section):
 class OptimizerConfig(Section):
     """AdamW and its learning rate."""
 
-    learning_rate: float = 4e-5
+    learning_rate: float = 2.7e-5
     """Peak learning rate; 0 is a control that must not move the model."""
     weight_decay: float = 0.0
     """Decoupled weight decay."""
