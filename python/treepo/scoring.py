@@ -24,7 +24,8 @@ class Scores:
     """Rewards of a forest's trajectories.
 
     Attributes:
-        values: Sum over the reward functions, f32[P]; NaN where none gave a number.
+        values: Sum over the reward functions, f32[P]. A function that returned None is left out of
+            it; NaN where all did, or where one failed or ran out of time.
         by_function: Values of each function by its name, f32[P] each.
         num_timeouts: Calls that ran out of time, for one completion each.
         num_errors: Calls that failed, for one completion each.
@@ -149,7 +150,8 @@ class Scorer:
 def _combine(results: Mapping[str, RewardResult]) -> Scores:
     by_function = {name: result.values for name, result in results.items()}
     stacked = np.stack(list(by_function.values()))
-    known = np.isfinite(stacked).any(axis=0)
+    is_failed = np.stack([result.is_failed for result in results.values()])
+    known = np.isfinite(stacked).any(axis=0) & ~is_failed.any(axis=0)
     values = np.where(known, np.nansum(stacked, axis=0), math.nan).astype(np.float32)
     errors = [result.first_error for result in results.values() if result.first_error]
     num_errors = sum(result.num_errors for result in results.values())

@@ -237,7 +237,9 @@ def test_fall_of_pass_at_k_is_said():
 
 
 def test_completions_without_a_reward_are_said():
-    assert "3 completions got no reward" in before_after(evaluation(), evaluation(num_unscored=3))
+    text = before_after(evaluation(num_unscored=1), evaluation(num_unscored=3))
+    assert "before: 1 completion got no reward" in text
+    assert "after: 3 completions got no reward" in text
 
 
 def test_evaluation_survives_json():

@@ -130,9 +130,11 @@ def test_memory_is_that_of_the_engines_pool(capsys, tiny_model_dir):
         shape = model_shape(folder)
         assert shape.bytes_per_token(Dtype.FLOAT32) == engine.shapes.bytes_per_token
         assert shape.max_model_len == engine.max_model_len
-    plan = planned(capsys, "--model", tiny_model_dir, "engine.dtype=bfloat16")
-    slots = plan["forecast"]["peak_blocks"] * 16
-    assert plan["peak_kv_gib"] == slots * model_shape(tiny_model_dir).numbers_per_token * 2 / 2**30
+    for key in ("dtype", "rollout_dtype", "kv_dtype"):
+        plan = planned(capsys, "--model", tiny_model_dir, f"engine.{key}=bfloat16")
+        slots = plan["forecast"]["peak_blocks"] * 16
+        numbers = slots * model_shape(tiny_model_dir).numbers_per_token
+        assert plan["peak_kv_gib"] == numbers * 2 / 2**30
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ from treepo.errors import (
     DataError,
     InvalidConfigError,
     NotFiniteError,
+    PromptTooLongError,
     RewardError,
 )
 from treepo.train import checkpoint
@@ -203,6 +204,27 @@ def test_reward_that_breaks_in_mid_run_loses_no_finished_step(tiny_model_dir, tm
     with pytest.raises(RewardError):
         trainer(tiny_model_dir, plan, BreakAfter(evaluations + 2)).train()
     assert checkpoint.latest(tmp_path / "run").name == "step_1"
+
+
+def test_prompt_that_does_not_fit_in_mid_run_loses_no_finished_step(tiny_model_dir, tmp_path):
+    plan = config(tmp_path / "run", save_every=0, eval=EvalConfig(num_prompts=0), seed=1)
+    rows = [*ROWS, {"prompt": "1" * 300, "answer": "1"}]
+    model, tokenizer = load_model(str(tiny_model_dir), plan.engine)
+    with pytest.raises(PromptTooLongError):
+        Trainer(model, tokenizer, count_ones, rows, None, plan).train()
+    steps = PromptSource(rows, plan.seed).take(0, len(rows)).index(rows[-1]) // 3
+    assert checkpoint.latest(tmp_path / "run").name == f"step_{steps}"
+
+
+def test_evaluation_that_was_interrupted_is_made_up_for(tiny_model_dir, tmp_path):
+    plan = config(tmp_path / "run", eval=EvalConfig(num_prompts=2, num_samples=2, every=2))
+    # Two calls before, one each of two steps, then the evaluation's first.
+    with pytest.raises(TrainingInterrupted) as caught:
+        trainer(tiny_model_dir, plan, StopAfter(5)).train()
+    assert caught.value.step == 2
+    assert not (tmp_path / "run" / "eval" / "step_2.json").exists()
+    trainer(tiny_model_dir, plan).train(resume=True)
+    assert (tmp_path / "run" / "eval" / "step_2.json").exists()
 
 
 def metrics_of(folder):

@@ -127,6 +127,13 @@ def test_integers_out_of_range_are_named(forest, search, value):
             call()
 
 
+@pytest.mark.parametrize("change", [{"window": 0}, {"num_heads": 0}, {"num_kv_heads": 0}])
+def test_layers_that_see_nothing_are_refused(change):
+    layer = {"num_heads": 4, "num_kv_heads": 2, "key_dim": 8, "value_dim": 8}
+    with pytest.raises(InvalidInputError):
+        core.AttentionLayer(**{**layer, "scaling": 1.0, "keys": 0, "values": 0, **change})
+
+
 @pytest.mark.parametrize("value", [-1, 1 << 64])
 def test_keys_and_seeds_out_of_range_are_named(forest, value):
     with pytest.raises(InvalidInputError, match=f"{value} is not within 0 and {(1 << 64) - 1}"):

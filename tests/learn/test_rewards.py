@@ -1,5 +1,6 @@
 """Reward functions and the processes that call them."""
 
+import importlib
 import math
 import os
 import signal
@@ -17,7 +18,7 @@ from treepo.errors import InvalidConfigError, RewardError
 from treepo.rewards import RewardRunner, boxed, exact_match, last_number, resolve
 from treepo.rewards.math import find_last_boxed, find_last_number, parse_number
 from treepo.rewards.overlong import overlong_punishment
-from treepo.rewards.runner import MAX_SINGLE_TIMEOUTS
+from treepo.rewards.runner import MAX_SINGLE_DEATHS, MAX_SINGLE_TIMEOUTS
 from treepo.tasks.gym import gym_rows
 
 USER_MODULE = """
@@ -67,6 +68,10 @@ USER_MODULE = """
 
     def all_columns(prompts, completions, completion_ids, **columns):
         return [float(repr([prompts, completions, completion_ids, columns]) == EXPECTED)]
+
+    class Unreadable:
+        def __reduce__(self):
+            return int, ("no number",)
 
     EXPECTED = repr([["p"], ["c"], [[1, 2]], {"level": [3]}])
     not_a_function = 3
@@ -298,6 +303,22 @@ def test_only_the_completion_that_ends_the_process_is_an_error(user_module):
     np.testing.assert_array_equal(result.values, [1, math.nan, 1])
     assert result.num_errors == 1
     assert result.first_error == "the worker process died, exit code 7"
+
+
+def test_a_batch_that_kills_its_process_everywhere_is_given_up(user_module, monkeypatch):
+    monkeypatch.setattr("treepo.rewards.runner.MAX_SINGLE_DEATHS", 2)
+    completions = ["x"] * 300
+    result = score(f"{user_module}:die_on_x", completions, num_workers=1)
+    assert np.isnan(result.values).all()
+    assert result.is_failed.all()
+    assert (result.num_timeouts, result.num_errors) == (0, len(completions))
+    assert MAX_SINGLE_DEATHS > 2
+
+
+def test_a_column_that_a_worker_cannot_read_is_refused_with_the_remedy(user_module):
+    unreadable = importlib.import_module(user_module).Unreadable()
+    with pytest.raises(RewardError, match=r"columns cannot be read .*num_workers=0"):
+        score(f"{user_module}:by_length", ["a"], {"column": [unreadable]})
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

@@ -19,7 +19,16 @@ from transformers import (
 from transformers.models.llama import modeling_llama
 
 from treepo.advantages import credit
-from treepo.config import Average, Correct, CorrectionConfig, Kl, LossConfig, Ratio
+from treepo.config import (
+    Autocast,
+    Average,
+    Correct,
+    CorrectionConfig,
+    Kl,
+    LossConfig,
+    Ratio,
+    UpdateConfig,
+)
 from treepo.engine.hook import plain_attention
 from treepo.errors import (
     InvalidConfigError,
@@ -30,6 +39,7 @@ from treepo.errors import (
 from treepo.forest import Forest, TokenKind
 from treepo.train.attention import DensePackedContext, PackedContext
 from treepo.train.check import first_step_check
+from treepo.train.forward import Forward
 from treepo.train.losses import policy_loss
 from treepo.train.objective import Fixed
 from treepo.train.pack import pack
@@ -280,8 +290,24 @@ def test_first_step_check_stops_predictions_from_the_previous_packed_token(
         first_step_check(llama, grow_forest(seed, vocab=23), TEMPERATURE)
 
 
-def test_first_step_check_passes_a_sound_model(llama, grow_forest):
-    assert first_step_check(llama, grow_forest(1, vocab=23), TEMPERATURE) < 1e-4
+@pytest.mark.parametrize("limit", [None, 8])
+def test_first_step_check_passes_a_sound_model(llama, grow_forest, limit):
+    update = UpdateConfig(max_tokens_per_part=limit, autocast=Autocast.BFLOAT16)
+    assert first_step_check(llama, grow_forest(1, vocab=23), TEMPERATURE, update=update) < 1e-4
+
+
+def test_first_step_check_cuts_trees_as_the_update_does(llama, grow_forest, monkeypatch):
+    sizes = []
+    original = Forward.hidden
+
+    def hidden(self, token_ids, positions, context):
+        sizes.append(len(token_ids))
+        return original(self, token_ids, positions, context)
+
+    monkeypatch.setattr(Forward, "hidden", hidden)
+    update = UpdateConfig(max_tokens_per_part=8)
+    first_step_check(llama, grow_forest(1, vocab=23), TEMPERATURE, update=update)
+    assert max(sizes) <= 8
 
 
 def test_first_step_check_stops_a_model_that_ignores_positions(llama, grow_forest, monkeypatch):

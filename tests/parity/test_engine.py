@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_models import MODELS
 from transformers import T5Config, T5ForConditionalGeneration
 
 import treepo.tasks
@@ -81,6 +82,31 @@ def test_the_pool_can_be_released_and_made_again(engine, prompts):
     before = tokens(engine.rollout(prompts, SEARCH))
     engine.release()
     assert tokens(engine.rollout(prompts, SEARCH)) == before
+
+
+def test_a_pool_that_is_made_again_is_as_large_whatever_is_free_by_then(make_model, monkeypatch):
+    engine = Engine(make_model("llama"), None, EngineConfig(max_num_seqs=4))
+    size = engine.acquire().num_blocks
+    engine.release()
+    monkeypatch.setattr("treepo.engine.kv.free_bytes", lambda device: 1 << 20)
+    assert engine.acquire().num_blocks == size
+
+
+@pytest.mark.parametrize("kind", ["longrope", "dynamic"])
+def test_positions_at_which_rows_would_rotate_each_other_are_refused(kind):
+    rope = {"rope_type": kind, "rope_theta": 10000.0, "original_max_position_embeddings": 24}
+    if kind == "longrope":
+        factors = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "factor": 4.0}
+    else:
+        factors = {"factor": 4.0}
+    model = MODELS["phi3"].make(rope_parameters=rope | factors)
+    with pytest.raises(InvalidConfigError, match=r"beyond 24 tokens .* at most 24"):
+        Engine(model, None, EngineConfig(max_model_len=25))
+    engine = Engine(model, None, EngineConfig(max_model_len=24))
+    prompts = [list(range(1, 21)), [3, 4]]
+    both = tokens(engine.generate(prompts, max_tokens=4, keys=[0, 1]))
+    alone = [tokens(engine.generate([p], max_tokens=4, keys=[k])) for k, p in enumerate(prompts)]
+    assert both == alone[0] + alone[1]
 
 
 def test_statistics_count_what_was_sampled(engine, prompts):

@@ -1,6 +1,7 @@
 """The overlay computes what the model computes, follows its weights and leaves it as it was."""
 
 import copy
+import importlib
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,6 +15,7 @@ from treepo.core import Activation
 from treepo.engine import Engine, install
 from treepo.engine.fused import Fusion, PackedLinear, build, build_overlay, can_pack, products
 from treepo.engine.fused.linear import layers_by_input
+from treepo.engine.fused.modules import rotary_function
 from treepo.engine.kernels import Kernels
 from treepo.errors import InvalidInputError, UnsupportedModelError
 
@@ -169,6 +171,35 @@ def test_kernels_refuse_mixed_number_formats():
         kernels.rms_norm(x, weight, 1e-6, 0.0)
     with torch.no_grad(), pytest.raises(InvalidInputError, match="bfloat16"):
         kernels.gate(Activation.SILU, x, x.bfloat16())
+
+
+def test_kernels_refuse_shapes_that_do_not_fit_together():
+    kernels = Kernels(1)
+    x = torch.ones(4, 8)
+    packed = kernels.pack(torch.ones(3, 8), lambda *_: None)
+    heads = torch.ones(4, 2, 8)
+    for call in (
+        lambda: kernels.gate(Activation.SILU, x, x[:, :1]),
+        lambda: kernels.rms_norm(x, torch.ones(1), 1e-6, 0.0),
+        lambda: kernels.linear(x, packed, 3, torch.ones(2)),
+        lambda: kernels.linear(x, packed, 3, None, torch.ones(1, 3)),
+        lambda: kernels.attend(None, None, heads, heads[:3], heads[:3]),
+        lambda: kernels.attend(None, None, heads, heads, heads[:, :1]),
+    ):
+        with pytest.raises(InvalidInputError, match="do not fit together"):
+            call()
+    query, cos = torch.ones(1, 2, 4, 8), torch.ones(1, 4, 8)
+    assert kernels.can_rotate(query, query, cos, cos)
+    assert not kernels.can_rotate(query, query, cos, cos[:, :, :4])
+    assert not kernels.can_rotate(query, query[:, :, :3], cos, cos)
+    assert not kernels.can_rotate(query, query, cos, cos.double())
+
+
+@pytest.mark.parametrize(("family", "is_by_the_kernel"), [("llama", True), ("glm", False)])
+def test_a_rotary_function_that_turns_neighbours_is_left_alone(family, is_by_the_kernel):
+    source = f"transformers.models.{family}.modeling_{family}"
+    importlib.import_module(source)
+    assert (rotary_function(source, Kernels(1)) is not None) == is_by_the_kernel
 
 
 def test_sinks_that_a_model_makes_anew_at_each_call_are_no_obstacle(make_model, monkeypatch):

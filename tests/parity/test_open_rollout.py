@@ -104,6 +104,27 @@ def test_a_callback_that_gives_up_loses_no_token(engine):
     assert_same(whole, rollout.run(9))
 
 
+def test_trees_that_are_done_when_a_callback_gives_up_are_returned_by_the_next_call(engine):
+    class StoppedError(Exception):
+        pass
+
+    def stop(stats):
+        if stats.finished_trees == 3:
+            raise StoppedError
+
+    whole = engine.rollout(PROMPTS, SEARCH, seed=3)
+    for is_saved in (False, True):
+        rollout = engine.open_rollout(SEARCH, seed=3)
+        rollout.add(PROMPTS, range(9))
+        with pytest.raises(StoppedError):
+            rollout.run(9, stop)
+        assert rollout.num_open == 9
+        if is_saved:
+            rollout = engine.open_rollout(SEARCH, seed=3, saved=rollout.to_bytes())
+        assert_same(whole, rollout.run(9))
+        assert rollout.num_open == 0
+
+
 def test_what_does_not_fit_is_refused(engine):
     rollout = engine.open_rollout(SEARCH)
     with pytest.raises(InvalidInputError, match="2 prompts have 1 keys"):
@@ -114,6 +135,13 @@ def test_what_does_not_fit_is_refused(engine):
     small = Engine(engine.model, engine.tokenizer, EngineConfig(num_blocks=20))
     with pytest.raises(InvalidInputError, match=r"engine\.num_blocks"):
         small.open_rollout(SEARCH, saved=rollout.to_bytes())
-    for damaged in (b"", rollout.to_bytes()[:-9]):
+    for key, value in {"block_size": 32, "max_num_seqs": 11, "max_model_len": 99}.items():
+        config = EngineConfig(**{"max_num_seqs": 10, key: value})
+        other = Engine(engine.model, engine.tokenizer, config)
+        with pytest.raises(InvalidInputError, match=rf"engine\.{key} = \d+, and it is {value} now"):
+            other.open_rollout(SEARCH, saved=rollout.to_bytes())
+    with pytest.raises(InvalidInputError, match="made with search"):
+        engine.open_rollout(SEARCH.replace(width=5), saved=rollout.to_bytes())
+    for damaged in (b"", rollout.to_bytes()[:9], rollout.to_bytes()[:-9]):
         with pytest.raises(InvalidInputError):
             engine.open_rollout(SEARCH, saved=damaged)

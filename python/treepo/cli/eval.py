@@ -25,7 +25,8 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     config = options.load_config(arguments, words)
     rows = options.eval_rows(config)
     if rows is None:
-        raise InvalidConfigError("there is nothing to evaluate; set eval.num_prompts above 0")
+        missing = "set eval.num_prompts above 0" if config.eval.num_prompts == 0 else "give --data"
+        raise InvalidConfigError(f"there is nothing to evaluate; {missing}")
     options.check_reward(config, rows)
     out = None if arguments.out is None else options.output_file(arguments.out)
     path = options.model_path(config)

@@ -94,7 +94,7 @@ def _plan(arguments: argparse.Namespace, config: TrainConfig) -> Plan:
         age_bias=config.engine.age_bias,
         seed=config.seed,
     )
-    bytes_per_token = None if shape is None else shape.bytes_per_token(config.engine.dtype)
+    bytes_per_token = None if shape is None else shape.bytes_per_token(config.engine.pool_dtype)
     return Plan(
         search=config.search,
         engine=config.engine,
@@ -153,7 +153,7 @@ def _num_blocks(config: TrainConfig, shape: ModelShape | None) -> int | None:
     return max(
         2,
         int(engine.kv_cache_gib * _GIB)
-        // (shape.bytes_per_token(engine.dtype) * engine.block_size),
+        // (shape.bytes_per_token(engine.pool_dtype) * engine.block_size),
     )
 
 

@@ -37,7 +37,8 @@ def before_after(before: "Evaluation", after: "Evaluation") -> str:
             f"pass@{k} fell from {100 * before.pass_at[k]:.1f}% to {100 * after.pass_at[k]:.1f}%: "
             f"{k} attempts solve fewer of the prompts than before"
         )
-    lines += _unscored(after)
+    for name, evaluation in (("before", before), ("after", after)):
+        lines += [f"{name}: {line}" for line in _unscored(evaluation)]
     return "\n".join(lines)
 
 

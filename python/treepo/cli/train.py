@@ -96,20 +96,26 @@ def _trainer(config: TrainConfig, saved: Path | None) -> "Trainer":
     return Trainer(model, tokenizer, options.reward_name(config), rows, held_out, config)
 
 
+def _next_command(model: Path | None, result: "TrainResult", config: TrainConfig) -> str:
+    """Return what evaluates the model on the run's held-out prompts, or samples from it."""
+    data = config.data
+    if data.gym.task is not None or data.eval is not None:
+        return f"treepo eval --model {model} --config {result.run_dir / CONFIG_FILE}"
+    if data.train is not None:
+        return f"treepo rollout --model {model} --prompts {data.train}"
+    return f"treepo eval --model {model}"
+
+
 def _summary(result: "TrainResult", config: TrainConfig) -> str:
     from treepo.train import checkpoint
 
     final = checkpoint.latest(result.run_dir)
-    if config.data.train is None:
-        following = f"treepo eval --model {final}"
-    else:
-        following = f"treepo rollout --model {final} --prompts {config.data.train}"
     lines = [
         f"{counted(result.num_steps, 'step')}, {counted(result.num_tokens, 'token')} sampled, "
         f"{result.seconds:.0f} s",
         f"run:   {result.run_dir}",
         f"model: {final}",
-        f"next:  {following}",
+        f"next:  {_next_command(final, result, config)}",
     ]
     if result.before is not None and result.after is not None:
         lines = [before_after(result.before, result.after), "", *lines]

@@ -70,6 +70,11 @@ class EngineConfig(Section):
     max_model_len: int | None = None
     """Tokens a path holds at most, prompt included; absent: the model's own limit."""
 
+    @property
+    def pool_dtype(self) -> Dtype:
+        """Number format of the KV cache."""
+        return self.kv_dtype or self.rollout_dtype or self.dtype
+
     def _check(self) -> None:
         above("kv_cache_gib", self.kv_cache_gib, 0)
         check_counts(self, {"num_blocks": 2, "max_model_len": 2, "age_bias": 0})

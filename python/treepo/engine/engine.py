@@ -27,6 +27,7 @@ from treepo.engine.open_rollout import OpenRollout
 from treepo.engine.policy import SamplingPolicy
 from treepo.engine.run import Run
 from treepo.engine.stats import EngineStats
+from treepo.engine.support import check_rope
 from treepo.engine.texts import token_texts
 from treepo.engine.verdicts import Judge
 from treepo.errors import (
@@ -70,7 +71,8 @@ class Engine:
         Raises:
             UnsupportedModelError: If the engine cannot run this class of model, or the processor
                 is slow in its number format.
-            InvalidConfigError: If `config.max_model_len` is above the model's context.
+            InvalidConfigError: If `config.max_model_len` is above the model's context, or above
+                what its rotary embeddings allow.
         """
         self.model = model
         self.tokenizer = tokenizer
@@ -80,10 +82,12 @@ class Engine:
         self.shapes = _kv_shapes(self.shapes, self.policy, self.config)
         self.eos_token_ids = eos_token_ids(model, tokenizer)
         self.max_model_len = _max_model_len(model, self.config)
+        check_rope(model.config, self.max_model_len)
         self.policy_version = 0
         self.stats = EngineStats()
         self.backend = self._make_backend()
         self._pool: KVPool | None = None
+        self._num_blocks: int | None = None
         self._weights_are_new = False
         self._texts: list[bytes] | None = None
         self._is_running = False
@@ -179,7 +183,7 @@ class Engine:
 
         Raises:
             InvalidConfigError: If the search waits for verdicts.
-            InvalidInputError: If `saved` is damaged.
+            InvalidInputError: If `saved` is damaged, or of another search or other limits.
         """
         _check_judge(search, None)
         return OpenRollout(self, search, sampling or SamplingParams(), seed, saved)
@@ -254,16 +258,19 @@ class Engine:
         """Return the KV pool; make it if it was released or never made."""
         if self._pool is None:
             device = self.model.device
-            num_blocks = choose_num_blocks(
-                self.config,
-                self.shapes,
-                max_model_len=self.max_model_len,
-                device=device,
-                layout=self.backend.layout,
-            )
+            # Once chosen it stays: open rollouts are planned for it, and what is free later is
+            # less, as torch keeps what the pool gave back.
+            if self._num_blocks is None:
+                self._num_blocks = choose_num_blocks(
+                    self.config,
+                    self.shapes,
+                    max_model_len=self.max_model_len,
+                    device=device,
+                    layout=self.backend.layout,
+                )
             self._pool = KVPool(
                 self.shapes,
-                num_blocks=num_blocks,
+                num_blocks=self._num_blocks,
                 block_size=self.config.block_size,
                 device=device,
                 layout=self.backend.layout,
@@ -271,7 +278,7 @@ class Engine:
         return self._pool
 
     def release(self) -> None:
-        """Free the KV pool, for instance while training; the next rollout makes a new one."""
+        """Free the KV pool, for instance while training; the next rollout makes one as large."""
         self._pool = None
         self.backend = self._make_backend()
 

@@ -98,6 +98,8 @@ class Kernels:
             [num_tokens, num_heads, value_dim].
         """
         _check_same_format(query, key, value)
+        if not query.shape[0] == key.shape[0] == value.shape[0] or key.shape[1] != value.shape[1]:
+            raise _shapes_differ("query, key and value", query, key, value)
         query, key, value = _rowwise(query), _rowwise(key), _rowwise(value)
         output = query.new_empty((query.shape[0], query.shape[1], value.shape[2]))
         self._kernels.attend(
@@ -157,6 +159,10 @@ class Kernels:
         rows = _matrix(x)
         added = None if residual is None else _matrix(residual)
         output = x.new_empty((*x.shape[:-1], out_features))
+        if bias is not None and bias.shape != (out_features,):
+            raise _shapes_differ("outputs and bias", output, bias)
+        if residual is not None and residual.shape != output.shape:
+            raise _shapes_differ("outputs and residual", output, residual)
         self._kernels.linear(
             _element(x),
             rows.shape[0],
@@ -185,6 +191,8 @@ class Kernels:
 
     def _rms_norm(self, x: Tensor, weight: Tensor, eps: float, offset: float) -> Tensor:
         _check_same_format(x, weight)
+        if weight.shape != x.shape[-1:]:
+            raise _shapes_differ("rows and weight", x, weight)
         rows, weight = _matrix(x), weight.contiguous()
         output = torch.empty_like(x, memory_format=torch.contiguous_format)
         self._kernels.rms_norm(
@@ -208,6 +216,8 @@ class Kernels:
 
     def _gate(self, activation: Activation, gate: Tensor, up: Tensor) -> Tensor:
         _check_same_format(gate, up)
+        if gate.shape != up.shape:
+            raise _shapes_differ("gate and up", gate, up)
         gate_rows, up_rows = _matrix(gate), _matrix(up)
         output = torch.empty(gate.shape, dtype=gate.dtype)
         self._kernels.gate(
@@ -221,10 +231,12 @@ class Kernels:
         )
         return output
 
-    def can_rotate(self, query: Tensor, key: Tensor, cos: Tensor) -> bool:
+    def can_rotate(self, query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> bool:
         """Whether `rotate` takes these tensors."""
         return (
-            query.dtype == key.dtype == cos.dtype
+            query.dtype == key.dtype == cos.dtype == sin.dtype
+            and cos.shape == sin.shape
+            and query.shape[2] == key.shape[2]
             and query.dtype in ELEMENTS
             and query.device.type == "cpu"
             and query.shape[0] == 1
@@ -314,6 +326,11 @@ def _check_same_format(first: Tensor, *others: Tensor) -> None:
             raise InvalidInputError(
                 f"a kernel takes tensors of one number format, not {first.dtype} and {other.dtype}"
             )
+
+
+def _shapes_differ(names: str, *tensors: Tensor) -> InvalidInputError:
+    shapes = ", ".join(str(list(tensor.shape)) for tensor in tensors)
+    return InvalidInputError(f"the shapes of {names} do not fit together: {shapes}")
 
 
 def _heads(x: Tensor) -> tuple[int, int, int]:

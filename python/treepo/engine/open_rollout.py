@@ -1,8 +1,9 @@
 """A rollout whose trees may stay unfinished while the weights change."""
 
+import json
 import struct
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,8 +18,8 @@ from treepo.prompts import Prompt
 if TYPE_CHECKING:
     from treepo.engine.engine import Engine
 
-_HEADER = struct.Struct("<QQQ")
-"""Blocks that plans are made for, trees and open trees, before the scheduler's bytes."""
+_HEADER = struct.Struct("<Q")
+"""Bytes of the JSON that comes before the scheduler's bytes."""
 
 
 class OpenRollout:
@@ -45,18 +46,20 @@ class OpenRollout:
         """Takes the parts; see `Engine.open_rollout`."""
         self._engine = engine
         self._sampling = sampling
-        self._num_blocks = engine.acquire().num_blocks
+        self._made_for = _limits(engine, search)
+        self._finished: list[int] = []
         self.num_trees = 0
         self.num_open = 0
         if saved is None:
             pool = engine.acquire()
             self._scheduler = engine.scheduler(search, pool, seed=seed, progress=0.0)
             return
-        if len(saved) < _HEADER.size:
-            raise InvalidInputError(f"the saved trees are cut short: {len(saved)} bytes")
-        header = _HEADER.unpack(saved[: _HEADER.size])
-        self._num_blocks, self.num_trees, self.num_open = header
-        self._scheduler = core.Scheduler.from_bytes(saved[_HEADER.size :])
+        head, trees = _split(saved)
+        self._require_same(head["made_for"])
+        self._made_for = head["made_for"]
+        self._finished += head["finished"]
+        self.num_trees, self.num_open = head["num_trees"], head["num_open"]
+        self._scheduler = core.Scheduler.from_bytes(trees)
         self._require_blocks()
 
     def add(self, prompts: Sequence[Prompt], keys: Sequence[int]) -> None:
@@ -92,7 +95,8 @@ class OpenRollout:
 
         Raises:
             PoolTooSmallError: If the KV pool cannot hold one path.
-            NotFiniteError: If the model returns NaN or infinite logits.
+            NotFiniteError: If the model returns NaN or infinite logits; these trees cannot go on
+                then, but from bytes that were taken before.
         """
         engine = self._engine
         engine.require_idle()
@@ -104,10 +108,13 @@ class OpenRollout:
         scheduler.set_policy_version(engine.policy_version)
         engine.stats = EngineStats(num_trees=num_trees)
         run = Run(engine, scheduler, pool, self._sampling)
+        # The same list: what is done stays known where `on_step` gives up.
+        run.finished = self._finished
         run.finished += scheduler.take_finished()
         engine.steps(run, on_step, lambda: len(run.finished) >= num_trees)
         self.num_open -= len(run.finished)
         done = np.array(sorted(run.finished), dtype=np.int64)
+        run.finished.clear()
         return Forest(scheduler.forest()).select(done)
 
     @property
@@ -117,14 +124,55 @@ class OpenRollout:
 
     def to_bytes(self) -> bytes:
         """Return the trees as bytes, for `Engine.open_rollout`, in any process."""
-        header = _HEADER.pack(self._num_blocks, self.num_trees, self.num_open)
-        return header + self._scheduler.to_bytes()
+        head = {
+            "made_for": self._made_for,
+            "finished": self._finished,
+            "num_trees": self.num_trees,
+            "num_open": self.num_open,
+        }
+        text = json.dumps(head).encode()
+        return _HEADER.pack(len(text)) + text + self._scheduler.to_bytes()
+
+    def _require_same(self, made_for: dict[str, Any]) -> None:
+        """Refuse another search and limits under which slots or rows would be others."""
+        for name, value in self._made_for.items():
+            if name != "num_blocks" and made_for[name] != value:
+                key = name if name == "search" else f"engine.{name}"
+                raise InvalidInputError(
+                    f"the unfinished trees were made with {key} = {made_for[name]}, and it is "
+                    f"{value} now; leave it as it was"
+                )
 
     def _require_blocks(self) -> None:
         """Refuse a pool that is smaller than the one that plans are made for."""
-        present = self._engine.acquire().num_blocks
-        if present < self._num_blocks:
+        present, needed = self._engine.acquire().num_blocks, self._made_for["num_blocks"]
+        if present < needed:
             raise InvalidInputError(
-                f"the unfinished trees were planned for {self._num_blocks} KV blocks and the pool "
-                f"has {present}; set engine.num_blocks to at least {self._num_blocks}"
+                f"the unfinished trees were planned for {needed} KV blocks and the pool "
+                f"has {present}; set engine.num_blocks to at least {needed}"
             )
+
+
+def _limits(engine: "Engine", search: SearchConfig) -> dict[str, Any]:
+    """Return what a scheduler's bytes hold and an engine must agree with."""
+    limits = {
+        "search": search.to_dict(),
+        "num_blocks": engine.acquire().num_blocks,
+        "block_size": engine.config.block_size,
+        "max_num_seqs": engine.config.max_num_seqs,
+        "max_model_len": engine.max_model_len,
+    }
+    as_saved: dict[str, Any] = json.loads(json.dumps(limits))
+    return as_saved
+
+
+def _split(saved: bytes) -> tuple[dict[str, Any], bytes]:
+    """Return the head and the scheduler's bytes of `OpenRollout.to_bytes`."""
+    length = _HEADER.unpack(saved[: _HEADER.size])[0] if len(saved) >= _HEADER.size else len(saved)
+    end = _HEADER.size + length
+    try:
+        return json.loads(saved[_HEADER.size : end]), saved[end:]
+    except ValueError:
+        raise InvalidInputError(
+            f"the saved trees are damaged or cut short: {len(saved)} bytes"
+        ) from None

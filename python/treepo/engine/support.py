@@ -1,11 +1,16 @@
 """Which models the engine runs; every other one is refused by name."""
 
+from collections.abc import Iterator, Mapping
+from typing import Any
+
 from transformers import PretrainedConfig
 
-from treepo.errors import UnsupportedModelError
+from treepo.errors import InvalidConfigError, UnsupportedModelError
 
 _LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
 _MODALITIES = ("vision_config", "audio_config")
+_ROPE_OF_THE_LONGEST = ("longrope", "dynamic")
+"""Rotary embeddings whose frequencies follow the longest row of a call beyond a length."""
 
 
 def check_config(config: PretrainedConfig, name: str) -> None:
@@ -32,3 +37,34 @@ def check_config(config: PretrainedConfig, name: str) -> None:
             f"{name} has {', '.join(unsupported)} layers; only full and sliding-window attention "
             "are supported"
         )
+
+
+def check_rope(config: PretrainedConfig, max_model_len: int) -> None:
+    """Refuse positions at which one row's rotary embedding would depend on the others'.
+
+    Args:
+        config: The model's configuration.
+        max_model_len: Tokens of a path at most.
+
+    Raises:
+        InvalidConfigError: A path may be longer than the length up to which all rows are rotated
+            alike.
+    """
+    text = config.get_text_config(decoder=True)
+    for rope in _ropes(getattr(text, "rope_parameters", None) or {}):
+        kind = str(rope.get("rope_type"))
+        limit = rope.get("original_max_position_embeddings") or text.max_position_embeddings
+        if any(name in kind for name in _ROPE_OF_THE_LONGEST) and max_model_len > limit:
+            raise InvalidConfigError(
+                f"max_model_len = {max_model_len}: beyond {limit} tokens {kind} rotary embeddings "
+                f"turn every row of a step by its longest one, and answers would depend on what "
+                f"else is sampled; set engine.max_model_len to at most {limit}"
+            )
+
+
+def _ropes(parameters: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Yield the rotary parameters of a model, or those of each of its types of layer."""
+    if "rope_type" in parameters:
+        yield parameters
+    else:
+        yield from (x for x in parameters.values() if isinstance(x, Mapping))

@@ -31,6 +31,9 @@ from treepo.rewards.worker import (
 
 MAX_SINGLE_TIMEOUTS = 8
 """Completions of a batch that may hang before the rest is given up: it bounds the wait."""
+MAX_SINGLE_DEATHS = 32
+"""Completions of a batch that may kill their worker process before the rest is given up: each costs
+a new process."""
 
 _RESERVED = ("prompts", "completions", "completion_ids")
 
@@ -41,12 +44,14 @@ class RewardResult:
 
     Attributes:
         values: f32[N]; NaN where the function returned None, raised or ran out of time.
+        is_failed: bool[N]; true where it raised or ran out of time.
         num_timeouts: Completions without a reward because of the time limit.
         num_errors: Completions without a reward because the function raised or its process died.
         first_error: One of those errors as a line of text, or None.
     """
 
     values: npt.NDArray[np.float32]
+    is_failed: npt.NDArray[np.bool_]
     num_timeouts: int
     num_errors: int
     first_error: str | None
@@ -58,11 +63,13 @@ class _Batch:
 
     arguments: Arguments
     values: npt.NDArray[np.float32]
+    is_failed: npt.NDArray[np.bool_]
     pending: deque[range]
     num_timeouts: int = 0
     num_errors: int = 0
     first_error: str | None = None
     _num_single_timeouts: int = field(default=0)
+    _num_single_deaths: int = field(default=0)
 
     def slice(self, span: range) -> Arguments:
         """The arguments of the completions of a span."""
@@ -77,20 +84,33 @@ class _Batch:
                 raise RewardError(message)
             case Failure() if len(span) > 1:
                 self._redo(span)
-            case Failure(message=message):
-                self.num_errors += 1
+            case Failure(message=message, is_death=is_death):
+                self.num_errors += self._fail(span)
                 self.first_error = self.first_error or message
+                self._num_single_deaths += is_death
+                if is_death and self._num_single_deaths >= MAX_SINGLE_DEATHS:
+                    self.num_errors += self._give_up()
 
     def time_out(self, span: range) -> None:
         """Record a call that ran out of time."""
         if len(span) > 1:
             self._redo(span)
             return
-        self.num_timeouts += 1
+        self.num_timeouts += self._fail(span)
         self._num_single_timeouts += 1
         if self._num_single_timeouts >= MAX_SINGLE_TIMEOUTS:
-            self.num_timeouts += sum(map(len, self.pending))
-            self.pending.clear()
+            self.num_timeouts += self._give_up()
+
+    def _fail(self, span: range) -> int:
+        """Leave a span without a reward; returns how many completions that are."""
+        self.is_failed[span.start : span.stop] = True
+        return len(span)
+
+    def _give_up(self) -> int:
+        """Leave all that is pending without a reward; returns how many completions that are."""
+        count = sum(map(self._fail, self.pending))
+        self.pending.clear()
+        return count
 
     def _redo(self, span: range) -> None:
         self.pending.extend(range(i, i + 1) for i in span)
@@ -99,6 +119,7 @@ class _Batch:
         """The batch as the caller sees it."""
         return RewardResult(
             values=self.values,
+            is_failed=self.is_failed,
             num_timeouts=self.num_timeouts,
             num_errors=self.num_errors,
             first_error=self.first_error,
@@ -160,7 +181,8 @@ class RewardRunner:
     ) -> RewardResult:
         """Score a batch.
 
-        Waits at most `timeout_s * (2 + MAX_SINGLE_TIMEOUTS)` for calls that hang.
+        Waits at most `timeout_s * (2 + MAX_SINGLE_TIMEOUTS)` for calls that hang, and starts at most
+        `MAX_SINGLE_DEATHS` processes, and as many as there are workers, for calls that kill theirs.
 
         Args:
             prompts: Texts or message lists, one a completion.
@@ -180,6 +202,7 @@ class RewardRunner:
         batch = _Batch(
             arguments=arguments,
             values=np.full(len(completions), math.nan, dtype=np.float32),
+            is_failed=np.zeros(len(completions), dtype=np.bool_),
             pending=deque(spans),
         )
         if self._workers:

@@ -48,9 +48,10 @@ class Values:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """A call that raised, as one line of text."""
+    """A call that raised, or whose process died, as one line of text."""
 
     message: str
+    is_death: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,7 +172,8 @@ class Worker:
         try:
             reply: Reply = self.connection.recv()
         except (EOFError, OSError):
-            return Failure(message=f"the worker process died, exit code {self.stop()}")
+            message = f"the worker process died, exit code {self.stop()}"
+            return Failure(message=message, is_death=True)
         return reply
 
     @property
@@ -231,4 +233,15 @@ def serve(connection: Connection) -> None:
     connection.send(Values(values=[]))
     with contextlib.suppress(EOFError):
         while True:
-            connection.send(attempt(function, connection.recv()))
+            connection.send(_answer(function, connection.recv_bytes()))
+
+
+def _answer(function: Callable[..., object], message: bytes) -> Reply:
+    try:
+        arguments = pickle.loads(message)
+    except Exception as error:
+        return Refusal(
+            message=f"the columns cannot be read in a reward worker: {error}; use plain values, or "
+            f"set num_workers=0 to call the function in this process without a time limit"
+        )
+    return attempt(function, arguments)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 import torch
 from transformers import PreTrainedModel
 
-from treepo.config import LossConfig
+from treepo.config import Activations, Autocast, LossConfig, UpdateConfig
 from treepo.engine.hook import evaluating
 from treepo.errors import InvalidInputError, UnsupportedModelError
 from treepo.forest import Forest, TokenKind
@@ -20,6 +22,7 @@ def first_step_check(
     forest: Forest,
     temperature: float,
     *,
+    update: UpdateConfig | None = None,
     tolerance: float | None = None,
 ) -> float:
     """Compares the log-probs of two leaves on the tree with a plain forward of their tokens.
@@ -32,6 +35,7 @@ def first_step_check(
         model: the causal LM.
         forest: a forest with sampled tokens.
         temperature: temperature of the log-probs, above 0.
+        update: how the tree is attended over, and parts; the number format stays the model's own.
         tolerance: largest allowed difference in nats; absent: 1e-3 in float32 and float64, 0.25
             in shorter formats.
 
@@ -44,11 +48,14 @@ def first_step_check(
     """
     if tolerance is None:
         tolerance = 0.25 if model.dtype in (torch.float16, torch.bfloat16) else 1e-3
-    step = TrainStep(model, LossConfig(), temperature)
+    own = {"autocast": Autocast.OFF, "activations": Activations.KEEP}
+    step = TrainStep(
+        model, LossConfig(), temperature, update=replace(update or UpdateConfig(), **own)
+    )
     tree_paths, leaves = _paths_to_compare(forest)
     packed = pack(forest, tree_paths)
-    with torch.no_grad(), evaluating(model):
-        on_tree = step.logprobs(packed)[0].cpu()
+    with evaluating(model):
+        on_tree = torch.from_numpy(step.fixed_logprobs(packed))
     worst = 0.0
     for leaf in leaves:
         tree = on_tree[torch.from_numpy(packed.src[packed.src_path == leaf])]

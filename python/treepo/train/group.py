@@ -21,7 +21,8 @@ from treepo.config import TrainConfig, Weights
 from treepo.errors import GroupError, InvalidConfigError
 
 T = TypeVar("T")
-_TIMEOUT_S = 1800
+# The others wait while the first process evaluates. One that dies is noticed at once.
+_TIMEOUT_S = 12 * 3600
 
 
 class Group:

@@ -12,7 +12,7 @@ from treepo.advantages import credit, find_preset
 from treepo.config import TrainConfig, Weights
 from treepo.engine import Engine
 from treepo.engine.load import load_model
-from treepo.errors import NotFiniteError, RewardError
+from treepo.errors import DataError, InvalidInputError, NotFiniteError, RewardError
 from treepo.evaluate import Evaluation, evaluate
 from treepo.forest import Forest
 from treepo.scoring import RewardSource, Scorer
@@ -155,7 +155,7 @@ class Trainer:
             except StepAbandonedError:
                 self._save(folder)
                 raise TrainingInterrupted(folder.path, self._state.step) from None
-            except RewardError:
+            except (RewardError, DataError, InvalidInputError):
                 # The weights are sound: the steps since the last checkpoint are not to be lost.
                 # Of several processes only this one is here, and cannot gather split tensors.
                 if self._state.step > 0 and self._shards is None:
@@ -180,14 +180,12 @@ class Trainer:
 
     def _steps(self, folder: RunFolder) -> None:
         config, is_checked, group = self.config, False, self._group
-        # Processes give a step up together, so only between steps.
-        check = self._stop.check if group.size == 1 else _no_check
         self._collector = collector = Collector(
             self.engine,
             self._scorer,
             self._source,
             config,
-            check=check,
+            check=self._check_stop,
             group=group,
             open_trees=self._open_trees,
         )
@@ -195,6 +193,7 @@ class Trainer:
             config.num_steps, first_step=self._state.step, is_silent=not group.is_first
         )
         with progress:
+            self._evaluate_if_due(folder)  # A resumed run may have been stopped in the midst of it.
             while not self._is_finished(self._state):
                 self._stop.requested = group.any(self._stop.requested)
                 self._stop.check()
@@ -202,7 +201,9 @@ class Trainer:
                 progress_made = max(self._state.step / config.num_steps, self._spent())
                 batch = collector.collect(self._state.cursor, progress_made)
                 if batch.kept is not None and not is_checked:
-                    first_step_check(self._model, batch.kept, config.sampling.temperature)
+                    first_step_check(
+                        self._model, batch.kept, config.sampling.temperature, update=config.update
+                    )
                     is_checked = True
                 sampled = time.perf_counter()
                 updated = self._train_on(batch.kept) if batch.kept is not None else {}
@@ -249,8 +250,7 @@ class Trainer:
                 folder.save_forest(step, batch.sampled)
         if due(step, config.save_every) or is_last:
             self._save(folder)
-        if due(step, config.eval.every) and not is_last:
-            self._evaluation(folder, f"step_{step}")
+        self._evaluate_if_due(folder)
 
     def _train_on(self, forest: Forest) -> Metrics:
         """Make the optimizer steps of one rollout step."""
@@ -304,6 +304,19 @@ class Trainer:
         is_spent = limit is not None and state.num_tokens >= limit
         return is_spent or state.step >= self.config.num_steps
 
+    def _check_stop(self, *_: object) -> None:
+        """Raise StepAbandonedError when a stop was requested; several processes go on.
+
+        They give up together, between two steps, or those that are left wait for the one that went.
+        """
+        if self._group.size == 1:
+            self._stop.check()
+
+    def _evaluate_if_due(self, folder: RunFolder) -> None:
+        step = self._state.step
+        if step > 0 and due(step, self.config.eval.every) and not self._is_finished(self._state):
+            self._evaluation(folder, f"step_{step}")
+
     def _evaluation(self, folder: RunFolder, name: str) -> Evaluation | None:
         """Return the evaluation of that name: the run's own file, or a new one."""
         if not self._group.is_first:
@@ -313,7 +326,7 @@ class Trainer:
         is_late = name == "before" and self._state.step > 0
         if not rows or known is not None or is_late:
             return known
-        self._stop.check()
+        self._check_stop()
         tell(f"evaluation, {name}: {min(len(rows), self.config.eval.num_prompts)} prompts")
         result = evaluate(
             self.engine,
@@ -321,9 +334,9 @@ class Trainer:
             rows,
             self.config.eval,
             max_tokens=self.config.search.completion_len,
-            on_step=self._stop.check,
+            on_step=self._check_stop,
         )
-        self._stop.check()
+        self._check_stop()
         folder.save_evaluation(name, result)
         tell(
             f"evaluation, {name}: accuracy {100 * result.accuracy:.1f}%, greedy "
@@ -365,10 +378,6 @@ class Trainer:
         folder.truncate(state.step, is_finished=self._is_finished(state))
         self.engine.policy_version = state.policy_version
         return state
-
-
-def _no_check(*_: object) -> None:
-    """Let a step go on."""
 
 
 def check_weights(model: Any) -> None:

@@ -103,6 +103,11 @@ impl AttentionLayer {
                 "{num_heads} query heads cannot share {num_kv_heads} key heads evenly"
             )));
         }
+        if num_heads == 0 || window == Some(0) {
+            return Err(invalid(format!(
+                "{num_heads} heads and a window of {window:?}: both are at least 1"
+            )));
+        }
         if let Some(sinks) = sinks.as_ref().filter(|sinks| sinks.len() != num_heads) {
             return Err(invalid(format!("{} sinks for {num_heads} heads", sinks.len())));
         }

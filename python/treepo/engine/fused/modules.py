@@ -115,23 +115,36 @@ def rotaries(model: nn.Module, kernels: Kernels) -> Iterator[Replacement]:
     """Yield replacements of the rotary functions in the source files of the model's modules."""
     names = {type(module).__module__ for module in model.modules()}
     for name in sorted(names):
-        function = _rotary_function(name)
+        function = rotary_function(name, kernels)
         if function is not None:
             yield Replacement(sys.modules[name], _ROTARY, _rotary(function, kernels))
 
 
 def rotary_of(module: nn.Module, kernels: Kernels) -> Callable[..., Any] | None:
     """Return the rotary function of a module's source file, by the kernel; None if it has none."""
-    function = _rotary_function(type(module).__module__)
+    function = rotary_function(type(module).__module__, kernels)
     return None if function is None else _rotary(function, kernels)
 
 
-def _rotary_function(source: str) -> Callable[..., Any] | None:
+def rotary_function(source: str, kernels: Kernels) -> Callable[..., Any] | None:
+    """Return the rotary function of a source file if the kernel computes the same."""
     function: Callable[..., Any] | None = getattr(sys.modules.get(source), _ROTARY, None)
     if function is None:
         return None
     parameters = list(inspect.signature(function).parameters)
-    return function if parameters[: len(_ROTARY_PARAMETERS)] == _ROTARY_PARAMETERS else None
+    is_known = parameters[: len(_ROTARY_PARAMETERS)] == _ROTARY_PARAMETERS
+    return function if is_known and _rotates_halves(function, kernels) else None
+
+
+def _rotates_halves(function: Callable[..., Any], kernels: Kernels) -> bool:
+    """Whether a function turns the halves of a vector; some families turn neighbouring pairs."""
+    query = torch.linspace(-1.0, 1.0, 2 * 3 * 8).sin().view(1, 2, 3, 8)
+    key = query[:, :1].flip(-1)
+    angles = torch.linspace(0.1, 3.0, 3 * 4).view(1, 3, 4).repeat(1, 1, 2)
+    cos, sin = angles.cos(), angles.sin()
+    with torch.no_grad():
+        pairs = zip(function(query, key, cos, sin), kernels.rotate(query, key, cos, sin), strict=True)
+        return all(x.shape == y.shape and torch.allclose(x, y, atol=1e-6) for x, y in pairs)
 
 
 def _rotary(function: Callable[..., Any], kernels: Kernels) -> Callable[..., tuple[Tensor, Tensor]]:
@@ -140,7 +153,7 @@ def _rotary(function: Callable[..., Any], kernels: Kernels) -> Callable[..., tup
     def rotate(
         q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1
     ) -> tuple[Tensor, Tensor]:
-        if unsqueeze_dim != 1 or not kernels.can_rotate(q, k, cos):
+        if unsqueeze_dim != 1 or not kernels.can_rotate(q, k, cos, sin):
             rotated: tuple[Tensor, Tensor] = function(q, k, cos, sin, unsqueeze_dim=unsqueeze_dim)
             return rotated
         return kernels.rotate(q, k, cos, sin)

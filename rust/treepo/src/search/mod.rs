@@ -137,11 +137,15 @@ impl Search {
     /// The last position of a finished path at which the search may fork it.
     pub(crate) fn last_fork(&self, tree: TreeId, path: PathId) -> Result<u32> {
         let of_tree = self.forest.tree(tree)?;
-        let is_cut_anywhere = !self.config.fallback.cuts_at_boundaries();
-        if is_cut_anywhere || positions::is_token_rule(self.config.branch.by) {
+        let fallback = &self.config.fallback;
+        if positions::is_token_rule(self.config.branch.by) {
             return Ok(of_tree.own(path).len());
         }
-        Ok(of_tree.last_boundary(path))
+        Ok(match fallback.from {
+            FallbackFrom::Nothing => of_tree.prompt_len,
+            _ if fallback.cuts_at_boundaries() => of_tree.last_boundary(path),
+            _ => of_tree.own(path).len(),
+        })
     }
 
     /// The forest as it is.

@@ -88,11 +88,10 @@ pub struct FallbackConfig {
 }
 
 impl FallbackConfig {
-    /// Whether leaves are cut, and never behind their last segment boundary.
+    /// Whether leaves are never cut behind their last segment boundary.
     pub(crate) fn cuts_at_boundaries(&self) -> bool {
-        self.from != FallbackFrom::Nothing
-            && (self.alignment == Alignment::Segment
-                || matches!(self.at, FallbackAt::Boundary | FallbackAt::Prompt))
+        self.alignment == Alignment::Segment
+            || matches!(self.at, FallbackAt::Boundary | FallbackAt::Prompt)
     }
 }
 
@@ -129,7 +128,8 @@ pub struct StopConfig {
     pub strings: Vec<String>,
     /// What a boxed answer does.
     pub boxed: Boxed,
-    /// What repetition is looked for in, at the end of each segment, over the whole completion.
+    /// What repetition is looked for in, at the end of each segment, over the last
+    /// `repetition_window` tokens.
     pub repetition: Repetition,
     /// Length of the piece that repeats, in tokens or bytes.
     pub repetition_len: u32,
