@@ -76,7 +76,9 @@ def test_train_on_own_model_data_and_held_out_file(tiny_model_dir, write_rows, t
     assert main(["train", *map(str, words), *more]) == 0
     result = json.loads((tmp_path / "run" / "eval" / "after.json").read_text())
     assert result["num_prompts"] == 2
-    assert f"--prompts {data}" in capsys.readouterr().out
+    following = capsys.readouterr().out.partition("next:  treepo ")[2].split()
+    assert main([*following, "eval.num_prompts=1"]) == 0
+    assert "1 prompt," in capsys.readouterr().out
 
 
 def test_rollout_draws_a_tree_and_saves_a_forest_that_loads(capsys, tmp_path, write_rows):

@@ -92,14 +92,10 @@ def test_a_pool_that_is_made_again_is_as_large_whatever_is_free_by_then(make_mod
     assert engine.acquire().num_blocks == size
 
 
-@pytest.mark.parametrize("kind", ["longrope", "dynamic"])
-def test_positions_at_which_rows_would_rotate_each_other_are_refused(kind):
-    rope = {"rope_type": kind, "rope_theta": 10000.0, "original_max_position_embeddings": 24}
-    if kind == "longrope":
-        factors = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "factor": 4.0}
-    else:
-        factors = {"factor": 4.0}
-    model = MODELS["phi3"].make(rope_parameters=rope | factors)
+def test_positions_at_which_rows_would_rotate_each_other_are_refused():
+    factors = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, **factors}
+    model = MODELS["phi3"].make(rope_parameters=rope, original_max_position_embeddings=24)
     with pytest.raises(InvalidConfigError, match=r"beyond 24 tokens .* at most 24"):
         Engine(model, None, EngineConfig(max_model_len=25))
     engine = Engine(model, None, EngineConfig(max_model_len=24))

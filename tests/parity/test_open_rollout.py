@@ -132,7 +132,7 @@ def test_what_does_not_fit_is_refused(engine):
     with pytest.raises(InvalidConfigError, match="judge"):
         engine.open_rollout(SearchConfig(verdicts="segments"))
     rollout.add(PROMPTS[:2], [0, 1])
-    small = Engine(engine.model, engine.tokenizer, EngineConfig(num_blocks=20))
+    small = Engine(engine.model, engine.tokenizer, EngineConfig(max_num_seqs=10, num_blocks=20))
     with pytest.raises(InvalidInputError, match=r"engine\.num_blocks"):
         small.open_rollout(SEARCH, saved=rollout.to_bytes())
     for key, value in {"block_size": 32, "max_num_seqs": 11, "max_model_len": 99}.items():

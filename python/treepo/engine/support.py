@@ -9,8 +9,6 @@ from treepo.errors import InvalidConfigError, UnsupportedModelError
 
 _LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
 _MODALITIES = ("vision_config", "audio_config")
-_ROPE_OF_THE_LONGEST = ("longrope", "dynamic")
-"""Rotary embeddings whose frequencies follow the longest row of a call beyond a length."""
 
 
 def check_config(config: PretrainedConfig, name: str) -> None:
@@ -42,6 +40,8 @@ def check_config(config: PretrainedConfig, name: str) -> None:
 def check_rope(config: PretrainedConfig, max_model_len: int) -> None:
     """Refuse positions at which one row's rotary embedding would depend on the others'.
 
+    Beyond its original length longrope takes the frequencies of the longest row of a call for all.
+
     Args:
         config: The model's configuration.
         max_model_len: Tokens of a path at most.
@@ -52,13 +52,14 @@ def check_rope(config: PretrainedConfig, max_model_len: int) -> None:
     """
     text = config.get_text_config(decoder=True)
     for rope in _ropes(getattr(text, "rope_parameters", None) or {}):
-        kind = str(rope.get("rope_type"))
-        limit = rope.get("original_max_position_embeddings") or text.max_position_embeddings
-        if any(name in kind for name in _ROPE_OF_THE_LONGEST) and max_model_len > limit:
+        if rope.get("rope_type") != "longrope":
+            continue
+        limit = rope["original_max_position_embeddings"]
+        if max_model_len > limit:
             raise InvalidConfigError(
-                f"max_model_len = {max_model_len}: beyond {limit} tokens {kind} rotary embeddings "
-                f"turn every row of a step by its longest one, and answers would depend on what "
-                f"else is sampled; set engine.max_model_len to at most {limit}"
+                f"max_model_len = {max_model_len}: beyond {limit} tokens longrope turns every row "
+                f"of a step as its longest one, and answers would depend on what else is sampled; "
+                f"set engine.max_model_len to at most {limit}"
             )
 
 

@@ -12,7 +12,13 @@ from treepo.advantages import credit, find_preset
 from treepo.config import TrainConfig, Weights
 from treepo.engine import Engine
 from treepo.engine.load import load_model
-from treepo.errors import DataError, InvalidInputError, NotFiniteError, RewardError
+from treepo.errors import (
+    DataError,
+    InvalidInputError,
+    NotFiniteError,
+    PromptTooLongError,
+    RewardError,
+)
 from treepo.evaluate import Evaluation, evaluate
 from treepo.forest import Forest
 from treepo.scoring import RewardSource, Scorer
@@ -155,7 +161,7 @@ class Trainer:
             except StepAbandonedError:
                 self._save(folder)
                 raise TrainingInterrupted(folder.path, self._state.step) from None
-            except (RewardError, DataError, InvalidInputError):
+            except (RewardError, DataError, InvalidInputError, PromptTooLongError):
                 # The weights are sound: the steps since the last checkpoint are not to be lost.
                 # Of several processes only this one is here, and cannot gather split tensors.
                 if self._state.step > 0 and self._shards is None:
