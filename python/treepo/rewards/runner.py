@@ -181,8 +181,8 @@ class RewardRunner:
     ) -> RewardResult:
         """Score a batch.
 
-        Waits at most `timeout_s * (2 + MAX_SINGLE_TIMEOUTS)` for calls that hang, and starts at most
-        `MAX_SINGLE_DEATHS` processes, and as many as there are workers, for calls that kill theirs.
+        Waits at most `timeout_s * (2 + MAX_SINGLE_TIMEOUTS)` for calls that hang, and for those that
+        kill their process starts no more than `MAX_SINGLE_DEATHS` beside one a worker.
 
         Args:
             prompts: Texts or message lists, one a completion.

@@ -48,10 +48,8 @@ def first_step_check(
     """
     if tolerance is None:
         tolerance = 0.25 if model.dtype in (torch.float16, torch.bfloat16) else 1e-3
-    own = {"autocast": Autocast.OFF, "activations": Activations.KEEP}
-    step = TrainStep(
-        model, LossConfig(), temperature, update=replace(update or UpdateConfig(), **own)
-    )
+    own = replace(update or UpdateConfig(), autocast=Autocast.OFF, activations=Activations.KEEP)
+    step = TrainStep(model, LossConfig(), temperature, update=own)
     tree_paths, leaves = _paths_to_compare(forest)
     packed = pack(forest, tree_paths)
     with evaluating(model):

@@ -209,6 +209,11 @@ fn a_leaf_gives_up_memory_that_the_search_will_not_fork_it_in() {
     assert!(stats.trimmed_blocks > 0 && stats.fallbacks > 0);
     assert_eq!((stats.recomputed_tokens, stats.evictions), (0, 0));
 
+    // Without a fallback nothing behind the prompt is forked again: 36 tokens fill at least 8 blocks.
+    let stats = stats_of(SearchConfig::flat(8, 36));
+    assert!(stats.trimmed_blocks >= 6 * 8 * 8, "{stats:?}");
+    assert_eq!((stats.recomputed_tokens, stats.evictions), (0, 0));
+
     let mut anywhere = boundaries.clone();
     anywhere.fallback.at = FallbackAt::LowestLogprob;
     anywhere.fallback.alignment = Alignment::Token;
