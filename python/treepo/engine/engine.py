@@ -87,7 +87,7 @@ class Engine:
         self.stats = EngineStats()
         self.backend = self._make_backend()
         self._pool: KVPool | None = None
-        self._num_blocks: int | None = None
+        self._num_blocks: tuple[EngineConfig, int] | None = None
         self._weights_are_new = False
         self._texts: list[bytes] | None = None
         self._is_running = False
@@ -258,19 +258,22 @@ class Engine:
         """Return the KV pool; make it if it was released or never made."""
         if self._pool is None:
             device = self.model.device
-            # Once chosen it stays: open rollouts are planned for it, and what is free later is
-            # less, as torch keeps what the pool gave back.
-            if self._num_blocks is None:
-                self._num_blocks = choose_num_blocks(
+            # Once chosen it stays as long as the config: open rollouts are planned for it, and what
+            # is free later is less, as torch keeps what the pool gave back.
+            if self._num_blocks is None or self._num_blocks[0] != self.config:
+                self._num_blocks = (
                     self.config,
-                    self.shapes,
-                    max_model_len=self.max_model_len,
-                    device=device,
-                    layout=self.backend.layout,
+                    choose_num_blocks(
+                        self.config,
+                        self.shapes,
+                        max_model_len=self.max_model_len,
+                        device=device,
+                        layout=self.backend.layout,
+                    ),
                 )
             self._pool = KVPool(
                 self.shapes,
-                num_blocks=self._num_blocks,
+                num_blocks=self._num_blocks[1],
                 block_size=self.config.block_size,
                 device=device,
                 layout=self.backend.layout,

@@ -181,7 +181,7 @@ class RewardRunner:
     ) -> RewardResult:
         """Score a batch.
 
-        Waits at most `timeout_s * (2 + MAX_SINGLE_TIMEOUTS)` for calls that hang, and for those that
+        Waits at most `timeout_s * (2 + MAX_SINGLE_TIMEOUTS)` for calls that hang; for those that
         kill their process starts no more than `MAX_SINGLE_DEATHS` beside one a worker.
 
         Args:
