@@ -13,14 +13,13 @@ from treepo.config import EvalConfig, SamplingParams
 from treepo.engine import Engine
 from treepo.engine.engine import OnStep
 from treepo.errors import DataError, InvalidInputError
-from treepo.forest import Forest
 from treepo.scoring import Scorer
 
 CORRECT = 1.0
 """A completion is correct from this reward on."""
 MAX_SCORED_AT_ONCE = 256
-"""Completions that are scored in one call at most, but those of one prompt: what hangs or fails
-costs the others of its call, not the whole evaluation."""
+"""Completions that are scored in one batch at most, but all of one prompt: what hangs costs the
+others of its batch, not the whole evaluation."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,7 +103,8 @@ def evaluate(
             seed=config.seed,
             on_step=on_step,
         )
-        return _score(scorer, forest, chosen, n), forest.num_unique_completion_tokens
+        scores = scorer.score(forest, chosen, trees_at_once=max(1, MAX_SCORED_AT_ONCE // n))
+        return scores.values.reshape(len(chosen), n), forest.num_unique_completion_tokens
 
     sampled, num_sampled_tokens = run(config.num_samples, config.temperature)
     greedy, num_greedy_tokens = run(1, 0.0)
@@ -120,16 +120,6 @@ def evaluate(
         num_tokens=num_sampled_tokens + num_greedy_tokens,
         seconds=time.perf_counter() - began,
     )
-
-
-def _score(
-    scorer: Scorer, forest: Forest, rows: Sequence[Mapping[str, Any]], n: int
-) -> npt.NDArray[np.float32]:
-    """Return the rewards of each row's n completions, f32[N, n]."""
-    trees = np.arange(len(rows))
-    parts = np.array_split(trees, -(-len(rows) // max(1, MAX_SCORED_AT_ONCE // n)))
-    values = [scorer.score(forest.select(part), [rows[i] for i in part]).values for part in parts]
-    return np.concatenate(values).reshape(len(rows), n)
 
 
 def pass_at_k(num_correct: npt.ArrayLike, n: int, k: int) -> float:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from types import TracebackType
 from typing import Any, Self
 
@@ -108,12 +109,20 @@ class Scorer:
         for runner in self._runners.values():
             runner.close()
 
-    def score(self, forest: Forest, rows: Sequence[Mapping[str, Any]]) -> Scores:
+    def score(
+        self,
+        forest: Forest,
+        rows: Sequence[Mapping[str, Any]],
+        *,
+        trees_at_once: int | None = None,
+    ) -> Scores:
         """Score every trajectory.
 
         Args:
             forest: A finished rollout; tree i answers row i.
             rows: Rows of the data set: `prompt` and any columns.
+            trees_at_once: Trees whose trajectories a function gets in one batch; absent: all. What
+                hangs costs the others of its batch.
 
         Returns:
             The rewards.
@@ -131,11 +140,22 @@ class Scorer:
         ]
         names = dict.fromkeys(name for row in rows for name in row if name != "prompt")
         columns = {name: [row.get(name) for row in own_rows] for name in names}
-        results = {
-            name: runner.score(prompts, completions, ids, columns)
-            for name, runner in self._runners.items()
-        }
-        return _combine(results)
+        batches = _batches(forest, trees_at_once)
+
+        def run(runner: RewardRunner) -> RewardResult:
+            return RewardResult.joined(
+                [
+                    runner.score(
+                        prompts[part],
+                        completions[part],
+                        ids[part],
+                        {name: column[part] for name, column in columns.items()},
+                    )
+                    for part in batches
+                ]
+            )
+
+        return _combine({name: run(runner) for name, runner in self._runners.items()})
 
     def _completion(self, token_ids: list[int], prompt: Any) -> Any:
         ended = bool(token_ids) and token_ids[-1] in self._eos
@@ -145,6 +165,13 @@ class Scorer:
             clean_up_tokenization_spaces=False,
         )
         return [{"role": "assistant", "content": text}] if is_messages(prompt) else text
+
+
+def _batches(forest: Forest, trees_at_once: int | None) -> list[slice]:
+    """Return the paths of neighbouring trees, so many trees each."""
+    starts = np.asarray(forest.trees.path_start).tolist()
+    firsts = starts[: -1 : trees_at_once or len(starts)] or [0]
+    return [slice(*ends) for ends in pairwise([*firsts, starts[-1]])]
 
 
 def _combine(results: Mapping[str, RewardResult]) -> Scores:

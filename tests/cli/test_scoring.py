@@ -60,6 +60,17 @@ def test_a_function_that_fails_leaves_the_whole_reward_out(scores):
     np.testing.assert_array_equal(scores(one, fails_for_the_first_prompt), expected)
 
 
+def test_a_batch_of_an_evaluation_that_fails_as_a_whole_does_not_end_it(engine):
+    num_samples = MAX_SCORED_AT_ONCE // 2 + 1
+    settings = EvalConfig(num_prompts=len(ROWS), num_samples=num_samples)
+    config = RewardConfig(num_workers=0)
+    functions = [fails_for_the_first_prompt]
+    with Scorer(functions, config, engine.tokenizer, engine.eos_token_ids) as scorer:
+        found = evaluate(engine, scorer, ROWS, settings, max_tokens=1)
+    assert found.num_unscored == num_samples + 1
+    assert found.accuracy == found.greedy_accuracy == 0.75
+
+
 def test_an_evaluation_is_scored_in_parts(engine):
     sizes = []
 

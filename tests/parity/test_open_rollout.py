@@ -140,7 +140,7 @@ def test_what_does_not_fit_is_refused(engine):
         other = Engine(engine.model, engine.tokenizer, config)
         with pytest.raises(InvalidInputError, match=rf"engine\.{key} = \d+, and it is {value} now"):
             other.open_rollout(SEARCH, saved=rollout.to_bytes())
-    with pytest.raises(InvalidInputError, match="made with search"):
+    with pytest.raises(InvalidInputError, match=r"made with search\.width = 4, and it is 5"):
         engine.open_rollout(SEARCH.replace(width=5), saved=rollout.to_bytes())
     for damaged in (b"", rollout.to_bytes()[:9], rollout.to_bytes()[:-9]):
         with pytest.raises(InvalidInputError):

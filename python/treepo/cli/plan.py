@@ -3,14 +3,13 @@
 import argparse
 import json
 from collections.abc import Sequence
-from typing import Any
 
 from treepo import core
 from treepo.cli import EXIT_OK, options
 from treepo.cli.plan_report import Plan, Preset, report
 from treepo.cli.shapes import ModelShape, model_shape
 from treepo.config import SearchConfig, StopConfig, TrainConfig
-from treepo.config.schema import MAX_COUNT
+from treepo.config.schema import MAX_COUNT, flat
 from treepo.errors import InvalidConfigError
 
 _RATES = "0.1"
@@ -162,18 +161,9 @@ def _preset(search: SearchConfig) -> Preset | None:
     if search.preset is None:
         return None
     source = dict(core.SearchConfig.presets())[search.preset]
-    plain, own = (_flat(x.to_dict()) for x in (SearchConfig(preset=search.preset), search))
+    plain, own = (flat(x.to_dict()) for x in (SearchConfig(preset=search.preset), search))
     changed = tuple(f"{key}={own[key]}" for key in own if own[key] != plain[key])
     return Preset(name=search.preset, source=source, changed=changed)
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested dictionaries as one of dotted names."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        below = isinstance(value, dict)
-        found |= _flat(value, f"{prefix}{key}.") if below else {f"{prefix}{key}": value}
-    return found
 
 
 def _print_presets(overrides: Sequence[str], *, as_json: bool) -> None:

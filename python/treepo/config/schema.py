@@ -262,3 +262,12 @@ def check_counts(section: Section, minimum: Mapping[str, int] = types.MappingPro
         if isinstance(value, int) and not isinstance(value, bool):
             at_least(name, value, minimum.get(name, 1))
             at_most(name, value, MAX_COUNT)
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested dictionaries, such as `Section.to_dict` makes, as one of dotted names."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        below = isinstance(value, Mapping)
+        found |= flat(value, f"{prefix}{key}.") if below else {f"{prefix}{key}": value}
+    return found

@@ -9,6 +9,7 @@ import numpy as np
 
 from treepo import core
 from treepo.config import SamplingParams, SearchConfig
+from treepo.config.schema import flat
 from treepo.engine.run import Run
 from treepo.engine.stats import EngineStats
 from treepo.errors import InvalidInputError
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 _HEADER = struct.Struct("<Q")
 """Bytes of the JSON that comes before the scheduler's bytes."""
+
+_NUM_BLOCKS = "engine.num_blocks"
 
 
 class OpenRollout:
@@ -136,16 +139,15 @@ class OpenRollout:
     def _require_same(self, made_for: dict[str, Any]) -> None:
         """Refuse another search and limits under which slots or rows would be others."""
         for name, value in self._made_for.items():
-            if name != "num_blocks" and made_for[name] != value:
-                key = name if name == "search" else f"engine.{name}"
+            if name != _NUM_BLOCKS and made_for.get(name) != value:
                 raise InvalidInputError(
-                    f"the unfinished trees were made with {key} = {made_for[name]}, and it is "
-                    f"{value} now; leave it as it was"
+                    f"the unfinished trees were made with {name} = {made_for.get(name)}, and it "
+                    f"is {value} now; leave it as it was"
                 )
 
     def _require_blocks(self) -> None:
         """Refuse a pool that is smaller than the one that plans are made for."""
-        present, needed = self._engine.acquire().num_blocks, self._made_for["num_blocks"]
+        present, needed = self._engine.acquire().num_blocks, self._made_for[_NUM_BLOCKS]
         if present < needed:
             raise InvalidInputError(
                 f"the unfinished trees were planned for {needed} KV blocks and the pool "
@@ -154,13 +156,13 @@ class OpenRollout:
 
 
 def _limits(engine: "Engine", search: SearchConfig) -> dict[str, Any]:
-    """Return what a scheduler's bytes hold and an engine must agree with."""
+    """Return what a scheduler's bytes hold and an engine must agree with, by config key."""
     limits = {
-        "search": search.to_dict(),
-        "num_blocks": engine.acquire().num_blocks,
-        "block_size": engine.config.block_size,
-        "max_num_seqs": engine.config.max_num_seqs,
-        "max_model_len": engine.max_model_len,
+        **flat(search.to_dict(), "search."),
+        _NUM_BLOCKS: engine.acquire().num_blocks,
+        "engine.block_size": engine.config.block_size,
+        "engine.max_num_seqs": engine.config.max_num_seqs,
+        "engine.max_model_len": engine.max_model_len,
     }
     as_saved: dict[str, Any] = json.loads(json.dumps(limits))
     return as_saved

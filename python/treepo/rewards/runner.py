@@ -56,6 +56,17 @@ class RewardResult:
     num_errors: int
     first_error: str | None
 
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """Return the rewards of batches, at least one, as of one batch."""
+        return cls(
+            values=np.concatenate([part.values for part in parts]),
+            is_failed=np.concatenate([part.is_failed for part in parts]),
+            num_timeouts=sum(part.num_timeouts for part in parts),
+            num_errors=sum(part.num_errors for part in parts),
+            first_error=next((part.first_error for part in parts if part.first_error), None),
+        )
+
 
 @dataclass(slots=True, kw_only=True)
 class _Batch:
