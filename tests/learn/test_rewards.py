@@ -69,6 +69,17 @@ USER_MODULE = """
     def all_columns(prompts, completions, completion_ids, **columns):
         return [float(repr([prompts, completions, completion_ids, columns]) == EXPECTED)]
 
+    def slow_to_prepare(completions, **columns):
+        return [float(PREPARED)] * len(completions)
+
+    def prepare():
+        global PREPARED
+        time.sleep(1.5)
+        PREPARED = True
+
+    PREPARED = False
+    slow_to_prepare.prepare = prepare
+
     class Unreadable:
         def __reduce__(self):
             return int, ("no number",)
@@ -315,6 +326,11 @@ def test_a_batch_that_kills_its_process_everywhere_is_given_up(user_module, monk
     assert MAX_SINGLE_DEATHS > 2
 
 
+def test_time_to_prepare_a_worker_is_no_time_of_a_call(user_module):
+    result = score(f"{user_module}:slow_to_prepare", ["a"], timeout_s=1.0)
+    assert result.values.tolist() == [1.0]
+
+
 def test_a_column_that_a_worker_cannot_read_is_refused_with_the_remedy(user_module):
     unreadable = importlib.import_module(user_module).Unreadable()
     with pytest.raises(RewardError, match=r"columns cannot be read .*num_workers=0"):
@@ -468,7 +484,7 @@ def test_math_verify_refuses_an_answer_that_is_no_expression():
 
 
 def test_an_expression_that_never_ends_runs_out_of_time_in_its_worker():
-    with RewardRunner("math_verify", 2.0, 1) as runner:
+    with RewardRunner("math_verify", 4.0, 1) as runner:
         towers = [r"\boxed{9^{9^{9^{9}}}}", r"\boxed{7}"]
         found = runner.score(["", ""], towers, [[], []], {"answer": ["7", "7"]})
     assert found.values[1] == 1.0

@@ -7,7 +7,7 @@ names.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 from treepo.errors import RewardError
 
@@ -30,6 +30,9 @@ class RewardFunction(Protocol):
         **columns: Sequence[object],
     ) -> Sequence[float | None]:
         """Score a batch of completions; all arguments are equally long."""
+
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def completion_text(completion: Completion) -> str:
@@ -61,6 +64,19 @@ def answer_text(answer: object) -> str:
     if answer is None:
         raise ValueError("the answer is missing")
     return str(answer)
+
+
+def prepared_by(prepare: Callable[[], object]) -> Callable[[F], F]:
+    """Mark a reward function with what each worker calls once before the first time limit runs.
+
+    A library that takes seconds to import belongs there: it is no completion's fault.
+    """
+
+    def mark(function: F) -> F:
+        function.prepare = prepare  # type: ignore[attr-defined]
+        return function
+
+    return mark
 
 
 def name_of(function: object) -> str:

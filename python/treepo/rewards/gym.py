@@ -11,11 +11,20 @@ from functools import cache
 from typing import Any
 
 from treepo.errors import RewardError
-from treepo.rewards.base import Completion, completion_text
+from treepo.rewards.base import Completion, completion_text, prepared_by
 
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
+def _library() -> Any:
+    try:
+        import reasoning_gym as library
+    except ModuleNotFoundError:
+        raise RewardError("the reward gym needs reasoning-gym: pip install 'treepo[gym]'") from None
+    return library
+
+
+@prepared_by(_library)
 def gym(
     *,
     completions: Sequence[Completion],
@@ -40,6 +49,7 @@ def gym(
     return [float(score >= 1.0) for score in _scores(completions, task, entry)]
 
 
+@prepared_by(_library)
 def gym_partial(
     *,
     completions: Sequence[Completion],
@@ -72,12 +82,9 @@ def _score(function: Callable[..., float], text: str, item: Mapping[str, Any]) -
 
 @cache
 def _score_function(name: str) -> Callable[..., float]:
+    library = _library()
     try:
-        import reasoning_gym
-    except ModuleNotFoundError:
-        raise RewardError("the reward gym needs reasoning-gym: pip install 'treepo[gym]'") from None
-    try:
-        function: Callable[..., float] = reasoning_gym.get_score_answer_fn(name)
+        function: Callable[..., float] = library.get_score_answer_fn(name)
     except ValueError as error:
         raise RewardError(f"reasoning-gym: {error}") from None
     return function

@@ -9,10 +9,32 @@ from collections.abc import Sequence
 from typing import Any
 
 from treepo.errors import RewardError
-from treepo.rewards.base import Completion, answer_text, completion_text
+from treepo.rewards.base import Completion, answer_text, completion_text, prepared_by
 from treepo.rewards.math import find_last_boxed
 
 
+def _parse(library: Any, text: str) -> Any:
+    boxed = find_last_boxed(text)
+    content = text if boxed is None else boxed
+    configs = [library.LatexExtractionConfig(boxed_match_priority=0)]
+    return library.parse(rf"\boxed{{{content}}}", configs, parsing_timeout=None)
+
+
+def _library() -> Any:
+    try:
+        import math_verify as library
+    except ModuleNotFoundError:
+        raise RewardError(
+            "the reward math_verify needs the library: pip install 'treepo[math]'"
+        ) from None
+    return library
+
+
+def _prepare() -> None:
+    _parse(_library(), "1")
+
+
+@prepared_by(_prepare)
 def math_verify(
     *,
     completions: Sequence[Completion],
@@ -50,20 +72,3 @@ def math_verify(
         is_equal = bool(parsed) and library.verify(known[gold], parsed, timeout_seconds=None)
         rewards.append(float(is_equal))
     return rewards
-
-
-def _parse(library: Any, text: str) -> Any:
-    boxed = find_last_boxed(text)
-    content = text if boxed is None else boxed
-    configs = [library.LatexExtractionConfig(boxed_match_priority=0)]
-    return library.parse(rf"\boxed{{{content}}}", configs, parsing_timeout=None)
-
-
-def _library() -> Any:
-    try:
-        import math_verify as library
-    except ModuleNotFoundError:
-        raise RewardError(
-            "the reward math_verify needs the library: pip install 'treepo[math]'"
-        ) from None
-    return library

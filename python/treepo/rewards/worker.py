@@ -215,7 +215,11 @@ def _watch_parent(parent: int) -> None:
 
 def _load(function: bytes) -> Callable[..., object]:
     loaded = pickle.loads(function)
-    return resolve(loaded) if isinstance(loaded, str) else loaded
+    called: Callable[..., object] = resolve(loaded) if isinstance(loaded, str) else loaded
+    prepare = getattr(called, "prepare", None)
+    if prepare is not None:
+        prepare()
+    return called
 
 
 def serve(connection: Connection) -> None:
