@@ -18,7 +18,8 @@ from treepo.errors import InvalidConfigError, RewardError
 from treepo.rewards import RewardRunner, boxed, exact_match, last_number, resolve
 from treepo.rewards.math import find_last_boxed, find_last_number, parse_number
 from treepo.rewards.overlong import overlong_punishment
-from treepo.rewards.runner import MAX_SINGLE_DEATHS, MAX_SINGLE_TIMEOUTS
+from treepo.rewards.runner import MAX_SINGLE_TIMEOUTS
+from treepo.rewards.worker import Worker
 from treepo.tasks.gym import gym_rows
 
 USER_MODULE = """
@@ -317,13 +318,20 @@ def test_only_the_completion_that_ends_the_process_is_an_error(user_module):
 
 
 def test_a_batch_that_kills_its_process_everywhere_is_given_up(user_module, monkeypatch):
+    started = []
+
+    def start(function):
+        started.append(function)
+        return Worker(function)
+
     monkeypatch.setattr("treepo.rewards.runner.MAX_SINGLE_DEATHS", 2)
-    completions = ["x"] * 300
+    monkeypatch.setattr("treepo.rewards.runner.Worker", start)
+    completions = ["x"] * 20
     result = score(f"{user_module}:die_on_x", completions, num_workers=1)
     assert np.isnan(result.values).all()
     assert result.is_failed.all()
     assert (result.num_timeouts, result.num_errors) == (0, len(completions))
-    assert MAX_SINGLE_DEATHS > 2
+    assert len(started) == 3  # One for the whole batch, two for single completions.
 
 
 def test_time_to_prepare_a_worker_is_no_time_of_a_call(user_module):

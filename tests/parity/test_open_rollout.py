@@ -22,6 +22,20 @@ def engine():
     return Engine.from_pretrained(str(embedded.MODEL_PATH), EngineConfig(max_num_seqs=10))
 
 
+class StoppedError(Exception):
+    pass
+
+
+def stop_at(**counts):
+    """A callback that gives up when the statistics say so."""
+
+    def check(stats):
+        if all(getattr(stats, name) == value for name, value in counts.items()):
+            raise StoppedError
+
+    return check
+
+
 def columns(forest, but=()):
     return {k: v for k, v in forest.columns().items() if k not in but}
 
@@ -89,35 +103,21 @@ def test_tokens_record_the_weights_that_sampled_them(engine):
 
 
 def test_a_callback_that_gives_up_loses_no_token(engine):
-    class StoppedError(Exception):
-        pass
-
-    def stop(stats):
-        if stats.steps == 7:
-            raise StoppedError
-
     whole = engine.rollout(PROMPTS, SEARCH, seed=3)
     rollout = engine.open_rollout(SEARCH, seed=3)
     rollout.add(PROMPTS, range(9))
     with pytest.raises(StoppedError):
-        rollout.run(9, stop)
+        rollout.run(9, stop_at(steps=7))
     assert_same(whole, rollout.run(9))
 
 
 def test_trees_that_are_done_when_a_callback_gives_up_are_returned_by_the_next_call(engine):
-    class StoppedError(Exception):
-        pass
-
-    def stop(stats):
-        if stats.finished_trees == 3:
-            raise StoppedError
-
     whole = engine.rollout(PROMPTS, SEARCH, seed=3)
     for is_saved in (False, True):
         rollout = engine.open_rollout(SEARCH, seed=3)
         rollout.add(PROMPTS, range(9))
         with pytest.raises(StoppedError):
-            rollout.run(9, stop)
+            rollout.run(9, stop_at(finished_trees=3))
         assert rollout.num_open == 9
         if is_saved:
             rollout = engine.open_rollout(SEARCH, seed=3, saved=rollout.to_bytes())

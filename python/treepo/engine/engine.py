@@ -87,7 +87,7 @@ class Engine:
         self.stats = EngineStats()
         self.backend = self._make_backend()
         self._pool: KVPool | None = None
-        self._num_blocks: tuple[EngineConfig, int] | None = None
+        self._chosen_blocks: tuple[EngineConfig, int] | None = None
         self._weights_are_new = False
         self._texts: list[bytes] | None = None
         self._is_running = False
@@ -260,8 +260,8 @@ class Engine:
             device = self.model.device
             # Once chosen it stays as long as the config: open rollouts are planned for it, and what
             # is free later is less, as torch keeps what the pool gave back.
-            if self._num_blocks is None or self._num_blocks[0] != self.config:
-                self._num_blocks = (
+            if self._chosen_blocks is None or self._chosen_blocks[0] != self.config:
+                self._chosen_blocks = (
                     self.config,
                     choose_num_blocks(
                         self.config,
@@ -273,7 +273,7 @@ class Engine:
                 )
             self._pool = KVPool(
                 self.shapes,
-                num_blocks=self._num_blocks[1],
+                num_blocks=self._chosen_blocks[1],
                 block_size=self.config.block_size,
                 device=device,
                 layout=self.backend.layout,
