@@ -11,11 +11,13 @@ from treepo.config import (
     Dtype,
     EngineConfig,
     LossConfig,
+    OptimizerConfig,
     Packing,
     SamplingParams,
     SearchConfig,
 )
 from treepo.engine import Engine
+from treepo.train import optimizer
 from treepo.train.pack import pack
 from treepo.train.step import TrainStep
 
@@ -84,6 +86,19 @@ def test_weights_that_changed_are_trained_with_and_move_the_log_probs():
     assert abs(trained - recorded).max() > 0.01
     expected, _ = TrainStep(engine.model, LossConfig(), TEMPERATURE).logprobs(pack(forest))
     np.testing.assert_allclose(trained[0], expected.detach(), atol=1e-3)
+
+
+def test_the_weights_of_an_optimizer_step_are_trained_with():
+    engine = Engine(make("llama"), None, EngineConfig(block_size=4))
+    packed = pack(sample(engine, even_prompts()))
+    step = exact_step(engine)
+    adamw = optimizer.build(engine.model, OptimizerConfig())
+    gradients(engine.model, step, packed)
+    optimizer.apply(adamw, learning_rate=1e-2, grad_clip=1.0)
+    found = step.logprobs(packed)[0].detach()
+    expected = TrainStep(engine.model, LossConfig(), TEMPERATURE).logprobs(packed)[0].detach()
+    assert (expected - torch.from_numpy(packed.old_logprob)).abs().max() > 0.1
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("family", sorted(MODELS))

@@ -33,7 +33,11 @@ class ExactForward:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Within a `with` block the model computes as it samples; backward belongs inside too."""
+        """Within a `with` block the model computes as it samples; backward belongs inside too.
+
+        Weights that changed are packed anew, as their versions tell: after the step of a fused
+        optimizer of your own, call `torch.autograd.graph.increment_version` on them.
+        """
         self.kernels.follow_torch()
         self._overlay.refresh()
         with self._overlay.applied():

@@ -77,5 +77,8 @@ def apply(optimizer: Any, learning_rate: float, grad_clip: float) -> float:
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     optimizer.step()
+    for parameter in parameters:
+        # A fused step does not say that it wrote; packed copies of weights follow by the version.
+        torch.autograd.graph.increment_version(parameter)
     optimizer.zero_grad(set_to_none=True)
     return norm

@@ -37,8 +37,9 @@ class PackedLinear:
     def refresh(self, *, force: bool = False) -> bool:
         """Pack the weights if they changed since the last time, or if `force`; True if packed.
 
-        A change is noticed by a tensor's version, which every in-place operation raises, and by
-        its address. Writing through `.data` is not noticed.
+        A change is noticed by a tensor's version, which in-place operations raise, and by its
+        address. Writing through `.data` is not noticed, nor is the step of a fused optimizer
+        unless `torch.autograd.graph.increment_version` follows it.
         """
         parameters = [p for module in self.modules for p in module.parameters(recurse=False)]
         seen = [(parameter.data_ptr(), parameter._version) for parameter in parameters]
