@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 REPO = Path(__file__).resolve().parent.parent
+SMOLLM2 = str(REPO / "models" / "SmolLM2-135M-Instruct")
+"""The folder that `just smollm2` prepares."""
 RESULTS = REPO / "benches" / "results"
 SIMD_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 

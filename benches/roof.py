@@ -21,6 +21,7 @@ import time
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from environment import SMOLLM2
 from peers.server import Reply, Request, own_stdout, serve
 
 PREFILL_ROWS = 1024
@@ -104,7 +105,7 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", required=True, help="Hugging Face folder")
+    parser.add_argument("--model", default=SMOLLM2, help="Hugging Face folder")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--rows", type=int, nargs="+", default=[16, 64, 128])
     parser.add_argument("--threads", type=int, default=2)

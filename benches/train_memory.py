@@ -162,7 +162,7 @@ FORMS = ("flat", "tree", "recompute", "parts_keep", "parts_recompute")
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", required=True)
+    parser.add_argument("--model", default=environment.SMOLLM2)
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--prompt-len", type=int, default=64)
     parser.add_argument("--width", type=int, default=16)

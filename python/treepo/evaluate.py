@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from treepo.config import EvalConfig, SamplingParams
+from treepo.config import EvalConfig, SamplingParams, StopConfig
 from treepo.engine import Engine
 from treepo.engine.engine import OnStep
 from treepo.errors import DataError, InvalidInputError
@@ -60,6 +60,14 @@ class Evaluation:
         return cls(**{**data, "pass_at": pass_at})
 
 
+def first_rows(rows: Sequence[Mapping[str, Any]] | None, count: int) -> list[Mapping[str, Any]]:
+    """Return the first rows of a data set, at most `count`; none of None.
+
+    A slice would not do: that of a `datasets.Dataset` is a dictionary of columns.
+    """
+    return [] if rows is None else [rows[index] for index in range(min(count, len(rows)))]
+
+
 def evaluate(
     engine: Engine,
     scorer: Scorer,
@@ -67,6 +75,7 @@ def evaluate(
     config: EvalConfig,
     *,
     max_tokens: int,
+    stop: StopConfig | None = None,
     on_step: OnStep | None = None,
 ) -> Evaluation:
     """Sample completions of held-out prompts and score them.
@@ -77,6 +86,7 @@ def evaluate(
         rows: Rows of the data set; the first `config.num_prompts` are used.
         config: Samples, temperature and seed.
         max_tokens: Tokens of a completion at most.
+        stop: What ends a completion besides; a model is evaluated with the rules of its training.
         on_step: Called after every engine step.
 
     Returns:
@@ -87,7 +97,7 @@ def evaluate(
         DataError: A row has no prompt.
     """
     began = time.perf_counter()
-    chosen = list(rows[: config.num_prompts])
+    chosen = first_rows(rows, config.num_prompts)
     if not chosen:
         raise InvalidInputError("there is no prompt to evaluate; give rows and num_prompts above 0")
     for index, row in enumerate(chosen):
@@ -102,6 +112,7 @@ def evaluate(
             sampling=SamplingParams(temperature=temperature),
             seed=config.seed,
             on_step=on_step,
+            stop=stop,
         )
         scores = scorer.score(forest, chosen, trees_at_once=max(1, MAX_SCORED_AT_ONCE // n))
         return scores.values.reshape(len(chosen), n), forest.num_unique_completion_tokens

@@ -136,6 +136,28 @@ def test_processes_stop_together_with_a_checkpoint_that_one_process_resumes(tmp_
     assert len(rows_of(folder)) == done + 1
 
 
+@pytest.mark.usefixtures("single_thread")
+def test_processes_that_stop_within_an_evaluation_make_it_when_resumed(tmp_path):
+    folder = tmp_path / "run"
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    words = ["eval.every=1", "eval.num_prompts=2", "update.weights=sharded", "save_every=0"]
+    process = subprocess.Popen(
+        command(train_words(folder, *words, "num_steps=3", "eval.num_samples=500")),
+        env=variables,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for line in process.stderr:
+        if "evaluation, step_1: " in line:
+            break
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=120)
+    assert checkpoint.load_state(checkpoint.latest(folder)).step == 1
+    assert not (folder / "eval/step_1.json").exists()
+    assert main(["train", "--resume", str(folder), "num_steps=2", "eval.num_samples=1"]) == 0
+    assert (folder / "eval/step_1.json").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

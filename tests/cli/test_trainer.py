@@ -206,12 +206,14 @@ def test_reward_that_breaks_in_mid_run_loses_no_finished_step(tiny_model_dir, tm
     assert checkpoint.latest(tmp_path / "run").name == "step_1"
 
 
-def test_prompt_that_does_not_fit_in_mid_run_loses_no_finished_step(tiny_model_dir, tmp_path):
+def test_prompt_that_grows_in_mid_run_loses_no_finished_step(tiny_model_dir, tmp_path):
     plan = config(tmp_path / "run", save_every=0, eval=EvalConfig(num_prompts=0), seed=1)
-    rows = [*ROWS, {"prompt": "1" * 300, "answer": "1"}]
+    rows = [*ROWS, {"prompt": "1", "answer": "1"}]
     model, tokenizer = load_model(str(tiny_model_dir), plan.engine)
+    own = Trainer(model, tokenizer, count_ones, rows, None, plan)
+    rows[-1]["prompt"] = "1" * 300
     with pytest.raises(PromptTooLongError):
-        Trainer(model, tokenizer, count_ones, rows, None, plan).train()
+        own.train()
     steps = PromptSource(rows, plan.seed).take(0, len(rows)).index(rows[-1]) // 3
     assert checkpoint.latest(tmp_path / "run").name == f"step_{steps}"
 
@@ -504,11 +506,41 @@ def test_prompts_come_once_a_pass_in_a_new_order_and_at_any_cursor():
     assert [row["prompt"] for row in across] == [*passes[0][-2:], *passes[1][:2]]
 
 
-def test_empty_or_promptless_data_is_refused():
+def test_empty_data_is_refused():
     with pytest.raises(DataError, match="empty"):
         PromptSource([], seed=0)
-    with pytest.raises(DataError, match="row 0 of the data set has no 'prompt'"):
-        PromptSource([{"text": "a"}], seed=0).take(0, 1)
+
+
+@pytest.mark.parametrize("which", ["training", "evaluation"])
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [({"prompt": "1" * 300}, "row 13: the prompt has 300 tokens"), ({"text": "a"}, "no 'prompt'")],
+)
+def test_rows_that_cannot_be_used_are_named_before_the_run(
+    tiny_model_dir, tmp_path, which, row, reason
+):
+    plan = config(tmp_path / "run", eval=EvalConfig(num_prompts=20))
+    model, tokenizer = load_model(str(tiny_model_dir), plan.engine)
+    data = {"training": ROWS, "evaluation": ROWS, which: [*ROWS, row]}
+    with pytest.raises(DataError, match=f"the {which} data set cannot be used: .*{reason}"):
+        Trainer(model, tokenizer, count_ones, data["training"], data["evaluation"], plan)
+    assert not (tmp_path / "run").exists()
+
+
+class Columns(list):
+    """Rows whose slices are columns, as those of a `datasets.Dataset` are."""
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return {name: [row[name] for row in list(self)[index]] for name in self[0]}
+        return super().__getitem__(index)
+
+
+def test_data_sets_whose_slices_are_columns_are_read_by_row(tiny_model_dir, tmp_path):
+    plan = config(tmp_path / "run", num_steps=1)
+    model, tokenizer = load_model(str(tiny_model_dir), plan.engine)
+    result = Trainer(model, tokenizer, count_ones, Columns(ROWS), Columns(ROWS), plan).train()
+    assert result.after.num_prompts == 2
 
 
 @pytest.mark.parametrize(("trees", "steps"), [(1, 1), (4, 1), (5, 2), (8, 2), (9, 3), (12, 3)])

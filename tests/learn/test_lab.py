@@ -133,7 +133,7 @@ def test_an_unbiased_estimate_has_an_interval_with_0_and_a_biased_one_has_not():
 @pytest.fixture(scope="module")
 def rows():
     presets = ("tree_rloo", "rloo", "grpo", "treerl", "spo_tree", "treepo")
-    searches = ("flat", "even", "fallback", "token_surprisal")
+    searches = ("flat", "even", "fallback", "token_surprisal", "prune")
     found = compare(400, searches=searches, presets=presets)
     return {(row.search, row.preset, row.is_weighted): row.quality for row in found}
 
@@ -160,7 +160,7 @@ def test_on_trees_tree_rloo_is_unbiased_in_direction_and_length(rows):
     assert found.scale == pytest.approx(1, abs=0.05)
 
 
-@pytest.mark.parametrize("search", ["fallback", "token_surprisal"])
+@pytest.mark.parametrize("search", ["fallback", "token_surprisal", "prune"])
 def test_forks_that_depend_on_what_is_behind_them_bias_every_preset(rows, search):
     for (name, _, _), found in rows.items():
         if name == search:

@@ -108,12 +108,16 @@ def _logprob_of_nodes(forest: Forest) -> F64:
 
 
 def normalize_among_siblings(forest: Forest, values: F64) -> F64:
-    """Return z-scores among siblings (n); only children keep their value, equal ones have 0."""
+    """Return z-scores among siblings (n); only children keep their value, equal ones have 0.
+
+    Siblings without a value are not counted and keep none.
+    """
     result = values.copy()
     for siblings in sibling_groups(forest.nodes()):
         deviation, std = sibling_spread(siblings, values)
-        is_alone = siblings.spread(siblings.size) == 1
-        z = np.where(std > _STD_EPSILON, deviation / np.maximum(std, _STD_EPSILON), 0.0)
+        has_value = (~np.isnan(values[siblings.node])).astype(np.float64)
+        is_alone = siblings.spread(siblings.sums(has_value)) <= 1
+        z = np.where(std > _STD_EPSILON, deviation / np.maximum(std, _STD_EPSILON), 0 * deviation)
         result[siblings.node] = np.where(is_alone, values[siblings.node], z)
     return result
 

@@ -9,7 +9,13 @@ import numpy.typing as npt
 from treepo.advantages.backup import node_values, normalize_among_siblings
 from treepo.advantages.baseline import compare_leaves, compare_nodes
 from treepo.advantages.groups import group_std, minus_ancestors, minus_group_mean
-from treepo.advantages.nodes import F64, ancestor_sums, num_ancestors, subtree_sums
+from treepo.advantages.nodes import (
+    F64,
+    ancestor_sums,
+    num_ancestors,
+    sampled_tokens_of_nodes,
+    subtree_sums,
+)
 from treepo.advantages.pairs import minus_faded_parent, pairs_of, tokens_of_pairs
 from treepo.advantages.presets import (
     PRESETS,
@@ -38,14 +44,17 @@ class Credit:
         values: f64[P] of trajectories, f64[K] of nodes or f64[E] of `treepo.advantages.pairs`; 0
             where nothing is known.
         weights: f64[K], weight in the loss of each node's tokens, each time that they occur.
+        is_scored: bool[P], whether a trajectory has a reward; without one its tokens have advantage
+            0 wherever they are read in it.
     """
 
     level: Level
     values: F64
     weights: F64
+    is_scored: npt.NDArray[np.bool_]
 
     def of_trajectories(self, forest: Forest) -> F64:
-        """Return one number a trajectory, f64[P]: nodes are averaged over the trajectory's tokens.
+        """Return one number a trajectory, f64[P]: the mean over its sampled tokens.
 
         Args:
             forest: The forest that the credit is of.
@@ -53,7 +62,7 @@ class Credit:
         if self.level is Level.TRAJECTORY:
             return self.values
         nodes = forest.nodes()
-        length = (nodes.end - nodes.start) * (nodes.parent >= 0)
+        length = sampled_tokens_of_nodes(forest)
         if self.level is Level.TOKEN:
             pairs = pairs_of(forest)
             weighted: F64 = self.values * length[pairs.node]
@@ -61,7 +70,7 @@ class Credit:
         else:
             total = ancestor_sums(nodes, self.values * length)
         result: F64 = total / np.maximum(ancestor_sums(nodes, length), 1.0)
-        return result
+        return np.where(self.is_scored, result, 0.0)
 
     def of_trees(self, forest: Forest, trees: npt.NDArray[np.integer]) -> "Credit":
         """Return the credit of some trees, as of `forest.select(trees)`.
@@ -76,7 +85,7 @@ class Credit:
         of = {Level.TRAJECTORY: paths, Level.NODE: nodes}.get(self.level)
         if of is None:
             of = _ranges(pairs_of(forest).start, paths)
-        return Credit(self.level, self.values[of], self.weights[nodes])
+        return Credit(self.level, self.values[of], self.weights[nodes], self.is_scored[paths])
 
     def at(
         self, forest: Forest, path: npt.NDArray[np.integer], token: npt.NDArray[np.integer]
@@ -98,7 +107,7 @@ class Credit:
         of = {Level.TRAJECTORY: path, Level.NODE: node}.get(self.level)
         if of is None:
             of = pairs_of(forest).start[path] + num_ancestors(forest.nodes())[node]
-        values: F64 = self.values[of]
+        values: F64 = np.where(self.is_scored[path], self.values[of], 0.0)
         return values, self.weights[node]
 
 
@@ -134,7 +143,8 @@ def credit(
     _check_counting(chosen)
     scores = _checked(forest, rewards)
     if forest.num_paths == 0:
-        return Credit(chosen.level, scores, np.zeros(len(forest.nodes().parent)))
+        no_weights = np.zeros(len(forest.nodes().parent))
+        return Credit(chosen.level, scores, no_weights, np.zeros(0, dtype=bool))
     leaves = _leaf_values(forest, scores, chosen)
     make = {
         Level.TRAJECTORY: _of_trajectories,
@@ -142,7 +152,7 @@ def credit(
         Level.TOKEN: _of_pairs,
     }[chosen.level]
     values = make(forest, leaves, scores, chosen)
-    return Credit(chosen.level, values, _weights(forest, chosen))
+    return Credit(chosen.level, values, _weights(forest, chosen), ~np.isnan(scores))
 
 
 def advantages(

@@ -11,7 +11,7 @@ from typing import Any
 
 from treepo import core
 from treepo.cli import EXIT_FAULT_FOUND, EXIT_OK, options
-from treepo.config import LossConfig, SamplingParams, SearchConfig, TrainConfig
+from treepo.config import Autocast, LossConfig, SamplingParams, SearchConfig, TrainConfig
 
 _PACKAGES = ("torch", "transformers", "numpy")
 _LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -164,10 +164,10 @@ def _model(path: str, config: TrainConfig) -> Iterator[Finding]:
     if is_on_cpu:
         text = ", ".join(x.value for x in engine.fusions) or "nothing"
         yield Finding("fused", text + (f"; not {', '.join(missing)}" if missing else ""))
-    yield _agreement(engine)
+    yield _agreement(engine, config)
 
 
-def _agreement(engine: Any) -> Finding:
+def _agreement(engine: Any, config: TrainConfig) -> Finding:
     """Sample a tree, and compare its log-probs with those of the training step."""
     import torch
 
@@ -178,13 +178,12 @@ def _agreement(engine: Any) -> Finding:
     forest = engine.rollout([_PROMPT], _SEARCH, SamplingParams(), seed=0)
     packed = pack(forest)
     exact = engine.exact_forward
-    step = TrainStep(engine.model, LossConfig(), 1.0, exact=exact)
+    step = TrainStep(engine.model, LossConfig(), 1.0, update=config.update, exact=exact)
     with torch.no_grad(), evaluating(engine.model):
         logprob, _ = step.logprobs(packed)
     difference = (logprob.cpu().double() - torch.from_numpy(packed.old_logprob)).abs().max().item()
     text = f"log-probs of {packed.num_sampled_tokens} tokens differ by {difference:.2g} at most"
-    is_half = torch.finfo(engine.model.dtype).bits < 32
-    limit = 0.25 if is_half else 1e-3
+    limit = _expected_difference(engine.model.dtype, config)
     if difference <= limit:
         return Finding("training", text + (": the same bits" if difference == 0 else ""))
     return Finding(
@@ -194,3 +193,16 @@ def _agreement(engine: Any) -> Finding:
         "engine.packing=never and engine.attention=torch to see which part it is",
         is_fault=True,
     )
+
+
+def _expected_difference(dtype: Any, config: TrainConfig) -> float:
+    """Return how far log-probs may differ, in nats, with the coarsest number format in use."""
+    import torch
+
+    engine = config.engine
+    if engine.rollout_dtype is not None and getattr(torch, engine.rollout_dtype.value) != dtype:
+        return 1.0
+    names = [x.value for x in (engine.kv_dtype,) if x is not None]
+    is_half = min(torch.finfo(x).bits for x in (dtype, *(getattr(torch, n) for n in names))) < 32
+    is_half = is_half or config.update.autocast is Autocast.BFLOAT16
+    return 0.25 if is_half else 1e-3

@@ -20,6 +20,9 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     """Evaluate; returns the exit code."""
     options.require_packages()
     words = list(overrides)
+    if arguments.eval_data == "":
+        raise InvalidConfigError("--data is empty; give it a value")
+    _require_own_keys(overrides)
     if arguments.eval_data is not None:
         words.insert(0, f"data.eval={arguments.eval_data}")
     config = options.load_config(arguments, words)
@@ -36,15 +39,34 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     from treepo.engine import Engine
     from treepo.evaluate import evaluate
     from treepo.scoring import Scorer
+    from treepo.train.progress import TreeProgress
 
     model, tokenizer = options.load_model(path, config.engine)
     engine = Engine(model, tokenizer, config.engine)
     name = options.reward_name(config)
-    with Scorer(name, config.reward, tokenizer, engine.eos_token_ids) as scorer:
+    scorer = Scorer(name, config.reward, tokenizer, engine.eos_token_ids)
+    with scorer, TreeProgress("evaluation") as progress:
         result = evaluate(
-            engine, scorer, rows, config.eval, max_tokens=config.search.completion_len
+            engine,
+            scorer,
+            rows,
+            config.eval,
+            max_tokens=config.search.completion_len,
+            stop=config.search.stop,
+            on_step=progress.show,
         )
     print(single(result))
     if out is not None:
         out.write_text(json.dumps(result.to_dict(), indent=2) + "\n")
     return EXIT_OK
+
+
+def _require_own_keys(overrides: Sequence[str]) -> None:
+    """Refuse keys of training on the command line that an evaluation has others for."""
+    for word in overrides:
+        key = word.removeprefix("--").partition("=")[0].replace("-", "_")
+        if key == "seed" or key.startswith("sampling."):
+            raise InvalidConfigError(
+                f"'{key}' is about rollouts of training; an evaluation has eval.temperature, "
+                "eval.seed and the whole distribution"
+            )

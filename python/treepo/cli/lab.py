@@ -1,7 +1,9 @@
 """`treepo lab`: bias and cost of every advantage preset, where the exact gradient is known."""
 
 import argparse
+import importlib.util
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -52,6 +54,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
         )
     if arguments.seed < 0:
         raise InvalidConfigError(f"--seed must be at least 0, got {arguments.seed}")
+    folder = None if arguments.output_dir is None else _folder(arguments.output_dir)
     searches = _searches(arguments.searches)
     presets = _presets(arguments.presets)
     traps = [
@@ -68,9 +71,27 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
         ):
             rows.append(row)
             print(_line(row), flush=True)
-    if arguments.output_dir is not None:
-        _save(Path(arguments.output_dir), arguments, traps, rows)
+    if folder is not None:
+        _save(folder, arguments, traps, rows)
     return EXIT_OK
+
+
+def _folder(name: str) -> Path:
+    """Make the folder for results before anything is measured, and say if plots will be missing.
+
+    Raises:
+        InvalidConfigError: It cannot be made.
+    """
+    path = Path(name)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidConfigError(
+            f"cannot write {path}: {error.strerror}; name another folder with --output-dir"
+        ) from None
+    if importlib.util.find_spec("matplotlib") is None:
+        print("there will be no plots: pip install matplotlib", file=sys.stderr)
+    return path
 
 
 def _searches(text: str | None) -> list[str]:
@@ -113,7 +134,6 @@ def _save(
     traps: Sequence[TrapResult],
     rows: Sequence[Row],
 ) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     result = {
         "batches": arguments.batches,
         "trees_per_batch": BATCH_SIZE,
@@ -125,10 +145,9 @@ def _save(
     file = folder / "lab.json"
     file.write_text(json.dumps(result, indent=1) + "\n")
     print(f"\n{file}")
-    try:
-        from treepo.lab.plots import draw
-    except ModuleNotFoundError:
-        print("no plots: pip install matplotlib")
+    if importlib.util.find_spec("matplotlib") is None:
         return
+    from treepo.lab.plots import draw
+
     for plot in draw(folder, traps, rows):
         print(plot)

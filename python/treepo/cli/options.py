@@ -45,12 +45,13 @@ def add_reward_argument(parser: argparse.ArgumentParser) -> None:
 
 def load_config(arguments: argparse.Namespace, overrides: Sequence[str]) -> TrainConfig:
     """Build the config from a file, short options and dotted overrides; the latter win."""
-    short = [
-        f"{key}={getattr(arguments, name)}"
-        for name, key in _SHORT.items()
-        if getattr(arguments, name, None) is not None
-    ]
-    words = [*short, *overrides]
+    short = {name: getattr(arguments, name, None) for name in _SHORT}
+    for name, value in short.items():
+        if value == "":
+            # What a shell makes of a variable that is not set; the default would be another model.
+            raise InvalidConfigError(f"--{name.removesuffix('_dir')} is empty; give it a value")
+    given = [f"{_SHORT[name]}={value}" for name, value in short.items() if value is not None]
+    words = [*given, *overrides]
     if arguments.config is None:
         return TrainConfig.load(overrides=words)
     return TrainConfig.from_yaml(arguments.config, words)

@@ -12,7 +12,7 @@ def counted(number: int, singular: str, plural: str | None = None) -> str:
 
 
 def before_after(before: "Evaluation", after: "Evaluation") -> str:
-    """Return two evaluations of the same prompts as a table; a fall of pass@k is said.
+    """Return two evaluations as a table of what both measured; a fall of pass@k is said.
 
     Args:
         before: Evaluation of the first weights.
@@ -21,8 +21,10 @@ def before_after(before: "Evaluation", after: "Evaluation") -> str:
     Returns:
         Lines of text.
     """
-    names = _rows(before)
-    rows = zip(names, _rows(before).values(), _rows(after).values(), strict=True)
+    k = max(set(before.pass_at) & set(after.pass_at))  # Both have pass@1.
+    low_rows, high_rows = _rows(before, k), _rows(after, k)
+    names = [name for name in low_rows if name in high_rows]
+    rows = [(name, low_rows[name], high_rows[name]) for name in names]
     width = max(len(name) for name in names)
     title = f"held-out, {counted(after.num_prompts, 'prompt')}"
     lines = [f"{title:{max(width, len(title))}}  before   after  change"]
@@ -31,12 +33,12 @@ def before_after(before: "Evaluation", after: "Evaluation") -> str:
         f"{name:{pad}}  {100 * low:5.1f}%  {100 * high:5.1f}%  {100 * (high - low):+6.1f}"
         for name, low, high in rows
     ]
-    k = max(after.pass_at)
-    if after.pass_at[k] < before.pass_at.get(k, 0.0):
+    if after.pass_at[k] < before.pass_at[k]:
         lines.append(
             f"pass@{k} fell from {100 * before.pass_at[k]:.1f}% to {100 * after.pass_at[k]:.1f}%: "
             f"{k} attempts solve fewer of the prompts than before"
         )
+    lines += _differences(before, after)
     for name, evaluation in (("before", before), ("after", after)):
         lines += [f"{name}: {line}" for line in _unscored(evaluation)]
     return "\n".join(lines)
@@ -44,15 +46,23 @@ def before_after(before: "Evaluation", after: "Evaluation") -> str:
 
 def single(evaluation: "Evaluation") -> str:
     """Return one evaluation as a table."""
-    rows = _rows(evaluation)
+    rows = _rows(evaluation, max(evaluation.pass_at))
     width = max(len(name) for name in rows)
     lines = [f"{counted(evaluation.num_prompts, 'prompt')}, {evaluation.seconds:.0f} s"]
     lines += [f"{name:{width}}  {100 * value:5.1f}%" for name, value in rows.items()]
     return "\n".join(lines + _unscored(evaluation))
 
 
-def _rows(evaluation: "Evaluation") -> dict[str, float]:
-    k = max(evaluation.pass_at)
+def _differences(before: "Evaluation", after: "Evaluation") -> list[str]:
+    """Say what was evaluated differently, as a resumed run may ask for."""
+    return [
+        f"evaluated differently: {name} was {getattr(before, name)}, is {getattr(after, name)}"
+        for name in ("num_prompts", "num_samples", "temperature")
+        if getattr(before, name) != getattr(after, name)
+    ]
+
+
+def _rows(evaluation: "Evaluation", k: int) -> dict[str, float]:
     return {
         f"accuracy, temperature {evaluation.temperature:g}": evaluation.accuracy,
         "accuracy, greedy": evaluation.greedy_accuracy,

@@ -35,12 +35,13 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     config = options.load_config(arguments, overrides)
     if arguments.num_prompts < 1:
         raise InvalidConfigError(f"--num-prompts must be at least 1, got {arguments.num_prompts}")
-    if arguments.prompts is None and config.model.path is not None:
+    has_data = config.data.train is not None or config.data.gym.task is not None
+    if arguments.prompts is None and config.model.path is not None and not has_data:
         raise InvalidConfigError("--model needs --prompts FILE, JSON lines with a 'prompt'")
     rows = list(_rows(arguments.prompts, config)[: arguments.num_prompts])
     if not 0 <= arguments.show < len(rows):
         raise InvalidConfigError(f"--show must be in 0..{len(rows) - 1}, got {arguments.show}")
-    if arguments.reward is not None:
+    if config.reward.name is not None:
         options.check_reward(config, rows)
     out = options.output_file(
         arguments.out or time.strftime("runs/forest-%Y%m%d-%H%M%S.safetensors")
@@ -55,10 +56,10 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
         [row["prompt"] for row in rows], config.search, config.sampling, seed=config.seed
     )
     _save(forest, out)
-    if arguments.reward is not None:
+    if config.reward.name is not None:
         from treepo.scoring import Scorer
 
-        with Scorer(arguments.reward, config.reward, tokenizer, engine.eos_token_ids) as scorer:
+        with Scorer(config.reward.name, config.reward, tokenizer, engine.eos_token_ids) as scorer:
             forest.set_rewards(scorer.score(forest, rows).values)
         _save(forest, out)
     print(picture(forest, arguments.show, tokenizer))

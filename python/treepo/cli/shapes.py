@@ -10,6 +10,14 @@ from treepo.config import Dtype
 _BYTES = {Dtype.FLOAT32: 4, Dtype.BFLOAT16: 2, Dtype.FLOAT16: 2}
 
 
+_GPT2_NAMES = {
+    "n_head": "num_attention_heads",
+    "n_layer": "num_hidden_layers",
+    "n_embd": "hidden_size",
+    "n_positions": "max_position_embeddings",
+}
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelShape:
     """Sizes of a causal LM, read without loading it.
@@ -43,16 +51,15 @@ def model_shape(folder: str | Path) -> ModelShape | None:
         return None
     if not isinstance(data, dict):
         return None
-    config = data.get("text_config", data)
-    if "kv_lora_rank" in config:
-        return None
     try:
-        return _shape(config)
-    except (KeyError, TypeError, ZeroDivisionError):
+        config = data.get("text_config") or data
+        return None if "kv_lora_rank" in config else _shape(config)
+    except (AttributeError, KeyError, TypeError, ZeroDivisionError):
         return None
 
 
-def _shape(config: dict[str, Any]) -> ModelShape:
+def _shape(given: dict[str, Any]) -> ModelShape:
+    config = {**{name: given[old] for old, name in _GPT2_NAMES.items() if old in given}, **given}
     num_heads = config["num_attention_heads"]
     num_kv_heads = config.get("num_key_value_heads") or num_heads
     head_dim = config.get("head_dim") or config["hidden_size"] // num_heads

@@ -72,7 +72,19 @@ def _config(arguments: argparse.Namespace, overrides: Sequence[str]) -> TrainCon
     run_dir = Path(arguments.resume)
     if not (run_dir / CONFIG_FILE).is_file():
         raise CheckpointError(f"{run_dir} is not a run: it has no {CONFIG_FILE}")
-    return TrainConfig.from_yaml(run_dir / CONFIG_FILE, [*overrides, f"output_dir={run_dir}"])
+    config = TrainConfig.from_yaml(run_dir / CONFIG_FILE, overrides)
+    before = TrainConfig.from_yaml(run_dir / CONFIG_FILE)
+    if config.output_dir != before.output_dir:
+        raise InvalidConfigError(
+            f"output_dir={config.output_dir} and --resume {run_dir} name two folders; "
+            "leave output_dir out"
+        )
+    if config.model.path != before.model.path and not config.needs_first_weights:
+        raise InvalidConfigError(
+            f"model.path={config.model.path}: a resumed run goes on with the weights of its "
+            "checkpoint; leave model.path out"
+        )
+    return config.replace(output_dir=str(run_dir))
 
 
 def _trainer(config: TrainConfig, saved: Path | None) -> "Trainer":
@@ -84,6 +96,8 @@ def _trainer(config: TrainConfig, saved: Path | None) -> "Trainer":
     rows = options.train_rows(config)
     held_out = options.eval_rows(config)
     options.check_reward(config, rows)
+    if held_out is not None:
+        options.check_reward(config, held_out)
     path = options.model_path(config, None if config.needs_first_weights else saved)
     options.set_threads(config)
     from treepo.train import checkpoint

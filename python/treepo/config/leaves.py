@@ -158,14 +158,17 @@ class PrunedLeaves(StrEnum):
     """Whether pruned leaves count towards the width."""
 
     COUNT = "count"
-    """They do: the tree ends with fewer leaves that can be rewarded."""
+    """They do: the tree ends with fewer whole answers."""
     ARE_REPLACED = "are_replaced"
     """They do not: the tree grows others. From the width-th on they count, so that a tree ends."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PruneConfig(Section):
-    """Giving up on paths: windowed confidence after DeepConf (arXiv 2508.15260)."""
+    """Giving up on paths: windowed confidence after DeepConf (arXiv 2508.15260).
+
+    A path that is given up is scored and trained on like any other, by the text that is there.
+    """
 
     by: PruneBy = PruneBy.NOTHING
     """What confidence is."""

@@ -85,11 +85,12 @@ class TrainConfig(Section):
     1 drops them without replacement."""
     max_unfinished_trees: int = 0
     """Trees that may be unfinished when a step ends; so many more are sampled at once, a step takes
-    those that are done first, and the others go on under the next weights."""
+    those that are done first (all of them: it may have so many more than `prompts_per_step`), and
+    the others go on under the next weights."""
     seed: int = 0
     """Seed of prompt order and sampling."""
     num_threads: int | None = None
-    """CPU threads of torch; absent: torch's own choice."""
+    """CPU threads of torch in this process; absent: torch's own choice."""
     output_dir: str | None = None
     """Folder of the run; absent: runs/ and the time of the start."""
     save_every: int = 20
@@ -122,6 +123,7 @@ class TrainConfig(Section):
         at_least("keep_checkpoints", self.keep_checkpoints, 1)
         at_least("save_forests_every", self.save_forests_every, 0)
 
+        at_most("reward.overlong_buffer", self.reward.overlong_buffer, self.search.completion_len)
         needs_all = self.loss.ratio is Ratio.TRAJECTORY
         if needs_all and self.update.max_tokens_per_part and self.update.parts is Parts.KEEP:
             raise InvalidConfigError(

@@ -42,8 +42,9 @@ class Section:
         Raises:
             InvalidConfigError: A field has the wrong type or a value out of range.
         """
+        given = completed(type(self), self.fields(), {})
         for key, annotation in field_types(type(self)).items():
-            value = convert(getattr(self, attribute(key)), annotation, key)
+            value = convert(given[attribute(key)], annotation, key)
             object.__setattr__(self, attribute(key), value)
         self._check()
 
@@ -81,14 +82,14 @@ class Section:
         return {name: getattr(self, name) for name in names}
 
     def replace(self, **changes: Any) -> Self:
-        """Return a checked copy with some fields changed."""
+        """Return a checked copy with some fields changed; a mapping changes keys of a section."""
         known = field_types(type(self))
         names = set(map(attribute, known))
         for name in changes:
             if name not in names:
                 raise unknown_key(name, known, "")
-        base = self._base(changes, self) or self
-        return type(self)(**{**base.fields(), **changes})
+        base = (self._base(changes, self) or self).fields()
+        return type(self)(**{**base, **completed(type(self), changes, base)})
 
 
 def field_types(cls: type) -> dict[str, Any]:
@@ -101,6 +102,33 @@ def field_types(cls: type) -> dict[str, Any]:
 def attribute(key: str) -> str:
     """Return the name of the field that holds a key."""
     return f"{key}_" if keyword.iskeyword(key) else key
+
+
+def completed(
+    cls: type[Section], given: Mapping[str, Any], base: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return values by field name, a section that is given by some of its keys made whole.
+
+    Args:
+        cls: The section that has the fields.
+        given: Field name to value, or to a mapping of keys, or to a section's short form.
+        base: Where a section's other keys come from; the field's default where it is missing.
+    """
+    found = dict(given)
+    for key, annotation in field_types(cls).items():
+        name = attribute(key)
+        if name in found and is_section(annotation) and not isinstance(found[name], Section):
+            start = base[name] if name in base else default(cls, name)
+            found[name] = build(annotation, found[name], start, key)
+    return found
+
+
+def default(cls: type[Section], name: str) -> Any:
+    """Return what a field holds when nothing is given, None if it must be given."""
+    field = cls.__dataclass_fields__[name]  # type: ignore[attr-defined]
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return None if field.default is dataclasses.MISSING else field.default
 
 
 def build(cls: type[S], data: Any, base: S | None, path: str) -> S:
@@ -120,7 +148,8 @@ def build(cls: type[S], data: Any, base: S | None, path: str) -> S:
     for key, value in data.items():
         annotation, name = known[key], attribute(key)
         if is_section(annotation) and not isinstance(value, Section):
-            values[name] = build(annotation, value, values.get(name), join(path, key))
+            start = values[name] if name in values else default(cls, name)
+            values[name] = build(annotation, value, start, join(path, key))
         else:
             values[name] = convert(value, annotation, join(path, key))
     with _below(path):
@@ -193,6 +222,8 @@ def _enum(value: Any, annotation: type[enum.Enum], path: str) -> enum.Enum:
 
 def _tuple(value: Any, items: tuple[Any, ...], path: str) -> tuple[Any, ...]:
     if len(items) == 2 and items[1] is Ellipsis:
+        if isinstance(value, str) and items[0] is str:
+            value = [value]  # One text is a list of one, as on the command line.
         if isinstance(value, str) or not isinstance(value, Sequence):
             raise InvalidConfigError(f"{path} must be a list, got {value!r}")
         items = (items[0],) * len(value)

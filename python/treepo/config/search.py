@@ -9,7 +9,14 @@ from typing import Any, Self, TypeVar
 from treepo import core
 from treepo.config.growth import BranchConfig, BudgetConfig
 from treepo.config.leaves import FallbackConfig, FallbackFrom, PruneConfig, StopConfig
-from treepo.config.schema import Section, at_most, check_counts, convert, field_types
+from treepo.config.schema import (
+    Section,
+    at_most,
+    check_counts,
+    completed,
+    convert,
+    field_types,
+)
 from treepo.errors import InvalidConfigError
 
 _MAX_WIDTH = 1_000_000
@@ -43,7 +50,7 @@ def _starting_from_presets(cls: C) -> C:
     @functools.wraps(plain_init)
     def init(self: Any, *, preset: str | None = None, **given: Any) -> None:
         base = {} if preset is None else _preset_fields(cls, preset)
-        plain_init(self, **{**base, **given, "preset": preset})
+        plain_init(self, **{**base, **completed(cls, given, base), "preset": preset})
 
     cls.__init__ = init  # type: ignore[method-assign]
     return cls
@@ -119,7 +126,7 @@ class SearchConfig(Section):
         return self.stop.needs_texts
 
     @classmethod
-    def flat(cls, n: int, max_tokens: int) -> Self:
+    def flat(cls, n: int, max_tokens: int, stop: StopConfig | None = None) -> Self:
         """Return the search of `n` independent completions: all forks are at the prompt."""
         return cls(
             width=n,
@@ -128,6 +135,7 @@ class SearchConfig(Section):
             branch_factor=1,
             initial_divergence=n,
             fallback=FallbackConfig(from_=FallbackFrom.NOTHING),
+            stop=stop or StopConfig(),
         )
 
     def to_core(

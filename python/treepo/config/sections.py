@@ -13,6 +13,8 @@ from treepo.config.schema import (
 )
 from treepo.errors import InvalidConfigError
 
+_MAX_SAMPLES = 1_000_000
+_MAX_TIMEOUT_S = 1_000_000
 _MIN_TEMPERATURE = 0.001
 
 
@@ -122,7 +124,8 @@ class RewardConfig(Section):
     """exact_match, last_number, boxed, math_verify, gym, gym_partial, or `package.module:function`
     with TRL's signature; absent: the reward of the task, or exact_match with other data."""
     timeout_s: float = 5.0
-    """Seconds one call may take before its worker is stopped."""
+    """Seconds one call may take before its worker is stopped; with `num_workers` 0 there is no
+    limit."""
     num_workers: int = 1
     """Worker processes; 0 calls the function in the training process, without time limit."""
     overlong_buffer: int = 0
@@ -135,6 +138,7 @@ class RewardConfig(Section):
 
     def _check(self) -> None:
         above("timeout_s", self.timeout_s, 0)
+        at_most("timeout_s", self.timeout_s, _MAX_TIMEOUT_S)
         at_least("num_workers", self.num_workers, 0)
         at_least("overlong_buffer", self.overlong_buffer, 0)
         at_least("overlong_penalty", self.overlong_penalty, 0)
@@ -275,6 +279,7 @@ class EvalConfig(Section):
     def _check(self) -> None:
         at_least("num_prompts", self.num_prompts, 0)
         at_least("num_samples", self.num_samples, 1)
+        at_most("num_samples", self.num_samples, _MAX_SAMPLES)
         at_least("temperature", self.temperature, _MIN_TEMPERATURE)
         at_least("every", self.every, 0)
         at_least("seed", self.seed, 0)

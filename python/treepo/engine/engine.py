@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from treepo import core
-from treepo.config import EngineConfig, SamplingParams, SearchConfig, Verdicts
+from treepo.config import EngineConfig, SamplingParams, SearchConfig, StopConfig, Verdicts
 from treepo.engine.attention import (
     AttentionBackend,
     NativeBackend,
@@ -183,7 +183,7 @@ class Engine:
 
         Raises:
             InvalidConfigError: If the search waits for verdicts.
-            InvalidInputError: If `saved` is damaged, or of another search or other limits.
+            InvalidInputError: If `saved` is damaged, or of another search, sampling or limits.
         """
         _check_judge(search, None)
         return OpenRollout(self, search, sampling or SamplingParams(), seed, saved)
@@ -209,6 +209,8 @@ class Engine:
         seed: int = 0,
         keys: Sequence[int] | None = None,
         on_step: OnStep | None = None,
+        *,
+        stop: StopConfig | None = None,
     ) -> Forest:
         """Sample `n` independent completions of each prompt: all forks are at the prompt.
 
@@ -220,18 +222,20 @@ class Engine:
             seed: As in `rollout`.
             keys: As in `rollout`.
             on_step: As in `rollout`.
+            stop: What ends a completion besides its length and an end of sequence.
 
         Returns:
             The forest; raises as `rollout` does.
         """
-        search = SearchConfig.flat(n, max_tokens)
+        search = SearchConfig.flat(n, max_tokens, stop)
         return self.rollout(prompts, search, sampling, seed, keys, on_step)
 
     def weights_changed(self) -> None:
         """Say that the model's weights are new: later tokens carry the next policy version.
 
         The next rollout takes them over wherever copies of them are kept. It also does without
-        this call where it notices the change; what is written through `.data` it does not.
+        this call where it notices the change by a tensor's version; what is written through `.data`
+        or by a fused optimizer it does not.
         """
         self.policy_version += 1
         self._weights_are_new = True
@@ -329,6 +333,8 @@ class Engine:
         self, run: Run, on_step: OnStep | None, is_enough: Callable[[], bool] = lambda: False
     ) -> None:
         """Run steps of a rollout until nothing is left to do, or it is enough."""
+        if self._weights_are_new:
+            self.backend = self._make_backend()  # It may keep attention sinks, which are weights.
         self.policy.follow(force=self._weights_are_new)
         self._weights_are_new = False
         self._is_running = True
@@ -347,19 +353,29 @@ class Engine:
         """Return the token ids of prompts; raises as `rollout` does."""
         if isinstance(prompts, str):
             raise InvalidInputError(f"prompts is the text {prompts!r:.60}; put it in a list")
-        return [self._encode(index, prompt) for index, prompt in enumerate(prompts)]
+        return [self.token_ids(prompt, f"prompt {index}") for index, prompt in enumerate(prompts)]
 
-    def _encode(self, index: int, prompt: Prompt) -> npt.NDArray[np.uint32]:
+    def token_ids(self, prompt: Prompt, name: str = "the prompt") -> npt.NDArray[np.uint32]:
+        """Return the token ids of one prompt.
+
+        Args:
+            prompt: Text, messages or token ids.
+            name: What the prompt is called in errors.
+
+        Raises:
+            InvalidInputError: It cannot be encoded, or holds a token that the model lacks.
+            PromptTooLongError: It leaves no room for a token in the context.
+        """
         token_ids = encode(self.tokenizer, prompt)
         vocab_size = self.model.config.get_text_config(decoder=True).vocab_size
         if len(token_ids) >= self.max_model_len:
             raise PromptTooLongError(
-                f"prompt {index} has {len(token_ids)} tokens and the context holds "
+                f"{name} has {len(token_ids)} tokens and the context holds "
                 f"{self.max_model_len}; shorten the prompt to at most {self.max_model_len - 1}"
             )
         if int(token_ids.max()) >= vocab_size:
             raise InvalidInputError(
-                f"prompt {index} holds token {token_ids.max()}, the model knows {vocab_size}"
+                f"{name} holds token {token_ids.max()}, the model knows {vocab_size}"
             )
         return token_ids
 

@@ -49,7 +49,7 @@ class OpenRollout:
         """Takes the parts; see `Engine.open_rollout`."""
         self._engine = engine
         self._sampling = sampling
-        self._made_for = _limits(engine, search)
+        self._made_for = _limits(engine, search, sampling)
         self._finished: list[int] = []
         self.num_trees = 0
         self.num_open = 0
@@ -155,10 +155,11 @@ class OpenRollout:
             )
 
 
-def _limits(engine: "Engine", search: SearchConfig) -> dict[str, Any]:
+def _limits(engine: "Engine", search: SearchConfig, sampling: SamplingParams) -> dict[str, Any]:
     """Return what a scheduler's bytes hold and an engine must agree with, by config key."""
     limits = {
         **flat(search.to_dict(), "search."),
+        **flat(sampling.to_dict(), "sampling."),
         _NUM_BLOCKS: engine.acquire().num_blocks,
         "engine.block_size": engine.config.block_size,
         "engine.max_num_seqs": engine.config.max_num_seqs,

@@ -55,6 +55,7 @@ def _of_tokens(forest: Forest, credit: Credit, leaf_weights: F64) -> F64:
     """Return what stands before d log pi of each unique token, f64[N]."""
     nodes, tree = forest.nodes(), forest.paths.tree
     share = leaf_weights / np.bincount(tree, leaf_weights, minlength=forest.num_trees)[tree]
+    share = np.where(credit.is_scored, share, 0.0)
     of_nodes: F64
     if credit.level is Level.TRAJECTORY:
         of_nodes = subtree_sums(nodes, share * credit.values)

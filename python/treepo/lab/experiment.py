@@ -8,6 +8,7 @@ import numpy as np
 
 from treepo import core
 from treepo.advantages import PRESETS, Counting, Credit, Preset, Scale, credit
+from treepo.errors import InvalidInputError
 from treepo.forest import Forest
 from treepo.lab.estimate import Quality, gradients, quality
 from treepo.lab.exact import solve
@@ -17,6 +18,9 @@ from treepo.lab.sampler import Sampled, grow
 WIDTH = 8
 BATCH_SIZE = 12
 """Trees of a batch: presets that whiten do so over one batch."""
+
+_LENGTH = 6
+"""Tokens of a completion of every search at most."""
 
 _TREE: dict[str, Any] = {
     "width": WIDTH,
@@ -85,8 +89,18 @@ def compare(
         presets: Names in `treepo.advantages.PRESETS`.
         policy: What is sampled; `random_policy()` if absent.
         seed: Of the search and of the tokens.
+
+    Raises:
+        InvalidInputError: The policy's sequences are not as long as the searches' completions, or
+            its prompts do not divide a batch.
     """
     policy = policy or random_policy()
+    if policy.depth != _LENGTH or BATCH_SIZE % policy.num_prompts:
+        raise InvalidInputError(
+            f"the policy has {policy.num_prompts} prompts and sequences of {policy.depth}; the "
+            f"lab's searches sample {_LENGTH} tokens and its batches {BATCH_SIZE} trees: take "
+            f"depth={_LENGTH} and a number of prompts that divides {BATCH_SIZE}"
+        )
     truth = solve(policy).gradient.ravel()
     for name in searches:
         search = core.SearchConfig(**SEARCHES[name], eos_token_ids=[EOS])
@@ -122,4 +136,5 @@ def _credit(sampled: Sampled, preset: Preset) -> Credit:
         preset.level,
         np.concatenate([part.values for part in parts]),
         np.concatenate([part.weights for part in parts]),
+        np.concatenate([part.is_scored for part in parts]),
     )

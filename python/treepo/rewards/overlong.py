@@ -9,7 +9,7 @@ F64 = npt.NDArray[np.float64]
 
 
 def overlong_punishment(
-    lengths: npt.NDArray[Any], *, max_tokens: int, buffer: int, penalty: float
+    lengths: npt.NDArray[Any], *, max_tokens: int | npt.NDArray[Any], buffer: int, penalty: float
 ) -> F64:
     """Return what is added to each reward: 0 up to max_tokens - buffer, then falling to -penalty.
 
@@ -17,7 +17,7 @@ def overlong_punishment(
 
     Args:
         lengths: Tokens of each completion, [n].
-        max_tokens: Tokens of a completion at most.
+        max_tokens: Tokens of a completion at most, one number or one a completion.
         buffer: Tokens over which the punishment grows; 0 is none at all.
         penalty: Punishment of a completion of max_tokens.
 

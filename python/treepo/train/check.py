@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from treepo.config import Activations, Autocast, LossConfig, UpdateConfig
+from treepo.engine.exact import ExactForward
 from treepo.engine.hook import evaluating
 from treepo.errors import InvalidInputError, UnsupportedModelError
 from treepo.forest import Forest, TokenKind
@@ -23,6 +24,7 @@ def first_step_check(
     temperature: float,
     *,
     update: UpdateConfig | None = None,
+    exact: ExactForward | None = None,
     tolerance: float | None = None,
 ) -> float:
     """Compares the log-probs of two leaves on the tree with a plain forward of their tokens.
@@ -36,6 +38,7 @@ def first_step_check(
         forest: a forest with sampled tokens.
         temperature: temperature of the log-probs, above 0.
         update: how the tree is attended over, and parts; the number format stays the model's own.
+        exact: what the update computes with instead of torch, if it does.
         tolerance: largest allowed difference in nats; absent: 1e-3 in float32 and float64, 0.25
             in shorter formats.
 
@@ -49,21 +52,23 @@ def first_step_check(
     if tolerance is None:
         tolerance = 0.25 if model.dtype in (torch.float16, torch.bfloat16) else 1e-3
     own = replace(update or UpdateConfig(), autocast=Autocast.OFF, activations=Activations.KEEP)
-    step = TrainStep(model, LossConfig(), temperature, update=own)
+    step = TrainStep(model, LossConfig(), temperature, update=own, exact=exact)
     tree_paths, leaves = _paths_to_compare(forest)
     packed = pack(forest, tree_paths)
     with evaluating(model):
         on_tree = torch.from_numpy(step.fixed_logprobs(packed))
-    worst = 0.0
+    differences = []
     for leaf in leaves:
         tree = on_tree[torch.from_numpy(packed.src[packed.src_path == leaf])]
         predictor = pack(forest, [leaf]).predictor
         plain = step.plain_logprobs(forest.token_ids(leaf)).cpu()[torch.from_numpy(predictor)]
-        worst = max(worst, float((tree - plain).abs().max()))
+        differences.append((tree - plain).abs().max())
+    worst = float(torch.stack(differences).max())  # NaN stays NaN.
     if not worst <= tolerance:
         raise UnsupportedModelError(
             f"{type(model).__name__} gives log-probs on the tree that differ by {worst:.3g} from "
             f"a plain forward, above {tolerance:g}: it cannot be trained on trees"
+            + (" so; try engine.packing=never" if exact is not None else "")
         )
     return worst
 

@@ -106,6 +106,7 @@ class Collector:
         self._group = group or Group()
         self._open: OpenRollout | None = None
         self._saved = open_trees
+        self._latest = open_trees
         self._restored = open_trees
 
     def collect(self, cursor: int, progress: float) -> Batch:
@@ -141,8 +142,7 @@ class Collector:
                 kept.append(forest.select(chosen))
                 forest.set_rewards(score.values)
         sampled = Forest.concatenate(forests)
-        # As of here: a step that is given up later begins again from these trees.
-        self._saved = None if self._open is None else self._open.to_bytes()
+        self._latest = None if self._open is None else self._open.to_bytes()
         return Batch(
             sampled=sampled,
             kept=Forest.concatenate(kept) if kept else None,
@@ -194,6 +194,10 @@ class Collector:
         self._check()
         return _Sample(forest, scores, scores.values, [self._engine.stats]), cursor + len(keys)
 
+    def commit(self) -> None:
+        """Say that the step of the latest batch is made; one that is given up begins again."""
+        self._saved = self._latest
+
     def open_trees(self) -> bytes | None:
         """Return the trees that were not done after the latest whole step; None if all were."""
         return self._saved
@@ -225,9 +229,11 @@ class Collector:
 
     def _overlong(self, forest: Forest) -> F32:
         config = self._config
+        prompt_len = forest.trees.prompt_len[forest.paths.tree]
+        room = self._engine.max_model_len - prompt_len
         punished = overlong_punishment(
-            forest.paths.length - forest.trees.prompt_len[forest.paths.tree],
-            max_tokens=config.search.completion_len,
+            forest.paths.length - prompt_len,
+            max_tokens=np.minimum(config.search.completion_len, room),
             buffer=config.reward.overlong_buffer,
             penalty=config.reward.overlong_penalty,
         )

@@ -1,14 +1,48 @@
 """Rows of a data set in the order that training reads them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from treepo.errors import DataError
+from treepo.errors import DataError, InvalidInputError, PromptTooLongError
+from treepo.prompts import Prompt
 
 Row = Mapping[str, Any]
+_MAX_NAMED_ROWS = 5
+
+
+def check_rows(
+    rows: Sequence[Row], encode: Callable[[Prompt], object], name: str, indices: Iterable[int]
+) -> None:
+    """Check before a run that rows have prompts which the model can continue.
+
+    Args:
+        rows: The data set.
+        encode: Turns a prompt into token ids, as `Engine.token_ids` does.
+        name: What the data set is called in the message.
+        indices: The rows that will be read.
+
+    Raises:
+        DataError: Rows cannot be used; up to five are named with the reason.
+    """
+    problems = ((index, _problem(rows[index], encode)) for index in indices)
+    bad = [f"row {index}: {problem}" for index, problem in problems if problem]
+    if bad:
+        more = f"; and {len(bad) - _MAX_NAMED_ROWS} more" if len(bad) > _MAX_NAMED_ROWS else ""
+        named = "; ".join(bad[:_MAX_NAMED_ROWS])
+        raise DataError(f"the {name} data set cannot be used: {named}{more}; leave such rows out")
+
+
+def _problem(row: Row, encode: Callable[[Prompt], object]) -> str | None:
+    if "prompt" not in row:
+        return f"it has no 'prompt', it has {list(row)}"
+    try:
+        encode(row["prompt"])
+    except (InvalidInputError, PromptTooLongError) as error:
+        return str(error)
+    return None
 
 
 class PromptSource:
@@ -32,21 +66,18 @@ class PromptSource:
         self._order: npt.NDArray[np.int64] = np.empty(0, dtype=np.int64)
 
     def take(self, cursor: int, count: int) -> list[Row]:
-        """Return `count` rows from position `cursor` of the endless shuffled stream.
+        """Return `count` rows from position `cursor` of the endless shuffled stream."""
+        return [self._rows[self._index(at)] for at in range(cursor, cursor + count)]
 
-        Raises:
-            DataError: A row has no prompt.
-        """
-        return [self._at(position) for position in range(cursor, cursor + count)]
+    def check(self, encode: Callable[[Prompt], object], count: int) -> None:
+        """Check the first `count` rows of the stream; see `check_rows`."""
+        chosen = map(self._index, range(min(count, len(self._rows))))
+        check_rows(self._rows, encode, "training", sorted(chosen))
 
-    def _at(self, position: int) -> Row:
+    def _index(self, position: int) -> int:
         epoch, offset = divmod(position, len(self._rows))
         if epoch != self._epoch:
             generator = np.random.default_rng([self._seed, epoch])
             self._order = generator.permutation(len(self._rows))
             self._epoch = epoch
-        index = int(self._order[offset])
-        row = self._rows[index]
-        if "prompt" not in row:
-            raise DataError(f"row {index} of the data set has no 'prompt', it has {list(row)}")
-        return row
+        return int(self._order[offset])

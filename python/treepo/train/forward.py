@@ -21,6 +21,7 @@ from treepo.errors import UnsupportedModelError
 from treepo.train.head import Head, output_head, token_logprobs
 
 _OTHER_HEADS = ("classifier_", "summary_")
+_NOISE = ("drop", "jitter")
 
 
 class Forward:
@@ -48,17 +49,21 @@ class Forward:
         Raises:
             UnsupportedModelError: if the model cannot run on trees.
         """
-        check_dropout(model)
+        self._config = config
+        check_dropout(model, is_training=model.training or self._recomputes)
         probe(model)
         self.enter = enter or _call
         self.model = model
         self.exact = exact if config.autocast is Autocast.OFF else None
         self._temperature = temperature
-        self._config = config
         self._head_settings = output_head(model)
-        if config.activations is Activations.RECOMPUTE:
+        if self._recomputes:
             anything: Any = model
             anything.gradient_checkpointing_enable({"use_reentrant": False})
+
+    @property
+    def _recomputes(self) -> bool:
+        return self._config.activations is Activations.RECOMPUTE
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -69,7 +74,7 @@ class Forward:
     @contextmanager
     def _mode(self) -> Iterator[None]:
         """Let transformers recompute activations, which it does in training mode only."""
-        is_needed = self._config.activations is Activations.RECOMPUTE and not self.model.training
+        is_needed = self._recomputes and not self.model.training
         if is_needed:
             self.model.train()
         try:
@@ -91,7 +96,7 @@ class Forward:
             positions: i64[T], distance from the first token of each tree.
             context: attention.
         """
-        check_dropout(self.model)
+        check_dropout(self.model, is_training=self.model.training)
         install(self.model)  # With any other attention every token would see the whole row.
         with self._autocast():
             output = self.model.base_model(
@@ -169,25 +174,31 @@ def _call(function: Callable[..., Any], *args: Any) -> Any:
     return function(*args)
 
 
-def check_dropout(model: PreTrainedModel) -> None:
-    """Refuses dropout: log-probs would not be those that the tokens were sampled with.
+def check_dropout(model: PreTrainedModel, *, is_training: bool) -> None:
+    """Refuses noise of training mode: log-probs would not be those of sampling.
+
+    Args:
+        model: the model.
+        is_training: whether it runs in training mode, as it also does to recompute activations.
 
     Raises:
-        UnsupportedModelError: if the model is in training mode and drops activations.
+        UnsupportedModelError: if it drops activations then, or adds noise to them.
     """
-    if not model.training:
+    if not is_training:
         return
     rates = {
         f"module {name}": float(module.p)
         for name, module in model.named_modules()
-        if isinstance(module, nn.Dropout) and module.training
+        if isinstance(module, nn.Dropout)
     }
     for name, value in model.config.get_text_config(decoder=True).to_dict().items():
-        if "drop" in name and isinstance(value, float) and not name.startswith(_OTHER_HEADS):
+        is_noise = any(word in name for word in _NOISE) and not name.startswith(_OTHER_HEADS)
+        if is_noise and isinstance(value, float):
             rates[f"config.{name}"] = value
     for name, rate in rates.items():
         if rate > 0:
             raise UnsupportedModelError(
-                f"{type(model).__name__} is in training mode and drops activations, {name} = "
-                f"{rate:g}: set it to 0, or call model.eval()"
+                f"{type(model).__name__} drops activations or adds noise in training mode, {name} "
+                f"= {rate:g}: set it to 0, or call model.eval() and keep "
+                "update.activations=keep, since recomputing runs in training mode"
             )

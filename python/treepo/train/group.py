@@ -84,6 +84,10 @@ class Processes(Group):
         Raises:
             GroupError: if the others do not come.
         """
+        if device.type == "cuda":
+            # NCCL and what gathers objects use the current device.
+            index = int(os.environ.get("LOCAL_RANK", "0")) if device.index is None else device.index
+            torch.cuda.set_device(index)
         with _named("the processes of the run did not meet"):
             if not distributed.is_initialized():
                 distributed.init_process_group(
@@ -101,9 +105,16 @@ class Processes(Group):
         return found  # type: ignore[return-value]
 
     def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Replaces the gradients by their sums over the processes, in one transfer a dtype."""
+        """Replaces the gradients by their sums over the processes, in one transfer a dtype.
+
+        What has a gradient in no process keeps none, so that the optimizer leaves it alone.
+        """
+        trained = list(parameters)
+        has_gradient = np.any(self.gather([p.grad is not None for p in trained]), axis=0)
         by_dtype: dict[torch.dtype, list[Tensor]] = {}
-        for parameter in parameters:
+        for parameter, is_somewhere in zip(trained, has_gradient, strict=True):
+            if not is_somewhere:
+                continue
             if parameter.grad is None:  # This process had no trees.
                 parameter.grad = torch.zeros_like(parameter)
             by_dtype.setdefault(parameter.dtype, []).append(parameter.grad)

@@ -56,16 +56,20 @@ def reward_metrics(rewards: npt.NDArray[np.float32], path_start: npt.NDArray[np.
         path_start: First path of each tree and the end, i32[T + 1].
 
     Returns:
-        TRL's `reward`, `reward_std` (mean over trees of the standard deviation within one) and
-        `frac_reward_zero_std`, and `accuracy`, the fraction of rewards of at least 1.
+        `reward`, the mean; `reward_std`, the mean over trees of the deviation (n) within one;
+        `frac_reward_zero_std`, the fraction of trees whose known rewards all agree; `accuracy`, the
+        fraction of rewards of at least 1; `frac_reward_missing`.
     """
+    is_known = np.isfinite(rewards)
     groups = [group[np.isfinite(group)] for group in np.split(rewards, path_start[1:-1])]
     spreads = np.array([group.std() if len(group) else 0.0 for group in groups])
-    known = rewards[np.isfinite(rewards)]
+    agree = np.array([len(group) == 0 or group.min() == group.max() for group in groups])
+    known = rewards[is_known]
     return {
         "reward": _mean(known),
         "reward_std": _mean(spreads),
-        "frac_reward_zero_std": _mean(spreads == 0),
+        "frac_reward_zero_std": _mean(agree),
+        "frac_reward_missing": _mean(~is_known),
         "accuracy": _mean(known >= SOLVED),
     }
 
@@ -157,7 +161,8 @@ def update_metrics(parts: Sequence[StepMetrics], grad_norms: Sequence[float]) ->
         grad_norms: Global gradient norm before clipping, one an optimizer step.
 
     Returns:
-        Means over the optimizer steps; extremes of the probability ratio.
+        Means over the optimizer steps; extremes of the ratio that the loss clips, and of the
+        trainer's probability over the sampler's.
     """
     low = _mean(np.array([x.clip_ratio_low for x in parts]))
     high = _mean(np.array([x.clip_ratio_high for x in parts]))
@@ -170,8 +175,10 @@ def update_metrics(parts: Sequence[StepMetrics], grad_norms: Sequence[float]) ->
         "clip_ratio/high_mean": high,
         "clip_ratio/region_mean": low + high,
         "sampling/sampling_logp_difference/mean": _mean(np.array([x.abs_log_ratio for x in parts])),
-        "sampling/importance_sampling_ratio/min": min(x.ratio_min for x in parts),
-        "sampling/importance_sampling_ratio/max": max(x.ratio_max for x in parts),
+        "ratio/min": min(x.ratio_min for x in parts),
+        "ratio/max": max(x.ratio_max for x in parts),
+        "sampling/importance_sampling_ratio/min": min(x.weight_min for x in parts),
+        "sampling/importance_sampling_ratio/max": max(x.weight_max for x in parts),
         "perf/trained_unique_tokens": float(sum(x.num_unique_tokens for x in parts)),
         "perf/forward_tokens": float(sum(x.num_forward_tokens for x in parts)),
         "perf/trained_trajectory_tokens": float(sum(x.num_trajectory_tokens for x in parts)),

@@ -45,6 +45,8 @@ class ForestLoss:
         entropy: mean entropy of trajectory tokens, a scalar.
         mismatch: sum over trajectory tokens of how far sampler and trainer disagree, in nats; the
             change of the policy is in it where the trainer's old log-probs are not known.
+        weight_min: smallest ratio of the trainer's probability to the sampler's, as `mismatch`.
+        weight_max: the largest.
         num_forward_tokens: tokens that ran forward for it.
     """
 
@@ -52,6 +54,8 @@ class ForestLoss:
     terms: LossTerms
     entropy: Tensor
     mismatch: Tensor
+    weight_min: Tensor
+    weight_max: Tensor
     num_forward_tokens: int = 0
 
     def forwarded(self, num_tokens: int) -> Self:
@@ -76,6 +80,8 @@ class ForestLoss:
             "kl": terms.kl,
             "ratio_min": terms.ratio_min,
             "ratio_max": terms.ratio_max,
+            "weight_min": self.weight_min,
+            "weight_max": self.weight_max,
             "loss": self.loss.detach(),
             "entropy": self.entropy,
         }
@@ -135,11 +141,14 @@ class Objective:
             entropy=spread if self.config.entropy_weight else None,
         )
         known = current.detach() if fixed.old is None else old
+        difference = known - sampler
         return ForestLoss(
             loss=terms.loss,
             terms=terms,
             entropy=spread.detach().mean(),
-            mismatch=(known - sampler).abs().sum(),
+            mismatch=difference.abs().sum(),
+            weight_min=difference.min().exp(),
+            weight_max=difference.max().exp(),
         )
 
     def split(

@@ -201,7 +201,7 @@ class _Run:
         """Keep a part's keys and values for the parts below it, as inputs that take gradients."""
         if self._has_children[index]:
             self._handed[index] = [
-                (key.detach().requires_grad_(), value.detach().requires_grad_())
+                (_summable(key).requires_grad_(), _summable(value).requires_grad_())
                 for key, value in own
             ]
 
@@ -210,7 +210,7 @@ class _Run:
         found = list(pairs)
         for own, handed in zip(state.own, self._handed.pop(index, []), strict=False):
             found += [
-                (mine, theirs.grad)
+                (mine, theirs.grad.to(mine.dtype))
                 for mine, theirs in zip(own, handed, strict=True)
                 if theirs.grad is not None
             ]
@@ -231,6 +231,12 @@ class _Run:
             )
             for start, tokens in zip(starts, np.split(part.chain, starts[1:]), strict=True)
         ]
+
+
+def _summable(tensor: Tensor) -> Tensor:
+    """A copy without history in which gradients of many parts add up without losing small ones."""
+    is_half = torch.finfo(tensor.dtype).bits < 32
+    return tensor.detach().float() if is_half else tensor.detach()
 
 
 @dataclass(slots=True)
@@ -259,7 +265,10 @@ class _PartContext:
         if self.given:
             keys, values = zip(
                 *[
-                    (kv[layer][0].index_select(2, tokens), kv[layer][1].index_select(2, tokens))
+                    (
+                        kv[layer][0].index_select(2, tokens).to(key.dtype),
+                        kv[layer][1].index_select(2, tokens).to(value.dtype),
+                    )
                     for kv, tokens in self.given
                 ],
                 strict=True,

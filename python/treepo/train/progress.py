@@ -2,13 +2,17 @@
 
 import math
 import sys
+import time
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
 from tqdm import tqdm
 
+from treepo.engine.stats import EngineStats
+
 _LINES = 10
+_SECONDS_BETWEEN_LINES = 30
 
 
 class Progress:
@@ -61,6 +65,54 @@ class Progress:
         self._bar.update()
         if self._bar.disable and (step % self._every == 0 or step == self._num_steps):
             tell(f"step {step}/{self._num_steps}  {text}")
+
+
+class TreeProgress:
+    """Shows how many trees of a long rollout are done: a bar, or a line now and then in a log."""
+
+    def __init__(self, name: str) -> None:
+        """Name the work; the bar opens with the first call of `show`."""
+        self._name = name
+        self._bar: tqdm[Any] | None = None
+        self._shown = 0
+        self._told = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._close()
+
+    def show(self, stats: EngineStats) -> None:
+        """Show the state of the rollout; a callback of `Engine.rollout`."""
+        if self._bar is not None and stats.finished_trees < self._shown:
+            self._close()  # The next rollout of the same work.
+        if self._bar is None:
+            self._bar = tqdm(
+                total=stats.num_trees,
+                desc=self._name,
+                unit="prompt",
+                file=sys.stderr,
+                disable=not sys.stderr.isatty(),
+                dynamic_ncols=True,
+                leave=False,
+            )
+        if self._bar.disable and time.monotonic() - self._told > _SECONDS_BETWEEN_LINES:
+            self._told = time.monotonic()
+            rate = f"{stats.decoded_tokens_per_s:.0f} tokens/s"
+            tell(f"{self._name}: {stats.finished_trees}/{stats.num_trees} prompts, {rate}")
+        self._bar.update(stats.finished_trees - self._shown)
+        self._shown = stats.finished_trees
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        self._bar, self._shown = None, 0
 
 
 def tell(text: str) -> None:

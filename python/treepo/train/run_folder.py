@@ -22,6 +22,7 @@ from treepo.train.metrics import MetricsLog
 from treepo.train.progress import tell
 
 _RESULTS = ("metrics.jsonl", "checkpoints", "eval")
+_ENVIRONMENT_FILE = "env.json"
 _PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "safetensors")
 
 
@@ -40,12 +41,13 @@ class RunFolder:
 
     @classmethod
     def create(cls, config: TrainConfig) -> "RunFolder":
-        """Make the folder of a new run and write its config and environment.
+        """Make the folder of a new run.
 
         A folder of a run that failed before it measured anything is taken over.
 
         Raises:
-            InvalidConfigError: The folder holds a run already or cannot be made.
+            InvalidConfigError: The folder holds a run already, or a config that no run wrote, or
+                cannot be made.
         """
         path = Path(config.output_dir) if config.output_dir else _fresh_path()
         if any((path / name).exists() for name in _RESULTS):
@@ -53,7 +55,12 @@ class RunFolder:
                 f"output_dir {path} holds a run already; continue it with --resume {path} or "
                 "choose another folder"
             )
-        return cls._write(path, config)
+        if (path / CONFIG_FILE).exists() and not (path / _ENVIRONMENT_FILE).exists():
+            raise InvalidConfigError(
+                f"output_dir {path} holds a {CONFIG_FILE} that no run wrote and this one would "
+                "replace; choose another folder"
+            )
+        return cls(path)
 
     @classmethod
     def open(cls, config: TrainConfig) -> "RunFolder":
@@ -61,25 +68,37 @@ class RunFolder:
 
         Raises:
             CheckpointError: There is no run.
-            InvalidConfigError: The folder cannot be written.
         """
         path = Path(config.output_dir or "")
         read_config(path)
-        return cls._write(path, config)
+        return cls(path)
 
-    @classmethod
-    def _write(cls, path: Path, config: TrainConfig) -> "RunFolder":
-        folder = cls(path)
+    def write_start(self, config: TrainConfig) -> None:
+        """Write config and environment, once the run is known to be able to go on.
+
+        The environment of an earlier start stays beside that of a resumed run.
+
+        Raises:
+            InvalidConfigError: The folder cannot be written.
+        """
         try:
-            folder.write_text(CONFIG_FILE, config.replace(output_dir=str(path)).to_yaml())
-            folder.write_text("env.json", json.dumps(environment(), indent=2) + "\n")
+            starts = [*self._starts(), environment()]
+            self.write_text(_ENVIRONMENT_FILE, json.dumps(starts, indent=2) + "\n")
+            self.write_text(CONFIG_FILE, config.replace(output_dir=str(self.path)).to_yaml())
         except OSError as error:
             raise InvalidConfigError(
-                f"cannot write the run's folder output_dir={path}: {error.strerror}; "
+                f"cannot write the run's folder output_dir={self.path}: {error.strerror}; "
                 "choose another one"
             ) from None
-        tell(f"run: {path}")
-        return folder
+        tell(f"run: {self.path}")
+
+    def _starts(self) -> list[Any]:
+        """Return the environments of the run's earlier starts."""
+        try:
+            found = json.loads((self.path / _ENVIRONMENT_FILE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return []
+        return found if isinstance(found, list) else [found]
 
     def write_text(self, name: str, text: str) -> None:
         """Write a file of the run; a reader sees the old one or the new one, nothing between."""
@@ -139,6 +158,9 @@ class RunFolder:
 
 class SilentRunFolder(RunFolder):
     """The folder of a run whose files another process writes."""
+
+    def write_start(self, config: TrainConfig) -> None:
+        """Write nothing."""
 
     def write_text(self, name: str, text: str) -> None:
         """Write nothing."""

@@ -71,6 +71,12 @@ class TrainStep:
         self._objective = Objective(loss_config)
         self._context = context
 
+    def without_exact(self) -> TrainStep:
+        """Returns the same step, computed by torch alone."""
+        return TrainStep(
+            self._forward.model, self._loss_config, self._temperature, update=self._config
+        )
+
     def on(self, model: PreTrainedModel, enter: Callable[..., Any]) -> TrainStep:
         """Returns the same step of a copy of the model.
 

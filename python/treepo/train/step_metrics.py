@@ -20,8 +20,11 @@ class StepMetrics:
         abs_log_ratio: mean of abs(logprob - sampler's logprob), in nats; of the trainer's
             log-prob before the update where that is known.
         kl: mean divergence from the reference, in nats; 0 without one.
-        ratio_min: smallest probability ratio.
-        ratio_max: largest probability ratio.
+        ratio_min: smallest probability ratio that the loss clips.
+        ratio_max: the largest.
+        weight_min: smallest ratio of the trainer's probability to the sampler's, at the weights
+            that `abs_log_ratio` compares.
+        weight_max: the largest.
         num_unique_tokens: tokens that ran through the model, prompts included.
         num_forward_tokens: tokens that ran forward, each time that they did but for activations.
         num_trajectory_tokens: sampled tokens, counted per trajectory.
@@ -35,6 +38,8 @@ class StepMetrics:
     kl: float
     ratio_min: float
     ratio_max: float
+    weight_min: float
+    weight_max: float
     num_unique_tokens: int
     num_forward_tokens: int
     num_trajectory_tokens: int
@@ -65,6 +70,8 @@ def combine(parts: Sequence[StepMetrics]) -> StepMetrics:
         kl=mean("kl"),
         ratio_min=min(part.ratio_min for part in parts),
         ratio_max=max(part.ratio_max for part in parts),
+        weight_min=min(part.weight_min for part in parts),
+        weight_max=max(part.weight_max for part in parts),
         num_unique_tokens=sum(part.num_unique_tokens for part in parts),
         num_forward_tokens=sum(part.num_forward_tokens for part in parts),
         num_trajectory_tokens=total,

@@ -76,11 +76,12 @@ class TokenAdvantages:
         if average is Average.TOKENS:
             return self
         trajectory = numbered(packed.src_path)
-        totals = np.bincount(trajectory, self.weights)
+        lengths = np.bincount(trajectory)
         if average is Average.MAX_TOKENS:
-            return replace(self, total_weight=float(len(totals) * max_tokens))
-        weights = self.weights / totals[trajectory]
-        return replace(self, weights=weights, total_weight=float(len(totals)))
+            return replace(self, total_weight=float(len(lengths) * max_tokens))
+        # Not by the sum of weights: those by which trajectories count would cancel.
+        weights = self.weights / lengths[trajectory]
+        return replace(self, weights=weights, total_weight=float(weights.sum()))
 
 
 def numbered(paths: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:

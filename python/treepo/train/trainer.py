@@ -9,17 +9,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from treepo.advantages import credit, find_preset
-from treepo.config import TrainConfig, Weights
+from treepo.config import TrainConfig, TreeAttention, Weights
 from treepo.engine import Engine
 from treepo.engine.load import load_model
+from treepo.engine.stats import EngineStats
 from treepo.errors import (
     DataError,
+    InvalidConfigError,
     InvalidInputError,
     NotFiniteError,
+    PoolTooSmallError,
     PromptTooLongError,
     RewardError,
 )
-from treepo.evaluate import Evaluation, evaluate
+from treepo.evaluate import Evaluation, evaluate, first_rows
 from treepo.forest import Forest
 from treepo.scoring import RewardSource, Scorer
 from treepo.train import checkpoint, optimizer
@@ -28,11 +31,11 @@ from treepo.train.alarms import alarms
 from treepo.train.check import first_step_check
 from treepo.train.checkpoint import LoopState
 from treepo.train.collect import Batch, Collector
-from treepo.train.dataset import PromptSource
+from treepo.train.dataset import PromptSource, check_rows
 from treepo.train.group import check_processes, group_of_environment
 from treepo.train.interrupt import Interruption, StepAbandonedError, TrainingInterrupted
 from treepo.train.metrics import Metrics
-from treepo.train.progress import Progress, tell
+from treepo.train.progress import Progress, TreeProgress, tell
 from treepo.train.reference import Reference
 from treepo.train.run_folder import RunFolder, SilentRunFolder
 from treepo.train.step import TrainStep
@@ -100,8 +103,11 @@ class Trainer:
         """
         self.config = config or TrainConfig()
         self.config.require_trainable()
+        if self.config.num_threads is not None:
+            torch.set_num_threads(self.config.num_threads)
         find_preset(self.config.advantage.preset)
         check_weights(model)
+        check_attention(self.config, model.device)
         self._group = group_of_environment(model.device)
         check_processes(self.config, self._group.size)
         self._adapters = self._add_adapters(model)
@@ -112,7 +118,8 @@ class Trainer:
             reward_funcs, self.config.reward, tokenizer, self.engine.eos_token_ids
         )
         self._source = PromptSource(train_dataset, self.config.seed)
-        self._eval_rows = eval_dataset if self.config.eval.num_prompts else None
+        self._eval_rows = first_rows(eval_dataset, self.config.eval.num_prompts)
+        self._check_prompts()
         temperature = self.config.sampling.temperature
         step = TrainStep(
             model,
@@ -131,6 +138,17 @@ class Trainer:
         self._collector: Collector | None = None
         self._open_trees: bytes | None = None
         self._stop = Interruption()
+
+    def _check_prompts(self) -> None:
+        """Find prompts that cannot be used before the first step, not at theirs.
+
+        Steps that sample more batches, or several passes, can read rows beyond those of one batch a
+        step: of these, the rows of the first pass are checked.
+        """
+        config, encode = self.config, self.engine.token_ids
+        num_reads = config.num_steps * config.prompts_per_step * config.max_sampling_batches
+        self._source.check(encode, num_reads + config.max_unfinished_trees)
+        check_rows(self._eval_rows, encode, "evaluation", range(len(self._eval_rows)))
 
     @property
     def is_first(self) -> bool:
@@ -153,15 +171,24 @@ class Trainer:
         began = time.perf_counter()
         folder = self._open(is_resumed=resume)
         self._state = self._restore(folder) if resume else LoopState()
+        folder.write_start(self.config)
         with self._scorer, self._stop:
             try:
                 before = self._evaluation(folder, "before")
                 self._steps(folder)
                 after = self._evaluation(folder, "after")
             except StepAbandonedError:
-                self._save(folder)
+                # The last step is saved, and of several processes the others may be gone by then.
+                if not self._is_finished(self._state):
+                    self._save(folder)
                 raise TrainingInterrupted(folder.path, self._state.step) from None
-            except (RewardError, DataError, InvalidInputError, PromptTooLongError):
+            except (
+                RewardError,
+                DataError,
+                InvalidInputError,
+                PromptTooLongError,
+                PoolTooSmallError,
+            ):
                 # The weights are sound: the steps since the last checkpoint are not to be lost.
                 # Of several processes only this one is here, and cannot gather split tensors.
                 if self._state.step > 0 and self._shards is None:
@@ -208,12 +235,17 @@ class Trainer:
                 batch = collector.collect(self._state.cursor, progress_made)
                 if batch.kept is not None and not is_checked:
                     first_step_check(
-                        self._model, batch.kept, config.sampling.temperature, update=config.update
+                        self._model,
+                        batch.kept,
+                        config.sampling.temperature,
+                        update=config.update,
+                        exact=self.engine.exact_forward,
                     )
                     is_checked = True
                 sampled = time.perf_counter()
                 updated = self._train_on(batch.kept) if batch.kept is not None else {}
                 metrics = self._advance(batch, updated, began, sampled)
+                collector.commit()
                 self._record(folder, progress, batch, metrics)
 
     def _advance(self, batch: Batch, updated: Metrics, began: float, sampled: float) -> Metrics:
@@ -282,9 +314,9 @@ class Trainer:
 
     def _reference(self) -> Reference | None:
         config = self.config
-        if config.loss.kl_weight == 0:
-            return None
         path = config.model.reference
+        if config.loss.kl_weight == 0 and path is None:
+            return None
         other = None if path is None else load_model(path, config.engine)[0]
         return Reference(
             self._model,
@@ -324,25 +356,44 @@ class Trainer:
             self._evaluation(folder, f"step_{step}")
 
     def _evaluation(self, folder: RunFolder, name: str) -> Evaluation | None:
-        """Return the evaluation of that name: the run's own file, or a new one."""
+        """Return the evaluation of that name: the run's own file, or a new one.
+
+        Of several processes the first evaluates. When it is to stop before the last step, it gives
+        the evaluation up and stops with the others, who wait for it at the next step.
+        """
         if not self._group.is_first:
             return None
+        try:
+            return self._evaluated(folder, name)
+        except StepAbandonedError:
+            if self._group.size == 1 or self._is_finished(self._state):
+                raise
+            return None
+
+    def _evaluated(self, folder: RunFolder, name: str) -> Evaluation | None:
         rows = self._eval_rows
         known = folder.load_evaluation(name)
         is_late = name == "before" and self._state.step > 0
         if not rows or known is not None or is_late:
             return known
-        self._check_stop()
-        tell(f"evaluation, {name}: {min(len(rows), self.config.eval.num_prompts)} prompts")
-        result = evaluate(
-            self.engine,
-            self._scorer,
-            rows,
-            self.config.eval,
-            max_tokens=self.config.search.completion_len,
-            on_step=self._check_stop,
-        )
-        self._check_stop()
+        self._stop.check()
+        tell(f"evaluation, {name}: {len(rows)} prompts")
+        with TreeProgress(f"evaluation, {name}") as progress:
+
+            def on_step(stats: EngineStats) -> None:
+                self._stop.check()
+                progress.show(stats)
+
+            result = evaluate(
+                self.engine,
+                self._scorer,
+                rows,
+                self.config.eval,
+                max_tokens=self.config.search.completion_len,
+                stop=self.config.search.stop,
+                on_step=on_step,
+            )
+        self._stop.check()
         folder.save_evaluation(name, result)
         tell(
             f"evaluation, {name}: accuracy {100 * result.accuracy:.1f}%, greedy "
@@ -374,6 +425,11 @@ class Trainer:
         state = LoopState() if saved is None else checkpoint.load_state(saved)
         if saved is not None:
             self._open_trees = checkpoint.load_open_trees(saved)
+            if self._open_trees is not None and not self.config.max_unfinished_trees:
+                raise InvalidConfigError(
+                    f"{saved} has unfinished trees, which max_unfinished_trees=0 would lose; "
+                    "leave it as it was, or set 1"
+                )
             if self._adapters is None:
                 checkpoint.load_weights(saved, self._model)
             else:
@@ -384,6 +440,19 @@ class Trainer:
         folder.truncate(state.step, is_finished=self._is_finished(state))
         self.engine.policy_version = state.policy_version
         return state
+
+
+def check_attention(config: TrainConfig, device: torch.device) -> None:
+    """Check that the update's attention has a gradient on the model's device.
+
+    Raises:
+        InvalidConfigError: It has not.
+    """
+    if config.update.attention is TreeAttention.FLEX and device.type != "cuda":
+        raise InvalidConfigError(
+            f"update.attention=flex has a gradient on CUDA only, and the model is on {device}; "
+            "set update.attention=auto"
+        )
 
 
 def check_weights(model: Any) -> None:

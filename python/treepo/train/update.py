@@ -64,7 +64,8 @@ class Update:
             group: the processes that share the trees; None for one alone.
             shards: the split copy that is trained instead of the model that samples.
         """
-        self._whole = step
+        # A split copy runs torch's forward: what it is compared with has to do so too.
+        self._whole = step if shards is None else step.without_exact()
         self._shards = shards
         self._step = step if shards is None else shards.step
         self._optimizer = adamw

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from treepo.core import Activation
 from treepo.engine.fused.linear import PackedLinear
-from treepo.engine.fused.modules import gate_activation, norm_settings, rotary_of
+from treepo.engine.fused.modules import gate_activation, has_rotary, norm_settings, rotary_of
 from treepo.engine.fused.overlay import Replacement, forward_of
 from treepo.engine.kernels import Kernels
 
@@ -54,8 +54,10 @@ def layers(
 
 
 def is_layer(module: object) -> bool:
-    """Whether this is a decoder layer with the parts that `layers` looks for."""
-    return isinstance(module, nn.Module) and {x for x, _ in module.named_children()} == _CHILDREN
+    """Whether this is a decoder layer with the parts that `layers` looks for, and plain sums."""
+    if not isinstance(module, nn.Module) or hasattr(module, "residual_multiplier"):
+        return False
+    return {x for x, _ in module.named_children()} == _CHILDREN
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +142,8 @@ def _attention(
     children: dict[str, Any] = dict(module.named_children())
     # Some layers of some families (SmolLM3) have no rotary embedding.
     rotate = rotary_of(module, kernels) if getattr(module, "use_rope", True) else None
+    if rotate is None and has_rotary(module) and getattr(module, "use_rope", True):
+        return None  # One that the kernel does not compute.
     if not hasattr(module, "head_dim") or not set(_PROJECTIONS) <= set(children):
         return None
     qkv = packed.get(tuple(children[name] for name in _PROJECTIONS[:3]))

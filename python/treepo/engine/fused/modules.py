@@ -126,6 +126,11 @@ def rotary_of(module: nn.Module, kernels: Kernels) -> Callable[..., Any] | None:
     return None if function is None else _rotary(function, kernels)
 
 
+def has_rotary(module: nn.Module) -> bool:
+    """Whether a module's source file has a rotary function, whatever it computes."""
+    return hasattr(sys.modules.get(type(module).__module__), _ROTARY)
+
+
 def rotary_function(source: str, kernels: Kernels) -> Callable[..., Any] | None:
     """Return the rotary function of a source file if the kernel computes the same."""
     function: Callable[..., Any] | None = getattr(sys.modules.get(source), _ROTARY, None)
