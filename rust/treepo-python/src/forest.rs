@@ -168,6 +168,7 @@ impl Forest {
     ) -> PyResult<()> {
         let (tree, path) = (TreeId(tree), PathId(path));
         let tokens = sampled_tokens(&token_ids, &logprobs, &entropies)?;
+        self.0.push_given(tree, path, &[]).into_py()?; // Refuses a path that is finished.
         for token in &tokens {
             token.check(tree, path).into_py()?;
         }

@@ -116,6 +116,9 @@ impl AttentionLayer {
     }
 }
 
+/// Threads of a team at most.
+const MAX_THREADS: usize = 1024;
+
 type Vector<'py, T> = PyReadonlyArray1<'py, T>;
 /// Address, elements from token to token, elements from head to head.
 type Heads = (usize, usize, usize);
@@ -136,6 +139,9 @@ impl Kernels {
         gomp_parallel: Option<usize>,
         level: Option<&str>,
     ) -> PyResult<Self> {
+        if !(1..=MAX_THREADS).contains(&num_threads) {
+            return Err(invalid(format!("num_threads is 1 to {MAX_THREADS}, got {num_threads}")));
+        }
         let team = match gomp_parallel.filter(|&address| address != 0) {
             // SAFETY: the caller names the C function of OpenMP by its address.
             Some(address) => unsafe {
@@ -374,6 +380,15 @@ impl Kernels {
             logprobs: logprobs.as_slice_mut()?,
             entropies: entropies.as_slice_mut()?,
         };
+        let counts = [out.logprobs.len(), out.entropies.len(), uniforms.len()];
+        let count = out.token_ids.len();
+        if counts != [count; 3] || rows.is_some_and(|rows| rows.len() != count) {
+            return Err(invalid(format!("{count} draws need as many rows and uniforms")));
+        }
+        check_within(rows.unwrap_or(&[]), logits.1, "row")?;
+        if rows.is_none() && count > logits.1 {
+            return Err(invalid(format!("{count} draws from {} rows of logits", logits.1)));
+        }
         // SAFETY: the caller vouches for the buffers.
         let result = py.detach(|| unsafe {
             of_element!(element, T => {
@@ -398,6 +413,11 @@ impl Kernels {
         let Self { team, level } = self;
         let targets = targets.as_slice()?;
         let (logprobs, entropies) = (logprobs.as_slice_mut()?, entropies.as_slice_mut()?);
+        let lengths = [logits.1, logprobs.len(), entropies.len()];
+        if lengths != [targets.len(); 3] {
+            return Err(invalid(format!("{} targets need as many rows", targets.len())));
+        }
+        check_within(targets, logits.2, "target")?;
         // SAFETY: the caller vouches for the buffers.
         let result = py.detach(|| unsafe {
             of_element!(element, T => {
@@ -406,6 +426,14 @@ impl Kernels {
             })
         });
         Ok(result.err().map(|NotFinite { row }| row))
+    }
+}
+
+fn check_within(indices: &[i64], end: usize, what: &str) -> PyResult<()> {
+    let is_within = |&index: &i64| usize::try_from(index).is_ok_and(|index| index < end);
+    match indices.iter().find(|index| !is_within(index)) {
+        None => Ok(()),
+        Some(index) => Err(invalid(format!("{what} {index} lies outside 0..{end}"))),
     }
 }
 

@@ -99,8 +99,29 @@ fn what_two_versions_computed_together_is_not_shared() {
     let new = machine.add(&PROMPT);
     assert_eq!(machine.compute(new), 0);
     let newer = machine.add(&PROMPT);
-    let shared = machine.compute(newer);
-    assert_eq!(shared, 8, "blocks 2 and 3 are known as those of the old tree");
+    assert_eq!(machine.compute(newer), 16);
+}
+
+#[test]
+fn a_block_that_two_versions_computed_is_not_shared() {
+    let mut machine = Machine::chains(2);
+    let old = machine.add(&PROMPT);
+    machine.step();
+    machine.scheduler.set_policy_version(1).unwrap();
+    machine.compute(old); // the first half of block 0 has the old weights
+    let new = machine.add(&PROMPT);
+    assert_eq!(machine.compute(new), 0);
+    let newer = machine.add(&PROMPT);
+    assert_eq!(machine.compute(newer), 16);
+}
+
+#[test]
+fn blocks_that_end_inside_a_step_are_shared() {
+    let mut machine = Machine::chains(3);
+    let first = machine.add(&PROMPT);
+    machine.compute(first);
+    let same = machine.add(&PROMPT);
+    assert_eq!(machine.compute(same), 16);
 }
 
 #[test]

@@ -159,6 +159,9 @@ impl Columns {
             return Err("finish reason");
         }
         path.weight = self.path_weight[p];
+        if !path.weight.is_finite() || path.weight < 0.0 {
+            return Err("its weight is not finite or negative");
+        }
         path.reward = self.path_reward[p];
         Ok(path)
     }
@@ -171,6 +174,13 @@ impl Columns {
                 return Err("the prompt is not the front of the tree's first path");
             }
             let (logprob, entropy) = (self.token_logprob[n], self.token_entropy[n]);
+            let is_sampled = kind == TokenKind::Sampled;
+            if logprob.is_finite() != is_sampled || entropy.is_finite() != is_sampled {
+                return Err("a token has numbers and was not sampled, or the reverse");
+            }
+            if self.token_id[n] < 0 || self.token_version[n] < 0 {
+                return Err("a token's id or version is negative");
+            }
             let token = SampledToken { id: self.token_id[n] as u32, logprob, entropy };
             tree.push(path, token, self.token_version[n] as u32, kind == TokenKind::Given);
         }

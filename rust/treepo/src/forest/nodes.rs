@@ -67,7 +67,7 @@ impl Splits {
     fn end_of(&self, path: PathId, start: u32, len: u32) -> (u32, bool) {
         let cuts = &self.cuts[path.index()];
         let next = cuts.partition_point(|&(at, _)| at <= start);
-        cuts.get(next).copied().filter(|&(at, _)| at < len).unwrap_or((len, true))
+        cuts.get(next).copied().filter(|&(at, _)| at <= len).unwrap_or((len, true))
     }
 
     fn forks_at(&self, path: PathId, at: u32) -> impl DoubleEndedIterator<Item = PathId> + '_ {

@@ -153,8 +153,13 @@ impl Tree {
 
     /// The last of [`Tree::boundaries`] of a path that exists.
     pub(crate) fn last_boundary(&self, path: PathId) -> u32 {
+        self.boundary_up_to(path, self.own(path).len().saturating_sub(1))
+    }
+
+    /// The last mark of a path's sequence at or before `limit`, or the end of the prompt.
+    /// O(ancestors * log marks).
+    pub(crate) fn boundary_up_to(&self, path: PathId, mut limit: u32) -> u32 {
         let mut own = self.own(path);
-        let mut limit = own.len().saturating_sub(1);
         loop {
             if let Some(boundary) = self.marks.descending(own.marks, limit).next() {
                 return boundary;

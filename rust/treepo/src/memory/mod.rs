@@ -81,6 +81,10 @@ pub struct Memory {
     trees: Vec<TreeMemory>,
     idle: IdleHeaps,
     prefixes: PrefixTable,
+    /// Counts the flushes of the table: what was computed before one is not shared after it.
+    prefix_version: u64,
+    /// Hashes of the blocks that are being published.
+    hashes: Vec<u64>,
     /// Copies that the open plan has ordered; each holds its source.
     copying: Vec<BlockCopy>,
     num_evicted: u64,
@@ -102,6 +106,8 @@ impl Memory {
             trees: Vec::new(),
             idle: IdleHeaps::default(),
             prefixes: PrefixTable::new(num_blocks),
+            prefix_version: 0,
+            hashes: Vec::new(),
             copying: Vec::new(),
             num_evicted: 0,
         })

@@ -32,6 +32,8 @@ pub(super) struct PathMemory {
     pub(super) num_blocks: u32,
     /// Tokens from the path's start that are resident.
     pub(super) computed: u32,
+    /// The version of prefixes in which the path's first token was computed.
+    pub(super) version: u64,
     /// Held in place of the block behind `tail`.
     pub(super) pending: Option<Pending>,
     pub(super) usage: Use,
@@ -45,6 +47,7 @@ impl PathMemory {
         tail: NO_BLOCK,
         num_blocks: 0,
         computed: 0,
+        version: 0,
         pending: None,
         usage: Use::Waiting,
         offers: 0,

@@ -136,7 +136,8 @@ impl Memory {
 
     /// The longest resident chain of full blocks that begins as the tree's prompt does.
     fn find_prefix(&self, forest: &Forest, own_tree: &Tree) -> PathMemory {
-        let (mut found, mut hash) = (PathMemory::EMPTY, EMPTY_PREFIX);
+        let mut found = PathMemory { version: self.prefix_version, ..PathMemory::EMPTY };
+        let mut hash = EMPTY_PREFIX;
         for tokens in own_tree.prompt().chunks_exact(self.block_size as usize) {
             hash = chain_hash(hash, tokens);
             let Some(Prefix { block, tree }) = self.prefixes.get(hash) else { break };
@@ -155,7 +156,8 @@ impl Memory {
         found
     }
 
-    /// Makes the full blocks of the prompt known that are computed with positions `start..end`.
+    /// Makes the full blocks of the prompt known that are computed with positions `start..end`,
+    /// unless the path's first tokens are older than the last flush. O(prompt in front of `end`).
     pub(crate) fn publish_prefix(
         &mut self,
         own_tree: &Tree,
@@ -164,26 +166,37 @@ impl Memory {
         start: u32,
         end: u32,
     ) {
-        let size = self.block_size;
+        let (size, version) = (self.block_size, self.prefix_version);
+        let own = self.at_mut(tree, path);
+        if start == 0 {
+            own.version = version;
+        }
+        let own = *own;
         let (first, last) = (start / size, end.min(own_tree.prompt_len) / size);
-        if first >= last {
+        if first >= last || own.version != version {
             return;
         }
-        let own = *self.at(tree, path);
-        let prompt = own_tree.prompt().chunks_exact(size as usize);
+        self.hashes.clear();
         let mut hash = EMPTY_PREFIX;
-        for (index, tokens) in (0..last).zip(prompt) {
+        for (index, tokens) in (0..last).zip(own_tree.prompt().chunks_exact(size as usize)) {
             hash = chain_hash(hash, tokens);
             if index >= first {
-                let block = self.block_of(&own, index);
+                self.hashes.push(hash);
+            }
+        }
+        let mut block = own.tail;
+        for index in (first..own.num_blocks).rev() {
+            if let Some(&hash) = self.hashes.get((index - first) as usize) {
                 self.prefixes.insert(hash, Prefix { block, tree });
             }
+            block = self.chains.before(block);
         }
     }
 
     /// Shares no prefix from here on that is resident now: the weights are new.
     pub(crate) fn flush_prefixes(&mut self) {
         self.prefixes.clear();
+        self.prefix_version += 1;
     }
 
     /// An error unless the path's chain can hold `len` tokens.

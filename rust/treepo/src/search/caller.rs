@@ -24,7 +24,7 @@ pub enum Verdict {
 }
 
 impl Search {
-    /// The paths that wait for a verdict, tree by tree. O(live paths of all trees).
+    /// The paths that wait for a verdict, tree by tree. O(trees + live paths).
     pub fn ended_segments(&self) -> impl Iterator<Item = (TreeId, PathId)> + '_ {
         let trees = (0..).map(TreeId).zip(&self.trees);
         trees.flat_map(|(tree, state)| {
@@ -60,7 +60,7 @@ impl Search {
                 let own = state.path_mut(path);
                 own.score = score;
                 let rule = &self.config.prune;
-                if rule.by == PruneBy::Score && rule.warmup_leaves > 0 {
+                if rule.by == PruneBy::Score && state.threshold.is_warming_up() {
                     state.scores.push(Score { path, at: len, value: score });
                 }
                 let is_judged = rule.by == PruneBy::Score;
@@ -132,7 +132,8 @@ impl Search {
     }
 
     /// Goes back to the first `at` tokens of a live path: a new path starts there, and the old one
-    /// is pruned and does not count. The tree is no longer replayable.
+    /// is pruned and does not count towards the width. Inclusion weights divide between the two as
+    /// at any fork. The tree is no longer replayable.
     ///
     /// # Errors
     /// `InvalidInput` unless the path lives and `at` lies within its completion; nothing has changed

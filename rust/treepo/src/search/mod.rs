@@ -254,7 +254,7 @@ impl Search {
         self.config.width.saturating_sub(self.trees[tree.index()].num_leaves)
     }
 
-    /// The segments that wait to be run, tree by tree. O(live paths of all trees).
+    /// The segments that wait to be run, tree by tree. O(trees + live paths).
     pub fn segments(&self) -> Vec<Segment> {
         let mut segments = Vec::new();
         for (t, state) in self.trees.iter().enumerate() {
@@ -290,8 +290,8 @@ impl Search {
     /// stop string, a box or pruning ends the path with are dropped.
     ///
     /// # Errors
-    /// As [`Search::push_token`], and `InvalidInput` for tokens behind the segment's limit or an
-    /// end of sequence; nothing has changed then.
+    /// As [`Search::push_token`], and `InvalidInput` for no token at all, or tokens behind the
+    /// segment's limit or an end of sequence; nothing has changed then.
     pub fn complete_segment(
         &mut self,
         tree: TreeId,
@@ -304,6 +304,10 @@ impl Search {
             Phase::Runs { segment_end } => (segment_end - own.len()) as usize,
             Phase::Pending | Phase::Waits | Phase::Finished => 0,
         };
+        if tokens.is_empty() {
+            let problem = if room == 0 { "has no running segment" } else { "got no token" };
+            return Err(Error::InvalidInput(format!("path {path} of tree {tree} {problem}")));
+        }
         let is_eos = |token: &SampledToken| self.config.eos_token_ids.contains(&token.id);
         let len = tokens.iter().position(is_eos).map_or(room, |eos| room.min(eos + 1));
         if tokens.len() > len {
@@ -322,7 +326,8 @@ impl Search {
         Ok(())
     }
 
-    /// Takes what has happened since the last call, in order.
+    /// Takes what has happened since the last call, in order; [`Search::complete_segment`] drops
+    /// what was not taken. Callers that push tokens take events now and then, or they add up.
     pub fn drain_events(&mut self) -> std::vec::Drain<'_, Event> {
         self.events.drain(..)
     }

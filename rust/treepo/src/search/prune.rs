@@ -95,7 +95,7 @@ impl Threshold {
     /// Which of a round's leaves finishes first depends on the schedule. So leaves are observed at
     /// the round's end, by path: then the threshold is a function of the tree (law S4).
     pub(super) fn observe_leaf(&mut self, config: &PruneConfig, tree: &Tree, path: PathId) {
-        if self.num_missing > 0 {
+        if self.is_warming_up() {
             self.observe_lowest(lowest_confidence(config, tree, path));
         }
     }
@@ -112,6 +112,11 @@ impl Threshold {
             self.lowest.sort_unstable_by(f32::total_cmp);
             self.value = quantile(&self.lowest, self.quantile);
         }
+    }
+
+    /// Whether it still waits for leaves.
+    pub(super) fn is_warming_up(&self) -> bool {
+        self.num_missing > 0
     }
 
     /// The threshold, once there is one.

@@ -115,10 +115,11 @@ impl Search {
             for &path in &state.finished {
                 match config.prune.by {
                     PruneBy::Nothing => {}
-                    PruneBy::Score => {
+                    PruneBy::Score if state.threshold.is_warming_up() => {
                         let lowest = state.lowest_score(of_tree, path);
                         state.threshold.observe_lowest(lowest);
                     }
+                    PruneBy::Score => state.scores.clear(),
                     _ => state.threshold.observe_leaf(&config.prune, of_tree, path),
                 }
             }

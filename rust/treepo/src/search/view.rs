@@ -13,22 +13,7 @@ pub(super) fn owner(tree: &Tree, path: PathId, position: u32) -> PathId {
 }
 
 /// The last segment boundary of the path's sequence at or before `at`: a mark or the end of the
-/// prompt. O(ancestors).
+/// prompt. O(ancestors * log marks).
 pub(crate) fn boundary(tree: &Tree, path: PathId, at: u32) -> u32 {
-    last_mark(tree, path, at).unwrap_or(tree.prompt_len)
-}
-
-fn last_mark(tree: &Tree, path: PathId, at: u32) -> Option<u32> {
-    let mut current = Some(path);
-    let mut at = at;
-    while let Some(id) = current {
-        let own = tree.own(id);
-        let mark = tree.own_marks(id).take_while(|&mark| mark <= at).last();
-        if mark.is_some() {
-            return mark;
-        }
-        at = at.min(own.at);
-        current = own.parent();
-    }
-    None
+    tree.boundary_up_to(path, at)
 }

@@ -3,6 +3,9 @@
 use super::{BranchBy, Opportunistic, PruneBy, SearchConfig, Total, Verdicts};
 use crate::error::{Error, Result};
 
+/// Paths that start at the prompt at most: all of them are made at once.
+const MAX_INITIAL_PATHS: u32 = 1_000_000;
+
 impl SearchConfig {
     /// Checks every value. Rules about text also need the texts of the tokens
     /// ([`Search::set_texts`](crate::search::Search::set_texts)).
@@ -40,6 +43,9 @@ impl SearchConfig {
         ];
         counts.into_iter().try_for_each(|(field, value, least)| {
             valid(value >= least, field, || format!("must be at least {least}, got {value}"))
+        })?;
+        valid(self.initial_divergence <= MAX_INITIAL_PATHS, "initial_divergence", || {
+            format!("must be at most {MAX_INITIAL_PATHS}, got {}", self.initial_divergence)
         })?;
         valid(!self.stop.strings.iter().any(String::is_empty), "stop.strings", || {
             "got an empty string, which would end every path; remove it".into()
