@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from treepo.cli.main import main
+from treepo.config import TrainConfig
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 
@@ -73,6 +74,13 @@ def test_command_in_a_process_of_its_own_prints_one_line_and_exits_with_2():
         (["plan", "search.preset=ppo"], "search.preset must be one of treepo"),
         (["plan", "--model", "./no/model"], "there is no folder ./no/model"),
         (["eval", "eval.num_prompts=0"], "nothing to evaluate"),
+        (["eval", "--model", ""], "--model is empty"),
+        (["eval", "--data", ""], "--data is empty"),
+        (["train", "--reward", ""], "--reward is empty"),
+        (["eval", "sampling.temperature=0.5"], "an evaluation has eval.temperature, eval.seed"),
+        (["eval", "--sampling.top-p", "0.5"], "'sampling.top_p' is about rollouts"),
+        (["eval", "--data.eval", "sampling.jsonl"], "cannot read sampling.jsonl"),
+        (["eval", "seed=3"], "an evaluation has eval.temperature, eval.seed"),
         (["train", "--quiet"], "unknown config key 'quiet'"),
         (["train", "--seed"], "option '--seed' needs a value"),
         (["train", "--width", "4"], "did you mean 'search.width'"),
@@ -226,6 +234,29 @@ def test_missing_column_is_found_before_the_model_is_loaded(capsys, tmp_path, wr
     words = ["--model", tmp_path / "none", "--data", rows, "--reward", "last_number"]
     for command in ("train", "eval"):
         assert "missing a required argument: 'answer'" in fails(capsys, command, *words)
+
+
+def test_missing_column_of_the_held_out_data_is_found_before_the_model_is_loaded(
+    capsys, tmp_path, write_rows
+):
+    rows = write_rows([{"prompt": "12*3=", "answer": "36"}])
+    held_out = write_rows([{"prompt": "12*3="}], "held_out.jsonl")
+    words = ["--model", tmp_path / "none", "--data", rows, "--reward", "last_number"]
+    message = fails(capsys, "train", *words, f"data.eval={held_out}")
+    assert "missing a required argument: 'answer'" in message
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("output_dir=other", "output_dir=other and --resume"),
+        ("model.path=./other", "model.path=./other: a resumed run goes on with the weights"),
+    ],
+)
+def test_folder_and_model_of_a_resumed_run_stay(capsys, tmp_path, word, message):
+    config = TrainConfig(output_dir=str(tmp_path))
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    assert message in fails(capsys, "train", "--resume", tmp_path, word)
 
 
 def test_config_of_a_run_with_an_unknown_key_names_the_file_on_resume(capsys, tmp_path):

@@ -134,13 +134,24 @@ def test_help_names_choices_and_the_defaults_that_differ_with_a_model():
     assert not re.search(r"search.width=.*with --model", text)
 
 
-def test_rollout_with_a_reward_shows_and_saves_it(capsys, tmp_path, write_rows):
+@pytest.mark.parametrize("reward", [["--reward", "last_number"], ["reward.name=last_number"]])
+def test_rollout_with_a_reward_shows_and_saves_it(capsys, tmp_path, write_rows, reward):
     out = tmp_path / "forest.safetensors"
     prompts = write_rows([{"prompt": "37539*9=", "answer": "337851"}])
-    words = ["--prompts", prompts, "--out", out, "--reward", "last_number"]
+    words = ["--prompts", prompts, "--out", out, *reward]
     assert main(["rollout", *map(str, words)]) == 0
     assert re.search(r"tokens, stop, reward [01][,\]]", capsys.readouterr().out)
     assert np.isfinite(Forest.load(out).paths.reward).all()
+
+
+def test_rollout_of_a_model_takes_the_prompts_of_the_training_data(
+    tiny_model_dir, tmp_path, write_rows
+):
+    out = tmp_path / "forest.safetensors"
+    rows = write_rows([{"prompt": "12*3="}, {"prompt": "4="}])
+    words = ["--model", tiny_model_dir, f"data.train={rows}", "--out", out]
+    assert main(["rollout", *map(str, words), "search.segment_len=4"]) == 0
+    assert Forest.load(out).trees.prompt_len.tolist() == [5, 2]
 
 
 def test_rollout_reads_prompts_from_standard_input(tmp_path):
@@ -242,6 +253,21 @@ def test_completions_without_a_reward_are_said():
     text = before_after(evaluation(num_unscored=1), evaluation(num_unscored=3))
     assert "before: 1 completion got no reward" in text
     assert "after: 3 completions got no reward" in text
+
+
+def test_evaluations_of_another_kind_are_compared_in_what_both_have():
+    before = evaluation(pass_at={1: 0.25, 2: 0.75})
+    pass_at = {1: 0.5, 2: 0.625, 4: 0.875}
+    after = evaluation(num_samples=4, temperature=0.5, pass_at=pass_at, greedy_accuracy=0.75)
+    lines = before_after(before, after).splitlines()
+    rows = [re.split("  +", line) for line in lines if "%" in line and "fell" not in line]
+    assert rows == [
+        ["accuracy, greedy", "50.0%", "75.0%", "+25.0"],
+        ["pass@2", "75.0%", "62.5%", "-12.5"],
+    ]
+    assert "evaluated differently: num_samples was 2, is 4" in lines
+    assert "evaluated differently: temperature was 1.0, is 0.5" in lines
+    assert not any("num_prompts" in line for line in lines)
 
 
 def test_evaluation_survives_json():

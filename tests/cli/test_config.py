@@ -19,6 +19,7 @@ from treepo.config import (
     TrainConfig,
     Verdicts,
 )
+from treepo.config.text import load_yaml
 from treepo.errors import InvalidConfigError
 
 
@@ -116,6 +117,9 @@ def test_yaml_on_and_off_are_names(tmp_path):
         ('search.stop.strings=[""]', "search.stop.strings holds an empty text"),
         ("search.stop.repetition_count=1", "search.stop.repetition_count must be at least 2"),
         ("search.prune.warmup_quantile=2", "search.prune.warmup_quantile must be at most 1"),
+        ("reward.timeout_s=1000001", "reward.timeout_s must be at most 1000000"),
+        ("eval.num_samples=1000001", "eval.num_samples must be at most 1000000"),
+        ("reward.overlong_buffer=64", "reward.overlong_buffer must be at most 63, got 64"),
         ("search.preset=grpo", 'search.preset must be one of treepo, .*, got "grpo"'),
         ("search=3", "'search' is a section"),
         ("seed.first=3", "'seed' is a value, not a section"),
@@ -144,7 +148,13 @@ def test_bad_mapping_is_refused_with_its_path(data, message):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("[1, 2]", "must hold a mapping"), ("a: [", "is not valid YAML")],
+    [
+        ("[1, 2]", "must hold a mapping"),
+        ("a: [", "is not valid YAML"),
+        ("{[1, 2]: 3}", "is not valid YAML"),
+        ("seed: 1\nseed: 2", "is not valid YAML: line 2: the key 'seed' is there twice"),
+        ("search:\n  width: 3\n  width: 4", ".* line 3: the key 'width' is there twice"),
+    ],
 )
 def test_bad_yaml_file_is_refused_by_name(tmp_path, text, message):
     file = tmp_path / "config.yaml"
@@ -153,10 +163,44 @@ def test_bad_yaml_file_is_refused_by_name(tmp_path, text, message):
         TrainConfig.from_yaml(file)
 
 
+def test_without_the_yaml_package_reading_and_writing_say_how_to_get_it(tmp_path, monkeypatch):
+    file = tmp_path / "config.yaml"
+    file.write_text("seed: 1\n")
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    with pytest.raises(InvalidConfigError, match="pip install pyyaml"):
+        load_yaml(file)
+    with pytest.raises(InvalidConfigError, match="pip install pyyaml"):
+        TrainConfig().to_yaml()
+
+
 def test_enum_values_and_lists_are_normalised_on_construction():
     assert SearchConfig(fallback="none").fallback.from_ is FallbackFrom.NOTHING
     assert SearchConfig(fallback={"from": "all"}).fallback.from_ is FallbackFrom.ALL
     assert OptimizerConfig(betas=[0, 0.5]).betas == (0.0, 0.5)
+
+
+def test_one_text_is_a_list_of_one(tmp_path):
+    assert StopConfig(strings="x").strings == ("x",)
+    file = tmp_path / "config.yaml"
+    file.write_text("search: {stop: {strings: 'Answer: '}}\n")
+    assert TrainConfig.from_yaml(file).search.stop.strings == ("Answer: ",)
+
+
+def test_keys_of_a_section_leave_its_others_as_they_were():
+    config = TrainConfig.for_model("p").replace(optimizer={"weight_decay": 0.1})
+    assert config.optimizer == OptimizerConfig(learning_rate=1e-6, weight_decay=0.1)
+    search = SearchConfig(width=3, branch=BranchConfig(prefer="high"))
+    changed = TrainConfig(search=search).replace(search={"branch": {"copies": 3}}).search
+    assert changed == search.replace(branch=BranchConfig(prefer="high", copies=3))
+
+
+def test_keys_of_a_section_in_a_constructor_leave_its_defaults():
+    for config in (
+        TrainConfig(search={"width": 4}),
+        TrainConfig.from_dict({"search": {"width": 4}}),
+    ):
+        search = config.search
+        assert (search.width, search.segment_len, search.max_depth) == (4, 9, 7)
 
 
 def test_replace_checks_the_new_values():
@@ -220,6 +264,13 @@ def test_keys_of_a_section_beside_a_preset_leave_its_others():
     config = TrainConfig.load(data={"search": search}).search
     assert (config.fallback.at, config.fallback.window) == (FallbackAt.WINDOW, 64)
     assert (config.stop.boxed, config.stop.repetition) == ("stops", "bytes")
+
+
+def test_keys_of_a_section_beside_a_preset_leave_its_others_in_python_too():
+    preset = SearchConfig(preset="treerl").branch
+    branch = SearchConfig(preset="treerl", branch={"copies": 1}).branch
+    assert (preset.by, preset.copies) == (BranchBy.TOKEN_SURPRISAL, 2)
+    assert branch == preset.replace(copies=1)
 
 
 def test_preset_on_the_command_line_replaces_the_search_of_the_file():

@@ -42,6 +42,12 @@ def test_doctor_finds_a_sampler_that_records_something_else(capsys, monkeypatch)
     assert "sampling and training disagree" in capsys.readouterr().out
 
 
+def test_doctor_finds_no_fault_in_the_rounding_of_a_short_kv_cache(capsys):
+    assert main(["doctor", "engine.kv_dtype=bfloat16"]) == 0
+    difference = float(re.search(r"differ by (\S+) at most", report(capsys)["training"])[1])
+    assert difference > 1e-3
+
+
 def test_doctor_takes_other_back_ends(capsys):
     assert main(["doctor", "engine.packing=never", "engine.attention=torch"]) == 0
     assert report(capsys)["fused"].startswith("nothing; not packed_linear")

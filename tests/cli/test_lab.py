@@ -1,5 +1,7 @@
 import json
 
+import pytest
+
 from treepo.cli.main import main
 
 
@@ -15,6 +17,15 @@ def test_lab_prints_traps_and_presets_and_saves_what_it_found(capsys, tmp_path):
         for search in ("flat", "even")
         for preset, is_weighted in (("grpo", False), ("grpo", True), ("tree_rloo", True))
     ]
+
+
+def test_lab_refuses_a_folder_that_is_a_file_before_it_measures(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("treepo.cli.lab.spring", lambda *_: pytest.fail("measured"))
+    file = tmp_path / "lab"
+    file.write_text("mine")
+    assert main(["lab", "--batches", "40", "--output-dir", str(file)]) == 2
+    assert f"cannot write {file}: File exists" in capsys.readouterr().err
+    assert file.read_text() == "mine"
 
 
 def test_lab_names_what_it_does_not_know(capsys):

@@ -7,7 +7,7 @@ import pytest
 
 from treepo import core
 from treepo.cli.main import main
-from treepo.cli.shapes import model_shape
+from treepo.cli.shapes import ModelShape, model_shape
 from treepo.config import Dtype
 from treepo.tasks import embedded
 
@@ -139,12 +139,27 @@ def test_memory_is_that_of_the_engines_pool(capsys, tiny_model_dir):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[1]", "{}", '{"num_attention_heads": 0, "hidden_size": 8}', '{"kv_lora_rank": 4}'],
+    [
+        "",
+        "[1]",
+        "{}",
+        '{"num_attention_heads": 0, "hidden_size": 8}',
+        '{"kv_lora_rank": 4}',
+        '{"text_config": null}',
+        '{"text_config": [1]}',
+    ],
 )
 def test_model_without_known_shapes_has_no_gib(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     assert model_shape(tmp_path) is None
     assert model_shape(tmp_path / "absent") is None
+
+
+@pytest.mark.parametrize("around", [{}, {"text_config": None}])
+def test_shapes_are_read_by_the_names_of_gpt2_too(tmp_path, around):
+    sizes = {"n_head": 3, "n_layer": 2, "n_embd": 12, "n_positions": 64, **around}
+    (tmp_path / "config.json").write_text(json.dumps(sizes))
+    assert model_shape(tmp_path) == ModelShape(numbers_per_token=2 * 2 * 12, max_model_len=64)
 
 
 def test_hub_name_is_planned_without_memory(capsys):

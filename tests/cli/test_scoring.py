@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from treepo.config import EngineConfig, EvalConfig, RewardConfig
+from treepo.config import EngineConfig, EvalConfig, RewardConfig, StopConfig
 from treepo.engine import Engine
 from treepo.engine.load import load_model
 from treepo.evaluate import MAX_SCORED_AT_ONCE, evaluate
@@ -69,6 +69,25 @@ def test_a_batch_of_an_evaluation_that_fails_as_a_whole_does_not_end_it(engine):
         found = evaluate(engine, scorer, ROWS, settings, max_tokens=1)
     assert found.num_unscored == num_samples + 1
     assert found.accuracy == found.greedy_accuracy == 0.75
+
+
+def test_completions_of_an_evaluation_end_where_they_are_told_to(engine):
+    texts = []
+
+    def keep(completions, **columns):
+        texts.extend(completions)
+        return one(completions)
+
+    settings = EvalConfig(num_prompts=len(ROWS), num_samples=4)
+    config = RewardConfig(num_workers=0)
+    with Scorer(keep, config, engine.tokenizer, engine.eos_token_ids) as scorer:
+        evaluate(engine, scorer, ROWS, settings, max_tokens=20)
+        free, texts[:] = list(texts), []
+        evaluate(engine, scorer, ROWS, settings, max_tokens=20, stop=StopConfig(strings=("1",)))
+    assert len(texts) == len(free) == 4 * 4 + 4
+    assert sum("1" in text[:-1] for text in free) > 2
+    # A stop ends its own path: up to there the others' completions are the same.
+    assert texts == [text[: text.find("1") + 1] or text for text in free]
 
 
 def test_an_evaluation_is_scored_in_parts(engine):

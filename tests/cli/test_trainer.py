@@ -24,20 +24,24 @@ from treepo.config import (
     RewardConfig,
     SearchConfig,
     TrainConfig,
+    UpdateConfig,
 )
 from treepo.engine.load import load_model
 from treepo.errors import (
     CheckpointError,
     DataError,
     InvalidConfigError,
+    InvalidInputError,
     NotFiniteError,
     PromptTooLongError,
     RewardError,
+    TreepoError,
 )
 from treepo.train import checkpoint
 from treepo.train.collect import Collector, trees_with_signal
 from treepo.train.dataset import PromptSource
 from treepo.train.interrupt import TrainingInterrupted
+from treepo.train.metrics import reward_metrics
 from treepo.train.optimizer import learning_rate
 from treepo.train.run_folder import read_config
 from treepo.train.trainer import Trainer
@@ -121,6 +125,22 @@ def test_training_moves_the_weights_and_evaluates_before_and_after(finished):
     assert result.before is not None
     assert result.after is not None
     assert result.num_steps == 4
+
+
+def test_evaluations_of_a_run_end_completions_as_its_search_does(tiny_model_dir, tmp_path):
+    calls = []
+
+    def keep(completions, **columns):
+        calls.append(completions)
+        return [float(index) for index in range(len(completions))]
+
+    search = SearchConfig(width=4, segment_len=10, max_depth=2, stop={"strings": ["1"]})
+    trainer(tiny_model_dir, config(tmp_path / "run", search=search, num_steps=1), keep).train()
+    before, after = calls[:2], calls[3:]
+    assert [len(texts) for texts in (*before, *after)] == [4, 2, 4, 2]
+    for texts in ([*before[0], *before[1]], [*after[0], *after[1]]):
+        assert any("1" in text for text in texts)
+        assert not any("1" in text[:-1] for text in texts)
 
 
 def test_metrics_have_one_line_a_step_with_finite_numbers(finished):
@@ -293,6 +313,29 @@ def test_epochs_train_on_the_same_trees_again(tiny_model_dir, tmp_path):
     assert row["sampling/importance_sampling_ratio/max"] > 1.0
 
 
+def test_a_correction_reports_the_sampler_apart_from_the_moving_policy(tiny_model_dir, tmp_path):
+    loss = LossConfig(correction=CorrectionConfig(by=Correct.TRUNCATE))
+    own = config(tmp_path / "run", num_steps=1, epochs_per_step=2, loss=loss)
+    trainer(tiny_model_dir, own).train()
+    row = metrics_of(tmp_path / "run")[0]
+    assert row["sampling/importance_sampling_ratio/min"] == 1.0
+    assert row["sampling/importance_sampling_ratio/max"] == 1.0
+    assert row["sampling/sampling_logp_difference/mean"] == 0.0
+    assert row["ratio/min"] < 1.0 < row["ratio/max"]
+
+
+def test_a_reference_without_a_weight_is_measured_and_not_followed(tiny_model_dir, tmp_path):
+    runs = {}
+    for path in (None, str(tiny_model_dir)):
+        own = config(tmp_path / f"run_{path is None}", model=ModelConfig(reference=path))
+        runs[path] = trainer(tiny_model_dir, own)
+        runs[path].train()
+    without, with_it = runs.values()
+    assert equal(weights(without), weights(with_it))
+    assert [row["kl"] for row in metrics_of(tmp_path / "run_True")] == [0] * 4
+    assert all(row["kl"] > 0 for row in metrics_of(tmp_path / "run_False")[1:])
+
+
 def unfinished(folder, **changes):
     search = SearchConfig(width=3, segment_len=3, max_depth=9)
     few_rows = EngineConfig(max_num_seqs=7)  # Later trees wait, so that they end later.
@@ -317,6 +360,32 @@ def test_interrupted_run_goes_on_with_its_unfinished_trees(tiny_model_dir, tmp_p
     cut = unfinished(tmp_path / "cut")
     with pytest.raises(TrainingInterrupted):
         trainer(tiny_model_dir, cut, StopAfter(calls)).train()
+    resumed = trainer(tiny_model_dir, cut)
+    resumed.train(resume=True)
+    assert equal(weights(straight), weights(resumed))
+
+
+def test_step_that_fails_behind_its_rollout_leaves_the_unfinished_trees_of_the_step_before(
+    tiny_model_dir, tmp_path, monkeypatch
+):
+    straight = trainer(tiny_model_dir, unfinished(tmp_path / "straight"))
+    straight.train()
+    cut = unfinished(tmp_path / "cut", save_every=0)
+    failing, calls = trainer(tiny_model_dir, cut), []
+    apply = failing._update.apply
+
+    def fail_in_the_second_step(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise InvalidInputError("no")
+        return apply(*arguments)
+
+    monkeypatch.setattr(failing._update, "apply", fail_in_the_second_step)
+    with pytest.raises(InvalidInputError):
+        failing.train()
+    saved = checkpoint.latest(tmp_path / "cut")
+    assert saved.name == "step_1"
+    assert checkpoint.load_open_trees(saved) is not None
     resumed = trainer(tiny_model_dir, cut)
     resumed.train(resume=True)
     assert equal(weights(straight), weights(resumed))
@@ -420,6 +489,56 @@ def test_finished_run_is_not_overwritten(finished, tiny_model_dir):
         trainer(tiny_model_dir, config(finished[0].run_dir)).train()
 
 
+def test_folder_with_a_config_that_no_run_wrote_is_refused_and_kept(tiny_model_dir, tmp_path):
+    (tmp_path / "config.yaml").write_text("num_steps: 7\n")
+    with pytest.raises(InvalidConfigError, match=r"a config\.yaml that no run wrote"):
+        trainer(tiny_model_dir, config(tmp_path)).train()
+    assert [file.name for file in tmp_path.iterdir()] == ["config.yaml"]
+    assert read_config(tmp_path) == {"num_steps": 7}
+
+
+def test_each_start_of_a_run_adds_its_environment(tiny_model_dir, tmp_path):
+    own = config(tmp_path / "run", num_steps=1, eval=EvalConfig(num_prompts=0))
+    for is_resumed in (False, True):
+        trainer(tiny_model_dir, own).train(resume=is_resumed)
+    starts = json.loads((tmp_path / "run" / "env.json").read_text())
+    assert len(starts) == 2
+    assert all({"treepo", "packages", "command", "started"} <= set(start) for start in starts)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_unfinished_trees": 0}, "max_unfinished_trees=0 would lose"),
+        ({"sampling": {"temperature": 0.5}}, r"made with sampling\.temperature = 1\.0, and it is"),
+    ],
+)
+def test_resume_that_is_refused_leaves_the_config_and_the_run_as_they_were(
+    tiny_model_dir, tmp_path, changes, message
+):
+    own = unfinished(tmp_path / "run", save_every=0, eval=EvalConfig(num_prompts=0))
+    with pytest.raises(TrainingInterrupted):
+        trainer(tiny_model_dir, own, StopAfter(2)).train()
+    file = tmp_path / "run" / "config.yaml"
+    before = file.read_text()
+    with pytest.raises(TreepoError, match=message):
+        trainer(tiny_model_dir, own.replace(**changes)).train(resume=True)
+    assert file.read_text() == before
+    result = trainer(tiny_model_dir, TrainConfig.from_yaml(file)).train(resume=True)
+    assert result.num_steps == own.num_steps
+
+
+def test_run_computes_with_the_threads_of_its_config(tiny_model_dir, tmp_path):
+    trainer(tiny_model_dir, config(tmp_path / "run", num_threads=2))
+    assert torch.get_num_threads() == 2
+
+
+def test_attention_without_a_gradient_is_refused_before_the_run(tiny_model_dir, tmp_path):
+    plan = config(tmp_path / "run", update=UpdateConfig(attention="flex"))
+    with pytest.raises(InvalidConfigError, match=r"update\.attention=flex"):
+        trainer(tiny_model_dir, plan)
+
+
 def test_run_folder_holds_the_whole_config(finished):
     stored = TrainConfig.from_dict(read_config(finished[0].run_dir))
     assert stored == config(finished[0].run_dir)
@@ -494,6 +613,42 @@ def test_trees_have_a_signal_when_their_rewards_are_known_and_differ():
     rewards = np.array([0, 1, 1, 1, 0, math.nan, 0.5, 0.25], dtype=np.float32)
     kept = trees_with_signal(rewards, np.array([0, 2, 4, 6, 8], dtype=np.int32))
     assert kept.tolist() == [0, 3]
+
+
+def test_rewards_that_are_equal_in_float32_agree():
+    rewards = np.array([0.3] * 7 + [0.3] * 6 + [0.5] + [math.nan] * 7, dtype=np.float32)
+    assert rewards[:7].std() > 0  # The mean is rounded.
+    found = reward_metrics(rewards, np.array([0, 7, 14, 21], dtype=np.int32))
+    assert found["frac_reward_zero_std"] == pytest.approx(2 / 3)
+    assert found["frac_reward_missing"] == pytest.approx(7 / 21)
+    assert found["reward"] == pytest.approx((13 * 0.3 + 0.5) / 14)
+
+
+def test_completion_that_the_context_cuts_is_punished_as_the_longest(tiny_model_dir, tmp_path):
+    own = config(
+        tmp_path,
+        engine=EngineConfig(max_model_len=12),
+        reward=RewardConfig(num_workers=0, overlong_buffer=2, overlong_penalty=3.0),
+        prompts_per_step=8,
+    )
+    rows = [{"prompt": prompt} for prompt in ("12*3=", "7=")]
+    model, tokenizer = load_model(str(tiny_model_dir), own.engine)
+
+    def rank(completions, **columns):
+        return [float(index) for index in range(len(completions))]
+
+    owner = Trainer(model, tokenizer, rank, rows, None, own)
+    collector = Collector(owner.engine, owner._scorer, owner._source, own, check=lambda *_: None)
+    batch = collector.collect(0, 0.0)
+    forest = batch.sampled
+    assert batch.kept.num_paths == forest.num_paths
+    punishment = batch.kept.paths.reward - forest.paths.reward
+    prompt_len = forest.trees.prompt_len[forest.paths.tree]
+    assert own.search.completion_len == 12 > 12 - prompt_len.min()
+    missing = 12 - forest.paths.length
+    assert {0, 1} <= set(missing)
+    np.testing.assert_array_equal(punishment, np.interp(missing, [0, 1, 2], [-3.0, -1.5, 0.0]))
+    assert {2, 5} == set(prompt_len[missing == 0])
 
 
 def test_prompts_come_once_a_pass_in_a_new_order_and_at_any_cursor():

@@ -52,6 +52,14 @@ OF_NODES = {
     "treepo_spo": "spo",
 }
 NODE_PRESETS = [name for name, preset in PRESETS.items() if preset.level is Level.NODE]
+# The last leaf is among siblings of which one, or two, are others.
+WITH_A_MISSING_LEAF = [
+    (["t#1-0#2-0", "t#1-0#2-1", "t#1-1#2-2", "t#1-1#2-3"], [1.0, 0.0, 0.5, np.nan]),
+    (
+        ["t#1-0#2-0", "t#1-0#2-1", "t#1-1#2-2", "t#1-1#2-3", "t#1-1#2-4"],
+        [1.0, 0.75, 0.5, 0.25, np.nan],
+    ),
+]
 
 
 def entries(forest):
@@ -302,6 +310,52 @@ def test_a_forest_without_any_reward_has_no_advantage(preset):
     assert not actual.any()
 
 
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize(("paths", "rewards"), WITH_A_MISSING_LEAF, ids=["pair", "three"])
+def test_a_leaf_without_a_reward_is_no_sibling_and_has_no_advantage(preset, paths, rewards):
+    lengths = [[2, 3 + leaf % 2] for leaf in range(len(paths))]
+    found = []
+    for count in (len(paths), len(paths) - 1):
+        grown = core.Forest()
+        add_tree(grown, paths[:count], lengths[:count])
+        forest = Forest(grown)
+        path, token = entries(forest)
+        credited = credit(forest, np.array(rewards[:count]), preset)
+        found.append((path, credited.at(forest, path, token)[0], credited.of_trajectories(forest)))
+    (path, values, means), (_, expected, expected_means) = found
+    is_missing = path == len(paths) - 1
+    assert np.abs(expected).max() > 0.1
+    np.testing.assert_allclose(values[~is_missing], expected, atol=1e-12)
+    np.testing.assert_allclose(means[:-1], expected_means, atol=1e-12)
+    assert not values[is_missing].any()
+    assert means[-1] == 0
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_tokens_read_in_a_trajectory_without_a_reward_have_no_advantage(grow_forest, preset):
+    forest, rewards = random_case(grow_forest, 8, missing=0.4)
+    path, token = entries(forest)
+    values, _ = credit(forest, rewards, preset).at(forest, path, token)
+    is_missing = np.isnan(rewards)
+    is_shared_with_a_scored_one = np.isin(token, token[~is_missing[path] & (values != 0)])
+    assert (is_missing[path] & is_shared_with_a_scored_one).any()
+    assert not values[is_missing[path]].any()
+    assert not advantages(forest, rewards, preset)[is_missing].any()
+
+
+@pytest.mark.parametrize("preset", sorted({*NODE_PRESETS, "treepo_segment_faded"}))
+def test_a_trajectory_has_the_mean_over_its_sampled_tokens_alone(grow_forest, preset):
+    forest, rewards = random_case(grow_forest, 2)
+    path, token = entries(forest)
+    num_given = (forest.tokens.kind == TokenKind.GIVEN).sum()
+    assert num_given > 3
+    values, _ = credit(forest, rewards, preset).at(forest, path, token)
+    count = np.bincount(path, minlength=forest.num_paths)
+    total = np.bincount(path, values, minlength=forest.num_paths)
+    found = advantages(forest, rewards, preset)
+    np.testing.assert_allclose(found, total / np.maximum(count, 1), atol=1e-12)
+
+
 @pytest.mark.parametrize("preset", NODE_PRESETS)
 def test_a_shared_token_has_one_advantage_in_all_its_trajectories(grow_forest, preset):
     forest, rewards = random_case(grow_forest, 8)
@@ -323,6 +377,16 @@ def test_weights_of_a_shared_token_add_up(grow_forest, multiplicity):
         assert own.sum() == pytest.approx(expected[multiplicity.value])
 
 
+def test_shared_tokens_that_count_once_do_so_in_the_scored_trajectories(grow_forest):
+    forest, rewards = random_case(grow_forest, 8, missing=0.4)
+    path, token = entries(forest)
+    _, weights = credit(forest, rewards, "spo_tree").at(forest, path, token)
+    is_scored = ~np.isnan(rewards)[path]
+    totals = np.bincount(token[is_scored], weights[is_scored])
+    assert (np.bincount(token[is_scored]) > 1).any()
+    np.testing.assert_allclose(totals[totals > 0], 1.0)
+
+
 def test_by_inclusion_leaves_count_in_means_and_tokens_by_their_weights():
     search = core.SearchConfig(**SEARCHES["even"], eos_token_ids=[0])
     sampled = grow(random_policy(4), search, 20, seed=3)
@@ -341,7 +405,7 @@ def test_by_inclusion_leaves_count_in_means_and_tokens_by_their_weights():
             expected = np.average(rewards[own], weights=weight[own])
             expected -= np.average(rewards[rest], weights=weight[rest])
         assert found.values[node] == pytest.approx(expected, abs=1e-9)
-        assert found.weights[node] * below.sum() == pytest.approx(weight[below].sum())
+        assert found.weights[node] * own.sum() == pytest.approx(weight[own].sum())
 
 
 def test_a_trajectory_has_the_mean_over_its_tokens():

@@ -10,6 +10,7 @@ import pytest
 
 from treepo import core
 from treepo.advantages import PRESETS, credit
+from treepo.errors import InvalidInputError
 from treepo.lab import (
     SEARCHES,
     TabularPolicy,
@@ -128,6 +129,12 @@ def test_an_unbiased_estimate_has_an_interval_with_0_and_a_biased_one_has_not():
     expected = np.linalg.norm(across) / np.linalg.norm(fitted)
     assert bad.bias_low < expected < bad.bias_high
     assert good.variance == pytest.approx(9 * 50 / (4 * truth @ truth), rel=0.1)
+
+
+@pytest.mark.parametrize("policy", [random_policy(depth=8), random_policy(values=(0.5,) * 5)])
+def test_a_policy_that_does_not_fit_the_searches_is_refused(policy):
+    with pytest.raises(InvalidInputError, match="take depth=6 and a number of prompts that"):
+        next(compare(40, policy=policy))
 
 
 @pytest.fixture(scope="module")

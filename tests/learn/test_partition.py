@@ -6,8 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import TINY
-from transformers import Gemma2Config, Gemma2ForCausalLM
+from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from treepo import core
 from treepo.config import (
     Correct,
     CorrectionConfig,
@@ -19,6 +20,7 @@ from treepo.config import (
     UpdateConfig,
 )
 from treepo.errors import InvalidConfigError
+from treepo.forest import FinishReason, Forest
 from treepo.train.objective import Fixed
 from treepo.train.pack import Spans, pack
 from treepo.train.partition import cut
@@ -162,6 +164,61 @@ def test_fixed_log_probs_of_parts_are_those_of_the_whole(llama64, grow_forest):
     whole = TrainStep(llama64, LossConfig(), TEMPERATURE).fixed_logprobs(packed)
     parts = TrainStep(llama64, LossConfig(), TEMPERATURE, update=update).fixed_logprobs(packed)
     np.testing.assert_allclose(parts, whole, atol=1e-6)
+
+
+def bush(num_leaves, ids):
+    """Leaves behind one prompt of tokens from 9 on; ids() are a leaf's two tokens."""
+    grown = core.Forest()
+    prompt = np.random.default_rng(1).integers(9, 23, 9, dtype=np.uint32)
+    tree = grown.add_tree(0, prompt)
+    for leaf in range(num_leaves):
+        path = grown.fork(tree, 0, len(prompt)) if leaf else 0
+        logprob = np.full(2, -3, np.float32)
+        grown.append(tree, path, np.array(ids(), np.uint32), logprob, -logprob)
+        grown.finish(tree, path, int(FinishReason.STOP))
+    return Forest(grown)
+
+
+def errors_in_bfloat16(forest, values, update, name):
+    """What a parameter's gradient in bfloat16 is off by for each update, and the right one."""
+    torch.manual_seed(1)
+    model = LlamaForCausalLM(LlamaConfig(**{**TINY, "num_hidden_layers": 1}))
+    model.bfloat16().float()  # The weights of both number formats are the same.
+    packed = pack(forest)
+
+    def slope(update):
+        step = TrainStep(model, LossConfig(clip_high=1e9), 1.0, update=update)
+        model.zero_grad()
+        step.backward(packed, values, packed.num_trajectory_tokens)
+        return model.get_parameter(name).grad.float().clone()
+
+    expected = slope(UpdateConfig())
+    model.bfloat16()
+    return [slope(own) - expected for own in update], expected
+
+
+@pytest.mark.parametrize("parts", Parts)
+def test_in_bfloat16_parts_are_as_near_as_the_whole(parts):
+    rng = np.random.default_rng(2)
+    forest = bush(60, lambda: rng.integers(0, 23, 2))
+    update = [UpdateConfig(), UpdateConfig(max_tokens_per_part=6, parts=parts)]
+    name = "model.layers.0.self_attn.k_proj.weight"
+    (whole, cut), expected = errors_in_bfloat16(forest, rng.normal(size=60), update, name)
+    assert 0 < cut.norm() < 2 * whole.norm() < 0.2 * expected.norm()
+
+
+@pytest.mark.parametrize("parts", Parts)
+def test_in_bfloat16_what_each_leaf_adds_to_a_key_of_the_prompt_is_not_lost(parts):
+    forest = bush(60, lambda: [7, 8])
+    # After the first one, each leaf has less than half a unit of bfloat16 of the sum.
+    values = np.full(60, 1 / 600)
+    values[0 if parts is Parts.KEEP else -1] = 1.0
+    one_product = UpdateConfig(attention="dense")
+    update = [one_product, UpdateConfig(max_tokens_per_part=2, parts=parts)]
+    name = "model.embed_tokens.weight"
+    errors, expected = errors_in_bfloat16(forest, values, update, name)
+    whole, cut, right = (x[9:].norm() for x in (*errors, expected))
+    assert 0 < cut < 2 * whole < 0.05 * right
 
 
 def test_a_clip_on_summed_advantages_is_another_loss(llama64, grow_forest):

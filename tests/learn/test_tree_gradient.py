@@ -13,13 +13,18 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
 )
 from transformers.models.llama import modeling_llama
+from trees import add_tree
 
-from treepo.advantages import credit
+from treepo import core
+from treepo.advantages import Credit, Level, credit
 from treepo.config import (
+    Activations,
     Autocast,
     Average,
     Correct,
@@ -37,6 +42,7 @@ from treepo.errors import (
     UnsupportedModelError,
 )
 from treepo.forest import Forest, TokenKind
+from treepo.lab import SEARCHES, grow, random_policy
 from treepo.train.attention import DensePackedContext, PackedContext
 from treepo.train.check import first_step_check
 from treepo.train.forward import Forward
@@ -277,6 +283,34 @@ def test_dropout_in_training_mode_is_refused_by_name(grow_forest, name):
     torch.testing.assert_close(step.logprobs(packed)[0], step.logprobs(packed)[0])
 
 
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable:FutureWarning")
+def test_dropout_of_a_model_in_evaluation_mode_is_refused_where_activations_are_recomputed():
+    update = UpdateConfig(activations=Activations.RECOMPUTE)
+    with pytest.raises(UnsupportedModelError, match=r"drop.* 0\.1.*update\.activations"):
+        TrainStep(gpt2(resid_pdrop=0.1).eval(), LOSS, TEMPERATURE, update=update)
+    TrainStep(gpt2().eval(), LOSS, TEMPERATURE, update=update)
+
+
+def test_noise_of_a_router_in_training_mode_is_refused_by_name():
+    experts = {"num_local_experts": 2, "num_experts_per_tok": 1}
+    torch.manual_seed(1)
+    model = MixtralForCausalLM(MixtralConfig(**TINY, **experts, router_jitter_noise=0.1))
+    with pytest.raises(UnsupportedModelError, match=r"router_jitter_noise = 0\.1"):
+        TrainStep(model.train(), LOSS, TEMPERATURE)
+    TrainStep(model.eval(), LOSS, TEMPERATURE)
+
+
+def test_first_step_check_stops_a_model_whose_plain_forward_is_not_finite(
+    llama, grow_forest, monkeypatch
+):
+    def nothing(self, token_ids):
+        return torch.full((len(token_ids) - 1,), torch.nan)
+
+    monkeypatch.setattr(TrainStep, "plain_logprobs", nothing)
+    with pytest.raises(UnsupportedModelError, match="differ by nan from a plain forward"):
+        first_step_check(llama, grow_forest(1, vocab=23), TEMPERATURE)
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_first_step_check_stops_predictions_from_the_previous_packed_token(
     llama, grow_forest, monkeypatch, seed
@@ -385,6 +419,47 @@ def test_ratios_and_averages_are_those_of_separate_trajectories(
     }[average]
     (total / divisor).backward()
     assert error(ours, gradient(llama64)) < 1e-12
+
+
+def test_in_a_mean_over_trajectories_each_counts_once_where_weights_are_1(grow_forest):
+    forest = grow_forest(6, vocab=23)
+    packed = pack(forest)
+    flat = TokenAdvantages.of_paths(packed, random_advantages(forest, 6))
+    found = flat.averaged(packed, Average.TRAJECTORIES, 40)
+    length = np.bincount(packed.src_path)
+    np.testing.assert_allclose(found.weights, 1 / length[packed.src_path])
+    assert found.total_weight == pytest.approx(np.count_nonzero(length))
+
+
+def test_in_a_mean_over_trajectories_each_counts_by_its_weight():
+    grown = core.Forest()
+    add_tree(grown, ["t#1-0", "t#1-1", "t#1-2"], [[2], [5], [3]])
+    forest = Forest(grown)
+    counts = np.array([0.5, 2.0, 1.0])
+    of_nodes = np.ones(len(forest.nodes().parent))
+    of_nodes[forest.nodes().leaf] = counts
+    packed, scored = pack(forest), np.ones(3, dtype=bool)
+    credited = Credit(Level.NODE, of_nodes, of_nodes, scored)
+    own = TokenAdvantages.of_credit(packed, forest, credited)
+    found = own.averaged(packed, Average.TRAJECTORIES, 40)
+    np.testing.assert_allclose(np.bincount(packed.src_path, found.weights), counts)
+    assert found.total_weight == pytest.approx(3.5)
+    np.testing.assert_array_equal(found.values, own.values)
+
+
+def test_in_a_mean_over_trajectories_inclusion_weights_of_a_tree_do_not_cancel():
+    search = core.SearchConfig(**SEARCHES["even"], eos_token_ids=[0])
+    sampled = grow(random_policy(4), search, 20, seed=3)
+    forest, packed = sampled.forest, pack(sampled.forest)
+    own = TokenAdvantages.of_credit(packed, forest, credit(forest, sampled.rewards, "tree_rloo"))
+    found = own.averaged(packed, Average.TRAJECTORIES, 6)
+    counts = np.bincount(packed.src_path, found.weights)
+    assert len(np.unique(counts.round(6))) > 3
+    assert found.total_weight == pytest.approx(counts.sum())
+    is_shared = np.bincount(packed.src)[packed.src] > 1
+    is_apart = np.bincount(packed.src_path, is_shared) == 0
+    assert is_apart.sum() > 3
+    np.testing.assert_allclose(counts[is_apart], forest.paths.weight[is_apart], rtol=1e-6)
 
 
 @pytest.mark.parametrize("kl", Kl)

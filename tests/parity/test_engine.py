@@ -1,5 +1,6 @@
 """The engine reports bad input clearly and leaves the model as it found it."""
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -140,6 +141,25 @@ def test_new_weights_are_seen_by_the_next_rollout(engine, prompts):
     with torch.no_grad():
         engine.model.lm_head.weight.neg_()
     assert tokens(engine.generate(prompts, max_tokens=5, sampling=greedy)) != before
+
+
+def test_sinks_that_are_written_past_their_version_are_seen_by_the_next_rollout(
+    make_model, make_config, prompts
+):
+    model = make_model("gpt_oss")
+    engine = Engine(model, None, make_config(block_size=4))
+    before = engine.rollout(prompts, SEARCH).tokens.logprob
+    for layer in model.model.layers:
+        version = layer.self_attn.sinks._version
+        layer.self_attn.sinks.data.add_(3.0)
+        assert layer.self_attn.sinks._version == version
+    engine.weights_changed()
+    found = engine.rollout(prompts, SEARCH).tokens
+    fresh = Engine(copy.deepcopy(model), None, make_config(block_size=4))
+    expected = fresh.rollout(prompts, SEARCH).tokens
+    assert not np.array_equal(found.logprob, before, equal_nan=True)
+    np.testing.assert_array_equal(found.id, expected.id)
+    np.testing.assert_array_equal(found.logprob, expected.logprob)
 
 
 def test_a_prompt_as_long_as_the_context_is_refused_with_both_lengths(engine):

@@ -142,6 +142,8 @@ def test_what_does_not_fit_is_refused(engine):
             other.open_rollout(SEARCH, saved=rollout.to_bytes())
     with pytest.raises(InvalidInputError, match=r"made with search\.width = 4, and it is 5"):
         engine.open_rollout(SEARCH.replace(width=5), saved=rollout.to_bytes())
+    with pytest.raises(InvalidInputError, match=r"sampling\.temperature = 1\.0, and it is 0\.5"):
+        engine.open_rollout(SEARCH, SamplingParams(temperature=0.5), saved=rollout.to_bytes())
     for damaged in (b"", rollout.to_bytes()[:9], rollout.to_bytes()[:-9]):
         with pytest.raises(InvalidInputError):
             engine.open_rollout(SEARCH, saved=damaged)

@@ -152,7 +152,8 @@ def credit(
         Level.TOKEN: _of_pairs,
     }[chosen.level]
     values = make(forest, leaves, scores, chosen)
-    return Credit(chosen.level, values, _weights(forest, chosen), ~np.isnan(scores))
+    is_scored = ~np.isnan(scores)
+    return Credit(chosen.level, values, _weights(forest, chosen, is_scored), is_scored)
 
 
 def advantages(
@@ -260,14 +261,15 @@ def _leaf_counts(forest: Forest, counting: Counting) -> F64:
     return forest.paths.weight.astype(np.float64)
 
 
-def _weights(forest: Forest, preset: Preset) -> F64:
-    """Return the weight of each node's tokens in each trajectory that has them, f64[K]."""
+def _weights(forest: Forest, preset: Preset, is_scored: npt.NDArray[np.bool_]) -> F64:
+    """Return the weight of each node's tokens in each scored trajectory that has them, f64[K]."""
     nodes = forest.nodes()
-    times = np.maximum(subtree_sums(nodes, np.ones(forest.num_paths)), 1.0)
+    times = np.maximum(subtree_sums(nodes, is_scored.astype(np.float64)), 1.0)
     weights = np.ones(len(times))
     if preset.counting is Counting.INCLUSION:
         # All trajectories of a node together count as its leaves' inclusion weights add up to.
-        weights = subtree_sums(nodes, _leaf_counts(forest, preset.counting)) / times
+        counts = np.where(is_scored, _leaf_counts(forest, preset.counting), 0.0)
+        weights = subtree_sums(nodes, counts) / times
     if preset.multiplicity is Multiplicity.ONCE:
         return weights / times
     if preset.multiplicity is Multiplicity.SQRT:

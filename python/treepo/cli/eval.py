@@ -5,6 +5,9 @@ from collections.abc import Sequence
 
 from treepo.cli import EXIT_OK, options
 from treepo.cli.report import single
+from treepo.config import TrainConfig
+from treepo.config.overrides import nested
+from treepo.config.schema import flat
 from treepo.errors import InvalidConfigError
 
 
@@ -63,8 +66,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
 
 def _require_own_keys(overrides: Sequence[str]) -> None:
     """Refuse keys of training on the command line that an evaluation has others for."""
-    for word in overrides:
-        key = word.removeprefix("--").partition("=")[0].replace("-", "_")
+    for key in flat(nested(TrainConfig, overrides)):
         if key == "seed" or key.startswith("sampling."):
             raise InvalidConfigError(
                 f"'{key}' is about rollouts of training; an evaluation has eval.temperature, "

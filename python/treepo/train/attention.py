@@ -245,10 +245,14 @@ def _rows(states: Tensor, index: Tensor) -> Tensor:
     """Rows of [1, H, T, D] by packed position, [len(index), H, D].
 
     An embedding look-up, because its gradient adds rows up several times faster on CPU than
-    that of an index or index_select.
+    that of an index or index_select. In float32 at least: a key of the prompt gets one gradient a
+    node, and small ones would vanish.
     """
     _, heads, _, dim = states.shape
-    return F.embedding(index, states[0].transpose(0, 1).flatten(1)).view(-1, heads, dim)
+    rows = states[0].transpose(0, 1).flatten(1)
+    is_half = torch.finfo(rows.dtype).bits < 32
+    found = F.embedding(index, rows.float() if is_half else rows)
+    return found.to(rows.dtype).view(-1, heads, dim)
 
 
 def _batch(rows: Tensor, count: int) -> Tensor:

@@ -85,7 +85,8 @@ def policy_loss(
     spread = torch.zeros_like(logprob)
     if reference is not None:
         spread = divergence(logprob - reference, config.kl)
-        objective = objective - config.kl_weight * spread
+        if config.kl_weight:  # Else it is only looked at, and may be infinite.
+            objective = objective - config.kl_weight * spread
     if entropy is not None:
         objective = objective + config.entropy_weight * entropy
     if weight is not None:

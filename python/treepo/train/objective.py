@@ -241,7 +241,7 @@ class SplitLoss:
             if self.config.dual_clip is not None:
                 below = below.clamp(max=self.config.dual_clip)
             total = positive * ratio.clamp(max=high) + negative * below
-        if self.reference is not None:
+        if self.reference is not None and self.config.kl_weight:
             difference = logprob - self.reference[rows].to(logprob.dtype)
             spread = divergence(difference, self.config.kl)
             total = total - self.config.kl_weight * weight * spread

@@ -419,17 +419,30 @@ class Trainer:
             keep=self.config.keep_checkpoints,
         )
 
+    def _check_open_trees(self, saved: Path) -> None:
+        """Refuse unfinished trees that this config cannot go on with, before anything is written.
+
+        Raises:
+            InvalidConfigError: The config has no room for them.
+            InvalidInputError: They were made with another search, sampling or limits.
+        """
+        config, trees = self.config, self._open_trees
+        if trees is None:
+            return
+        if not config.max_unfinished_trees:
+            raise InvalidConfigError(
+                f"{saved} has unfinished trees, which max_unfinished_trees=0 would lose; "
+                "leave it as it was, or set 1"
+            )
+        self.engine.open_rollout(config.search, config.sampling, config.seed, saved=trees)
+
     def _restore(self, folder: RunFolder) -> LoopState:
         """Load the newest checkpoint; a run that has none starts again."""
         saved = checkpoint.latest(folder.path)
         state = LoopState() if saved is None else checkpoint.load_state(saved)
         if saved is not None:
             self._open_trees = checkpoint.load_open_trees(saved)
-            if self._open_trees is not None and not self.config.max_unfinished_trees:
-                raise InvalidConfigError(
-                    f"{saved} has unfinished trees, which max_unfinished_trees=0 would lose; "
-                    "leave it as it was, or set 1"
-                )
+            self._check_open_trees(saved)
             if self._adapters is None:
                 checkpoint.load_weights(saved, self._model)
             else:
