@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from contextlib import closing
 
 from treepo.cli import EXIT_OK, options
 from treepo.cli.report import single
@@ -48,7 +49,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     engine = Engine(model, tokenizer, config.engine)
     name = options.reward_name(config)
     scorer = Scorer(name, config.reward, tokenizer, engine.eos_token_ids)
-    with scorer, TreeProgress("evaluation") as progress:
+    with scorer, closing(TreeProgress("evaluation")) as progress:
         result = evaluate(
             engine,
             scorer,

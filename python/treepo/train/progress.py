@@ -77,21 +77,10 @@ class TreeProgress:
         self._shown = 0
         self._told = time.monotonic()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._close()
-
     def show(self, stats: EngineStats) -> None:
         """Show the state of the rollout; a callback of `Engine.rollout`."""
         if self._bar is not None and stats.finished_trees < self._shown:
-            self._close()  # The next rollout of the same work.
+            self.close()  # The next rollout of the same work.
         if self._bar is None:
             self._bar = tqdm(
                 total=stats.num_trees,
@@ -109,7 +98,8 @@ class TreeProgress:
         self._bar.update(stats.finished_trees - self._shown)
         self._shown = stats.finished_trees
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Take the bar away."""
         if self._bar is not None:
             self._bar.close()
         self._bar, self._shown = None, 0

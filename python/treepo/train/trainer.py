@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from treepo.advantages import credit, find_preset
-from treepo.config import TrainConfig, TreeAttention, Weights
+from treepo.config import TrainConfig, Weights
 from treepo.engine import Engine
 from treepo.engine.load import load_model
 from treepo.engine.stats import EngineStats
@@ -17,7 +18,6 @@ from treepo.errors import (
     DataError,
     InvalidConfigError,
     InvalidInputError,
-    NotFiniteError,
     PoolTooSmallError,
     PromptTooLongError,
     RewardError,
@@ -31,12 +31,13 @@ from treepo.train.alarms import alarms
 from treepo.train.check import first_step_check
 from treepo.train.checkpoint import LoopState
 from treepo.train.collect import Batch, Collector
-from treepo.train.dataset import PromptSource, check_rows
+from treepo.train.dataset import PromptSource
 from treepo.train.group import check_processes, group_of_environment
 from treepo.train.interrupt import Interruption, StepAbandonedError, TrainingInterrupted
 from treepo.train.metrics import Metrics
 from treepo.train.progress import Progress, TreeProgress, tell
 from treepo.train.reference import Reference
+from treepo.train.requirements import check_attention, check_prompts, check_weights
 from treepo.train.run_folder import RunFolder, SilentRunFolder
 from treepo.train.step import TrainStep
 from treepo.train.update import Update
@@ -119,7 +120,7 @@ class Trainer:
         )
         self._source = PromptSource(train_dataset, self.config.seed)
         self._eval_rows = first_rows(eval_dataset, self.config.eval.num_prompts)
-        self._check_prompts()
+        check_prompts(self._source, self._eval_rows, self.engine, self.config)
         temperature = self.config.sampling.temperature
         step = TrainStep(
             model,
@@ -138,17 +139,6 @@ class Trainer:
         self._collector: Collector | None = None
         self._open_trees: bytes | None = None
         self._stop = Interruption()
-
-    def _check_prompts(self) -> None:
-        """Find prompts that cannot be used before the first step, not at theirs.
-
-        Steps that sample more batches, or several passes, can read rows beyond those of one batch a
-        step: of these, the rows of the first pass are checked.
-        """
-        config, encode = self.config, self.engine.token_ids
-        num_reads = config.num_steps * config.prompts_per_step * config.max_sampling_batches
-        self._source.check(encode, num_reads + config.max_unfinished_trees)
-        check_rows(self._eval_rows, encode, "evaluation", range(len(self._eval_rows)))
 
     @property
     def is_first(self) -> bool:
@@ -378,7 +368,7 @@ class Trainer:
             return known
         self._stop.check()
         tell(f"evaluation, {name}: {len(rows)} prompts")
-        with TreeProgress(f"evaluation, {name}") as progress:
+        with closing(TreeProgress(f"evaluation, {name}")) as progress:
 
             def on_step(stats: EngineStats) -> None:
                 self._stop.check()
@@ -453,32 +443,6 @@ class Trainer:
         folder.truncate(state.step, is_finished=self._is_finished(state))
         self.engine.policy_version = state.policy_version
         return state
-
-
-def check_attention(config: TrainConfig, device: torch.device) -> None:
-    """Check that the update's attention has a gradient on the model's device.
-
-    Raises:
-        InvalidConfigError: It has not.
-    """
-    if config.update.attention is TreeAttention.FLEX and device.type != "cuda":
-        raise InvalidConfigError(
-            f"update.attention=flex has a gradient on CUDA only, and the model is on {device}; "
-            "set update.attention=auto"
-        )
-
-
-def check_weights(model: Any) -> None:
-    """Check that no weight is NaN or infinite.
-
-    Raises:
-        NotFiniteError: One is; the parameter is named.
-    """
-    for name, parameter in model.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
-            raise NotFiniteError(
-                f"the model's parameter {name} holds NaN or infinity; take another checkpoint"
-            )
 
 
 def due(step: int, every: int) -> bool:
