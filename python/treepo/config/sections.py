@@ -62,7 +62,8 @@ class ModelConfig(Section):
     path: str | None = None
     """Folder of a Hugging Face causal LM; absent: the embedded model."""
     reference: str | None = None
-    """Folder of the reference model of `loss.kl_weight`; absent: the model as training began."""
+    """Folder of the reference model of `loss.kl_weight`, which is only logged if that is 0; absent:
+    the model as training began."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
