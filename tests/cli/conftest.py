@@ -4,9 +4,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
+
+# Lets the tests import what they share from their own folder.
+sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(scope="session")
@@ -57,3 +61,17 @@ def single_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_model_dir, tmp_path_factory):
+    """An uninterrupted run of four steps, and its first and last weights."""
+    import torch
+    from tiny_runs import config, trainer, weights
+
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    own = trainer(tiny_model_dir, config(folder))
+    first = weights(own)
+    result = own.train()
+    return result, first, weights(own)

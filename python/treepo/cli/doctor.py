@@ -202,7 +202,7 @@ def _expected_difference(dtype: Any, config: TrainConfig) -> float:
     engine = config.engine
     if engine.rollout_dtype is not None and getattr(torch, engine.rollout_dtype.value) != dtype:
         return 1.0
-    names = [x.value for x in (engine.kv_dtype,) if x is not None]
-    is_half = min(torch.finfo(x).bits for x in (dtype, *(getattr(torch, n) for n in names))) < 32
+    formats = [dtype] if engine.kv_dtype is None else [dtype, getattr(torch, engine.kv_dtype.value)]
+    is_half = any(torch.finfo(x).bits < 32 for x in formats)
     is_half = is_half or config.update.autocast is Autocast.BFLOAT16
     return 0.25 if is_half else 1e-3
