@@ -91,28 +91,18 @@ fn a_prompt_is_not_shared_over_new_weights() {
 
 #[test]
 fn what_two_versions_computed_together_is_not_shared() {
-    let mut machine = Machine::chains(8);
-    let old = machine.add(&PROMPT);
-    machine.step();
-    machine.scheduler.set_policy_version(1).unwrap();
-    machine.compute(old); // blocks 2 and 3, with the new weights, behind blocks of the old ones
-    let new = machine.add(&PROMPT);
-    assert_eq!(machine.compute(new), 0);
-    let newer = machine.add(&PROMPT);
-    assert_eq!(machine.compute(newer), 16);
-}
-
-#[test]
-fn a_block_that_two_versions_computed_is_not_shared() {
-    let mut machine = Machine::chains(2);
-    let old = machine.add(&PROMPT);
-    machine.step();
-    machine.scheduler.set_policy_version(1).unwrap();
-    machine.compute(old); // the first half of block 0 has the old weights
-    let new = machine.add(&PROMPT);
-    assert_eq!(machine.compute(new), 0);
-    let newer = machine.add(&PROMPT);
-    assert_eq!(machine.compute(newer), 16);
+    // The old weights compute two blocks, or half of one, and the new ones the rest.
+    for max_num_batched_tokens in [8, 2] {
+        let mut machine = Machine::chains(max_num_batched_tokens);
+        let old = machine.add(&PROMPT);
+        machine.step();
+        machine.scheduler.set_policy_version(1).unwrap();
+        machine.compute(old);
+        let new = machine.add(&PROMPT);
+        assert_eq!(machine.compute(new), 0);
+        let newer = machine.add(&PROMPT);
+        assert_eq!(machine.compute(newer), 16);
+    }
 }
 
 #[test]
