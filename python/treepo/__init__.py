@@ -44,4 +44,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(message)
     from importlib import import_module
 
-    return getattr(import_module(_LAZY[name]), name)
+    try:
+        return getattr(import_module(_LAZY[name]), name)
+    except ModuleNotFoundError as error:
+        message = f"treepo.{name} needs {error.name}: pip install 'treepo[train]'"
+        raise ImportError(message, name=error.name) from error

@@ -396,6 +396,19 @@ class Search:
         """Ends all live paths of a tree; one that is done stays as it is."""
     def awaits_verdicts(self) -> bool:
         """Whether a path waits for a verdict."""
+    def finish_path(self, tree: int, path: int, reason: int) -> None:
+        """Ends a running path where it is, as the engine did by a rule of its own.
+
+        Args:
+            tree: the tree.
+            path: a path with a running segment and a token of its own.
+            reason: treepo.forest.FinishReason.STOP or LENGTH.
+
+        Raises:
+            InvalidInputError: the path cannot end here, or not so.
+        """
+    def is_tree_done(self, tree: int) -> bool:
+        """Whether a tree is done; False for one that does not exist."""
     def is_done(self) -> bool:
         """Whether every tree is done."""
     def to_bytes(self) -> bytes:
@@ -407,8 +420,8 @@ class Search:
         Raises:
             InvalidInputError: the bytes are damaged, cut short, or of another kind or version.
         """
-    def forest(self) -> Forest:
-        """A copy of the forest as it is."""
+    def forest(self, trees: _U32 | None = None) -> Forest:
+        """A copy of the forest as it is, or of these trees of it, in the given order."""
     def check(self) -> None:
         """Raises LawBrokenError if an invariant does not hold. O(tokens)."""
 
@@ -558,12 +571,30 @@ class Scheduler:
     def drop_memory(self) -> None:
         """Forgets all keys and values: what live paths need is computed again.
 
-        Call it when the weights are new or the cache has been freed.
+        Call it when the weights are new, the cache has been freed, or a step has failed: an open
+        plan is given up and its tokens are planned again.
         """
     def is_done(self) -> bool:
         """Whether every tree is done."""
     def take_finished(self) -> list[int]:
         """Trees that finished since the last call, by index."""
+    def sampled_paths(self) -> _I32:
+        """[num_samples, 2] tree and path of each sample of the open plan, in its order."""
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of the pool that plans are made for, the reserved block 0 included."""
+    @property
+    def block_size(self) -> int:
+        """Tokens of a block."""
+    @property
+    def max_num_seqs(self) -> int:
+        """Rows of a step at most."""
+    @property
+    def max_num_batched_tokens(self) -> int:
+        """Tokens of a step at most."""
+    @property
+    def policy_version(self) -> int:
+        """Version of the weights that is recorded for each token."""
     def stats(self) -> dict[str, int]:
         """Counters since the scheduler was made, by name."""
     def to_bytes(self) -> bytes:
@@ -578,8 +609,8 @@ class Scheduler:
         Raises:
             InvalidInputError: the bytes are damaged, cut short, or of another kind or version.
         """
-    def forest(self) -> Forest:
-        """A copy of the forest as it is."""
+    def forest(self, trees: _U32 | None = None) -> Forest:
+        """A copy of the forest as it is, or of these trees of it, in the given order."""
     def check(self) -> None:
         """Raises LawBrokenError if an invariant does not hold. O(tokens + blocks)."""
 

@@ -1,5 +1,6 @@
 """Accuracy of a model on held-out prompts: sampled, greedy, and pass@k."""
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,14 +10,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from treepo.config import EvalConfig, SamplingParams, StopConfig
+from treepo.config import EvalConfig, Repetition, SamplingParams, SearchConfig
 from treepo.engine import Engine
 from treepo.engine.engine import OnStep
 from treepo.errors import DataError, InvalidInputError
-from treepo.scoring import Scorer
+from treepo.forest import FinishReason, Forest
+from treepo.scoring import Scorer, require_some
 
 CORRECT = 1.0
-"""A completion is correct from this reward on."""
+"""A completion is correct from this reward on; the mean reward says more about graded ones."""
 MAX_SCORED_AT_ONCE = 256
 """Completions that are scored in one batch at most, but all of one prompt: what hangs costs the
 others of its batch, not the whole evaluation."""
@@ -32,6 +34,8 @@ class Evaluation:
         temperature: Temperature of the sampled completions.
         accuracy: Fraction of sampled completions that are correct.
         greedy_accuracy: Fraction of greedy completions that are correct.
+        mean_reward: Mean reward of sampled completions that have one, NaN if none has.
+        clipped_ratio: Fraction of sampled completions that did not end by themselves.
         pass_at: k to the chance that one of k sampled completions is correct.
         num_unscored: Completions without a reward; they count as not correct.
         num_tokens: Tokens sampled.
@@ -43,6 +47,8 @@ class Evaluation:
     temperature: float
     accuracy: float
     greedy_accuracy: float
+    mean_reward: float
+    clipped_ratio: float
     pass_at: Mapping[int, float]
     num_unscored: int
     num_tokens: int
@@ -51,13 +57,15 @@ class Evaluation:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         values = {name: getattr(self, name) for name in self.__slots__}
+        values["mean_reward"] = None if math.isnan(self.mean_reward) else self.mean_reward
         return {**values, "pass_at": {str(k): value for k, value in self.pass_at.items()}}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Evaluation":
         """Build an evaluation from what `to_dict` gave."""
         pass_at = {int(k): float(value) for k, value in data["pass_at"].items()}
-        return cls(**{**data, "pass_at": pass_at})
+        reward = math.nan if data["mean_reward"] is None else float(data["mean_reward"])
+        return cls(**{**data, "pass_at": pass_at, "mean_reward": reward})
 
 
 def first_rows(rows: Sequence[Mapping[str, Any]] | None, count: int) -> list[Mapping[str, Any]]:
@@ -74,8 +82,7 @@ def evaluate(
     rows: Sequence[Mapping[str, Any]],
     config: EvalConfig,
     *,
-    max_tokens: int,
-    stop: StopConfig | None = None,
+    search: SearchConfig,
     on_step: OnStep | None = None,
 ) -> Evaluation:
     """Sample completions of held-out prompts and score them.
@@ -85,8 +92,8 @@ def evaluate(
         scorer: Holds the reward functions.
         rows: Rows of the data set; the first `config.num_prompts` are used.
         config: Samples, temperature and seed.
-        max_tokens: Tokens of a completion at most.
-        stop: What ends a completion besides; a model is evaluated with the rules of its training.
+        search: That of the training: its completions are as long at most, and end by the same
+            rules.
         on_step: Called after every engine step.
 
     Returns:
@@ -104,21 +111,21 @@ def evaluate(
         if "prompt" not in row:
             raise DataError(f"row {index} to evaluate has no 'prompt', it has {list(row)}")
 
-    def run(n: int, temperature: float) -> tuple[npt.NDArray[np.float32], int]:
-        forest = engine.generate(
+    def run(n: int, temperature: float) -> tuple[npt.NDArray[np.float32], Forest]:
+        forest = engine.rollout(
             [row["prompt"] for row in chosen],
-            n=n,
-            max_tokens=max_tokens,
-            sampling=SamplingParams(temperature=temperature),
+            _independent(search, n),
+            SamplingParams(temperature=temperature),
             seed=config.seed,
             on_step=on_step,
-            stop=stop,
         )
         scores = scorer.score(forest, chosen, trees_at_once=max(1, MAX_SCORED_AT_ONCE // n))
-        return scores.values.reshape(len(chosen), n), forest.num_unique_completion_tokens
+        require_some([scores])
+        return scores.values.reshape(len(chosen), n), forest
 
-    sampled, num_sampled_tokens = run(config.num_samples, config.temperature)
-    greedy, num_greedy_tokens = run(1, 0.0)
+    sampled, forest = run(config.num_samples, config.temperature)
+    greedy, greedy_forest = run(1, 0.0)
+    known = sampled[np.isfinite(sampled)]
     correct = (sampled >= CORRECT).sum(axis=1)
     return Evaluation(
         num_prompts=len(chosen),
@@ -126,10 +133,20 @@ def evaluate(
         temperature=config.temperature,
         accuracy=float((sampled >= CORRECT).mean()),
         greedy_accuracy=float((greedy >= CORRECT).mean()),
+        mean_reward=float(known.mean(dtype=np.float64)) if len(known) else math.nan,
+        clipped_ratio=float((forest.paths.finish != FinishReason.STOP).mean()),
         pass_at={k: pass_at_k(correct, config.num_samples, k) for k in _ks(config.num_samples)},
         num_unscored=int(np.isnan(sampled).sum() + np.isnan(greedy).sum()),
-        num_tokens=num_sampled_tokens + num_greedy_tokens,
+        num_tokens=sum(x.num_unique_completion_tokens for x in (forest, greedy_forest)),
         seconds=time.perf_counter() - began,
+    )
+
+
+def _independent(search: SearchConfig, n: int) -> SearchConfig:
+    """Return the search of independent completions that end as those of `search` do."""
+    repeats = search.stop.repetition is not Repetition.IGNORED
+    return SearchConfig.flat(
+        n, search.completion_len, search.stop, segment_len=search.segment_len if repeats else None
     )
 
 

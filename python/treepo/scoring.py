@@ -30,6 +30,7 @@ class Scores:
         by_function: Values of each function by its name, f32[P] each.
         num_timeouts: Calls that ran out of time, for one completion each.
         num_errors: Calls that failed, for one completion each.
+        num_slow_calls: Calls for several completions that ran out of time and were made in parts.
         first_error: One of those errors, None if there was none.
     """
 
@@ -37,6 +38,7 @@ class Scores:
     by_function: Mapping[str, F32]
     num_timeouts: int
     num_errors: int
+    num_slow_calls: int
     first_error: str | None
 
     @classmethod
@@ -56,8 +58,26 @@ class Scores:
             by_function=by_function,
             num_timeouts=sum(part.num_timeouts for part in parts),
             num_errors=sum(part.num_errors for part in parts),
+            num_slow_calls=sum(part.num_slow_calls for part in parts),
             first_error=next((part.first_error for part in parts if part.first_error), None),
         )
+
+
+def require_some(scores: Sequence[Scores]) -> None:
+    """Refuse to go on where a reward function fails on everything that it was given.
+
+    Args:
+        scores: Those of all batches that belong together, such as those of a training step.
+
+    Raises:
+        RewardError: No completion has a reward, and functions failed or ran out of time.
+    """
+    count = sum(len(x.values) for x in scores)
+    num_failed = sum(x.num_errors + x.num_timeouts for x in scores)
+    if count and num_failed and not any(np.isfinite(x.values).any() for x in scores):
+        errors = [x.first_error for x in scores if x.first_error]
+        reason = errors[0] if errors else "the time limit reward.timeout_s ran out"
+        raise RewardError(f"the reward failed on all {count} completions: {reason}")
 
 
 class Scorer:
@@ -92,6 +112,21 @@ class Scorer:
             raise RewardError(f"two reward functions share a name: {[_name(x) for x in listed]}")
         self._tokenizer = tokenizer
         self._eos = frozenset(eos_token_ids)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the reward functions, in order."""
+        return tuple(self._runners)
+
+    def check_columns(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Check that the functions can take the columns of rows, if there are rows.
+
+        Raises:
+            RewardError: A function cannot, or a column has a reserved name.
+        """
+        if rows:
+            for runner in self._runners.values():
+                runner.check_columns(_columns(rows))
 
     def __enter__(self) -> Self:
         return self
@@ -128,7 +163,8 @@ class Scorer:
             The rewards.
 
         Raises:
-            RewardError: A function breaks its contract, or failed on every completion.
+            RewardError: A function breaks its contract. Where it fails, the reward is missing; see
+                `require_some`.
         """
         tree = np.asarray(forest.paths.tree)
         own_rows = [rows[int(index)] for index in tree]
@@ -138,8 +174,7 @@ class Scorer:
             self._completion(token_ids, prompt)
             for token_ids, prompt in zip(ids, prompts, strict=True)
         ]
-        names = dict.fromkeys(name for row in rows for name in row if name != "prompt")
-        columns = {name: [row.get(name) for row in own_rows] for name in names}
+        columns = {name: [row.get(name) for row in own_rows] for name in _columns(rows)}
         batches = _batches(forest, trees_at_once)
 
         def run(runner: RewardRunner) -> RewardResult:
@@ -167,6 +202,11 @@ class Scorer:
         return [{"role": "assistant", "content": text}] if is_messages(prompt) else text
 
 
+def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the columns that any row has besides its prompt, in order."""
+    return list(dict.fromkeys(name for row in rows for name in row if name != "prompt"))
+
+
 def _batches(forest: Forest, trees_at_once: int | None) -> list[slice]:
     """Return the paths of neighbouring trees, so many trees each."""
     starts = np.asarray(forest.trees.path_start).tolist()
@@ -181,16 +221,12 @@ def _combine(results: Mapping[str, RewardResult]) -> Scores:
     known = np.isfinite(stacked).any(axis=0) & ~is_failed.any(axis=0)
     values = np.where(known, np.nansum(stacked, axis=0), math.nan).astype(np.float32)
     errors = [result.first_error for result in results.values() if result.first_error]
-    num_errors = sum(result.num_errors for result in results.values())
-    num_timeouts = sum(result.num_timeouts for result in results.values())
-    if len(values) and not known.any() and num_errors + num_timeouts > 0:
-        reason = errors[0] if errors else "the time limit reward.timeout_s ran out"
-        raise RewardError(f"the reward failed on all {len(values)} completions: {reason}")
     return Scores(
         values=values,
         by_function=by_function,
-        num_timeouts=num_timeouts,
-        num_errors=num_errors,
+        num_timeouts=sum(result.num_timeouts for result in results.values()),
+        num_errors=sum(result.num_errors for result in results.values()),
+        num_slow_calls=sum(result.num_slow_calls for result in results.values()),
         first_error=errors[0] if errors else None,
     )
 

@@ -38,6 +38,8 @@ def evaluation(**changes):
         "temperature": 1.0,
         "accuracy": 0.25,
         "greedy_accuracy": 0.5,
+        "mean_reward": 0.25,
+        "clipped_ratio": 0.0,
         "pass_at": {1: 0.25, 2: 0.75},
         "num_unscored": 0,
         "num_tokens": 100,
@@ -206,7 +208,11 @@ def test_killed_run_resumes_to_the_weights_of_an_uninterrupted_one(tmp_path):
     process.wait()
     assert main(["train", "--resume", str(killed)]) == 0
     assert main(["train", *words, "--run", str(whole)]) == 0
-    for name in ("model.safetensors", "optimizer.safetensors", "rollout_state.json"):
+    for name in (
+        "model.safetensors",
+        "training/optimizer.safetensors",
+        "training/rollout_state.json",
+    ):
         files = [run / "checkpoints" / "step_4" / name for run in (killed, whole)]
         assert files[0].read_bytes() == files[1].read_bytes(), name
 
@@ -356,3 +362,39 @@ def test_picture_shows_every_token_once_and_how_leaves_ended(tiny_model_dir):
     assert lines[2].startswith("    +- 56")
     assert lines[2].endswith("[3 tokens, stop]")
     assert lines[3] == "    +- 7  [1 token, length]"
+
+
+def test_eval_says_which_prompts_it_takes_their_mean_reward_and_what_was_cut_off(
+    capsys, write_rows
+):
+    data = write_rows([{"prompt": f"{n}*2=", "answer": "x"} for n in range(10, 14)])
+    words = ["eval.num_prompts=2", "eval.num_samples=2", "reward.num_workers=0"]
+    limits = ["search.segment_len=1", "search.max_depth=1"]
+    assert main(["eval", "--data", str(data), *words, *limits]) == 0
+    out = capsys.readouterr().out
+    assert "the first 2 of 4 prompts (eval.num_prompts)\n" in out
+    assert re.search(r"^mean reward +0$", out, re.MULTILINE)
+    assert "100.0% of the sampled completions did not end by themselves" in out
+    assert main(["eval", "--data", str(data), *words, "eval.num_prompts=4"]) == 0
+    assert "the first" not in capsys.readouterr().out
+
+
+def test_mean_reward_is_compared_where_it_is_not_the_accuracy():
+    graded = evaluation(mean_reward=0.5)
+    text = before_after(evaluation(), graded)
+    assert re.search(r"^mean reward +0\.25 +0\.5 +\+0\.25$", text, re.MULTILINE)
+    assert "mean reward" not in before_after(evaluation(), evaluation())
+
+
+def test_rollout_by_a_file_with_a_reward_takes_prompts_without_answers(
+    capsys, tmp_path, write_rows
+):
+    file, out = tmp_path / "run.yaml", tmp_path / "forest.safetensors"
+    file.write_text("reward: {name: last_number}\n")
+    prompts = write_rows([{"prompt": "37539*9="}])
+    words = ["--config", file, "--prompts", prompts, "--out", out]
+    assert main(["rollout", *map(str, words)]) == 0
+    shown = capsys.readouterr()
+    assert re.search("^trees are not scored: .*'answer'", shown.err, re.MULTILINE)
+    assert ", reward" not in shown.out
+    assert np.isnan(Forest.load(out).paths.reward).all()

@@ -107,7 +107,7 @@ def test_two_processes_train_the_weights_of_one(one, two):
     # The second step makes two optimizer steps; a split copy runs other code than a whole model.
     moved = [row[1]["ratio/max"] - 1 for row in rows]
     assert 1e-4 < moved[0] == pytest.approx(moved[1], rel=0.1)
-    for file in ("model.safetensors", "optimizer.safetensors"):
+    for file in ("model.safetensors", "training/optimizer.safetensors"):
         expected, found = (load_file(checkpoint.latest(x) / file) for x in (one, two))
         assert list(found) == list(expected)
         for name, value in expected.items():

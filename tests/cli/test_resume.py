@@ -1,7 +1,9 @@
 """What stays of a run that ends early, and how it goes on."""
 
 import json
+import re
 import shutil
+from itertools import count
 
 import pytest
 from safetensors import SafetensorError
@@ -18,6 +20,7 @@ from tiny_runs import (
     weights,
 )
 
+from treepo.cli.main import main
 from treepo.config import (
     EvalConfig,
     LossConfig,
@@ -211,7 +214,7 @@ def test_damaged_optimizer_state_is_named_and_how_to_go_on(finished, tiny_model_
     newest = checkpoint.latest(finished[0].run_dir)
     folder = tmp_path / "step_4"
     shutil.copytree(newest, folder)
-    (folder / "optimizer.safetensors").write_bytes(b"half")
+    (folder / "training" / "optimizer.safetensors").write_bytes(b"half")
     own = trainer(tiny_model_dir, config(tmp_path / "run"))
     with pytest.raises(CheckpointError, match=f"if {folder} is damaged, delete it"):
         checkpoint.load_optimizer(folder, own.engine.model, None)
@@ -269,3 +272,75 @@ def test_resume_that_is_refused_leaves_the_config_and_the_run_as_they_were(
 def test_run_folder_holds_the_whole_config(finished):
     stored = TrainConfig.from_dict(read_config(finished[0].run_dir))
     assert stored == config(finished[0].run_dir)
+
+
+def files_of(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_run_of_own_rows_and_rewards_is_refused_by_the_command_and_goes_on_in_python(
+    tiny_model_dir, tmp_path, capsys
+):
+    own = config(tmp_path / "run", eval=EvalConfig(num_prompts=0))
+    with pytest.raises(TrainingInterrupted):
+        trainer(tiny_model_dir, own, StopAfter(2)).train()
+    before = files_of(tmp_path)
+    assert main(["train", "--resume", str(tmp_path / "run")]) == 2
+    assert re.search(
+        r"run was started with rewards \['count_ones'\].*Trainer\(\.\.\)\.train\(resume=True\)",
+        capsys.readouterr().err,
+    )
+    assert files_of(tmp_path) == before
+    assert trainer(tiny_model_dir, own).train(resume=True).num_steps == 4
+
+
+def count_twos(completions, **columns):
+    return [text.count("2") / 4 for text in completions]
+
+
+@pytest.mark.parametrize(
+    ("rows", "reward", "message"),
+    [
+        (ROWS[:-1], count_ones, "was started with 13 prompts, not 12"),
+        ([*ROWS[:-1], {"prompt": "7=", "answer": "1"}], count_ones, "with other prompts"),
+        (ROWS, count_twos, r"with rewards \['count_ones'\], not \['count_twos'\]"),
+        (ROWS, [count_ones, count_twos], r"not \['count_ones', 'count_twos'\]"),
+    ],
+)
+def test_resume_with_other_rows_or_rewards_is_refused_and_changes_nothing(
+    finished, tiny_model_dir, rows, reward, message
+):
+    folder = finished[0].run_dir
+    before, own = files_of(folder), config(folder)
+    model, tokenizer = load_model(str(tiny_model_dir), own.engine)
+    with pytest.raises(InvalidConfigError, match=message):
+        Trainer(model, tokenizer, reward, rows, ROWS[:2], own).train(resume=True)
+    assert files_of(folder) == before
+
+
+def test_rows_that_a_run_never_reads_may_be_unusable(tiny_model_dir, tmp_path):
+    rows = [*ROWS, {"prompt": "1" * 300}]
+    seed = next(seed for seed in count() if rows[-1] not in PromptSource(rows, seed).take(0, 3))
+    own = config(tmp_path / "run", num_steps=1, seed=seed, eval=EvalConfig(num_prompts=0))
+    for is_resumed in (False, True):
+        model, tokenizer = load_model(str(tiny_model_dir), own.engine)
+        result = Trainer(model, tokenizer, count_ones, rows, None, own).train(resume=is_resumed)
+        assert result.num_steps == 1
+
+
+def test_checkpoint_has_no_tensors_beside_those_of_its_model(finished):
+    saved = checkpoint.latest(finished[0].run_dir)
+    assert [file.name for file in saved.glob("*.safetensors")] == ["model.safetensors"]
+    assert (saved / "training" / "optimizer.safetensors").is_file()
+
+
+def test_model_that_transformers_refuses_to_save_ends_the_run_with_the_reason(
+    tiny_model_dir, tmp_path
+):
+    own = trainer(
+        tiny_model_dir, config(tmp_path / "run", num_steps=1, eval=EvalConfig(num_prompts=0))
+    )
+    own.engine.model.generation_config.update(do_sample=False, temperature=0.5)
+    with pytest.raises(CheckpointError, match=r"cannot be saved: .*temperature"):
+        own.train()
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []

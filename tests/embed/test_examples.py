@@ -1,4 +1,4 @@
-"""The examples run without torch, and what they print holds together."""
+"""The examples run, those that need no torch without it, and what they print holds together."""
 
 import re
 import subprocess
@@ -47,6 +47,15 @@ def test_the_scheduler_example_agrees_with_its_recomputation():
     assert counts["decoded_tokens"] == num_tokens - 3 * 8
     for name in ("block_copies", "shared_samples", "evictions", "recomputed_tokens"):
         assert counts[name] > 0, name
+
+
+def test_the_loop_example_trains():
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / "loop.py"], check=True, capture_output=True, text=True
+    )
+    steps = re.findall(r"step (\d): reward (0\.\d+), loss ([+-]\d+\.\d+), 64 answers", done.stdout)
+    assert [int(number) for number, _, _ in steps] == [1, 2, 3]
+    assert all(0 < float(reward) < 1 for _, reward, _ in steps)
 
 
 def test_the_examples_are_short():

@@ -18,7 +18,7 @@ from treepo.errors import InvalidConfigError, RewardError
 from treepo.rewards import RewardRunner, boxed, exact_match, last_number, resolve
 from treepo.rewards.math import find_last_boxed, find_last_number, parse_number
 from treepo.rewards.overlong import overlong_punishment
-from treepo.rewards.runner import MAX_SINGLE_TIMEOUTS
+from treepo.rewards.runner import MAX_TIMEOUTS
 from treepo.rewards.worker import Worker
 from treepo.tasks.gym import gym_rows
 
@@ -130,6 +130,11 @@ def test_exact_match_reads_messages():
         ("10-3", 3),
         ("f(x)-3", 3),
         ("\u22123", -3),
+        ("Answer - 18", 18),
+        ("Total:\n- 18", 18),
+        ("-5", -5),
+        ("= -$5", -5),
+        ("it is \u2212 7", 7),
         ("50%", 50),
         ("1.5e3", 1500),
         (".5", Fraction(1, 2)),
@@ -289,8 +294,34 @@ def test_only_the_completion_that_hangs_times_out(user_module):
     assert time.perf_counter() - start < 15
 
 
+def test_completions_that_hang_cost_only_themselves(user_module):
+    completions = ["x"] * 8 + ["a"] * 56
+    result = score(f"{user_module}:hang_on_x", completions, timeout_s=0.3)
+    np.testing.assert_array_equal(result.values, [math.nan] * 8 + [1.0] * 56)
+    assert result.is_failed.tolist() == [True] * 8 + [False] * 56
+    assert (result.num_timeouts, result.num_errors) == (8, 0)
+    assert result.num_slow_calls == 4  # 64 completions, 16, and twice 4.
+
+
+@pytest.mark.parametrize("first", [0, 8, 56])
+def test_completions_that_raise_are_found_in_few_calls(first):
+    sizes = []
+
+    def raise_on_x(completions, **columns):
+        sizes.append(len(completions))
+        if "x" in completions:
+            raise ValueError("no x please")
+        return [1.0] * len(completions)
+
+    completions = ["x" if first <= place < first + 8 else "a" for place in range(64)]
+    result = score(raise_on_x, completions, num_workers=0)
+    np.testing.assert_array_equal(np.isnan(result.values), [x == "x" for x in completions])
+    assert (result.num_errors, result.num_slow_calls) == (8, 0)
+    assert sizes == [64] + [16] * 4 + [4] * 4 + [1] * 8
+
+
 def test_a_batch_that_hangs_everywhere_is_given_up(user_module):
-    completions = ["x"] * (MAX_SINGLE_TIMEOUTS + 20)
+    completions = ["x"] * (MAX_TIMEOUTS + 20)
     result = score(f"{user_module}:hang_on_x", completions, timeout_s=0.05)
     assert np.isnan(result.values).all()
     assert result.num_timeouts == len(completions)
@@ -324,14 +355,14 @@ def test_a_batch_that_kills_its_process_everywhere_is_given_up(user_module, monk
         started.append(function)
         return Worker(function)
 
-    monkeypatch.setattr("treepo.rewards.runner.MAX_SINGLE_DEATHS", 2)
+    monkeypatch.setattr("treepo.rewards.runner.MAX_DEATHS", 2)
     monkeypatch.setattr("treepo.rewards.runner.Worker", start)
     completions = ["x"] * 20
     result = score(f"{user_module}:die_on_x", completions, num_workers=1)
     assert np.isnan(result.values).all()
     assert result.is_failed.all()
     assert (result.num_timeouts, result.num_errors) == (0, len(completions))
-    assert len(started) == 3  # One for the whole batch, two for single completions.
+    assert len(started) == 2  # One for the whole batch, one for a part of it.
 
 
 def test_time_to_prepare_a_worker_is_no_time_of_a_call(user_module):
@@ -465,6 +496,13 @@ def test_overlong_completions_are_punished_within_the_buffer():
     actual = overlong_punishment(lengths, max_tokens=100, buffer=40, penalty=2.0)
     np.testing.assert_allclose(actual, [0.0, 0.0, -0.5, -1.0, -2.0])
     assert not overlong_punishment(lengths, max_tokens=100, buffer=0, penalty=2.0).any()
+
+
+def test_a_buffer_longer_than_the_room_punishes_within_the_room():
+    lengths, room = np.array([0, 1, 4, 8, 1, 60, 100]), np.array([8, 8, 8, 8, 100, 100, 100])
+    actual = overlong_punishment(lengths, max_tokens=room, buffer=64, penalty=1.0)
+    np.testing.assert_allclose(actual, [0, -1 / 8, -1 / 2, -1, 0, -24 / 64, -1])
+    assert overlong_punishment(np.array([1]), max_tokens=8, buffer=64, penalty=1.0) == [-1 / 8]
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,9 @@ def _machine() -> Iterator[Finding]:
     gib = free_bytes(torch.device("cpu")) / (1 << 30)
     yield Finding("memory", f"{gib:.1f} GiB free")
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    yield Finding("GPU", ", ".join(gpus) or "none")
+    yield Finding(
+        "GPU", ", ".join(gpus) or "none", "set engine.device=cuda to use it" if gpus else None
+    )
 
 
 def _num_cores() -> int:

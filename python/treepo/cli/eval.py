@@ -35,6 +35,8 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
         missing = "set eval.num_prompts above 0" if config.eval.num_prompts == 0 else "give --data"
         raise InvalidConfigError(f"there is nothing to evaluate; {missing}")
     options.check_reward(config, rows)
+    if len(rows) > config.eval.num_prompts:
+        print(f"the first {config.eval.num_prompts} of {len(rows)} prompts (eval.num_prompts)")
     out = None if arguments.out is None else options.output_file(arguments.out)
     path = options.model_path(config)
     options.set_threads(config)
@@ -55,8 +57,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
             scorer,
             rows,
             config.eval,
-            max_tokens=config.search.completion_len,
-            stop=config.search.stop,
+            search=config.search,
             on_step=progress.show,
         )
     print(single(result))

@@ -38,6 +38,12 @@ def before_after(before: "Evaluation", after: "Evaluation") -> str:
             f"pass@{k} fell from {100 * before.pass_at[k]:.1f}% to {100 * after.pass_at[k]:.1f}%: "
             f"{k} attempts solve fewer of the prompts than before"
         )
+    if before.mean_reward != before.accuracy or after.mean_reward != after.accuracy:
+        change = after.mean_reward - before.mean_reward
+        lines.append(
+            f"{'mean reward':{pad}}  {before.mean_reward:6.3g}  {after.mean_reward:6.3g}  "
+            f"{change:+6.3g}"
+        )
     lines += _differences(before, after)
     for name, evaluation in (("before", before), ("after", after)):
         lines += [f"{name}: {line}" for line in _unscored(evaluation)]
@@ -50,6 +56,12 @@ def single(evaluation: "Evaluation") -> str:
     width = max(len(name) for name in rows)
     lines = [f"{counted(evaluation.num_prompts, 'prompt')}, {evaluation.seconds:.0f} s"]
     lines += [f"{name:{width}}  {100 * value:5.1f}%" for name, value in rows.items()]
+    lines.append(f"{'mean reward':{width}}  {evaluation.mean_reward:6.4g}")
+    if evaluation.clipped_ratio:
+        lines.append(
+            f"{100 * evaluation.clipped_ratio:.1f}% of the sampled completions did not end by "
+            "themselves; search.max_depth and search.segment_len make them longer"
+        )
     return "\n".join(lines + _unscored(evaluation))
 
 

@@ -1,6 +1,7 @@
 """`treepo rollout`: sample trees, show one, save all."""
 
 import argparse
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from treepo.cli import EXIT_OK, options
 from treepo.cli.picture import picture
 from treepo.cli.report import counted
 from treepo.config import TrainConfig
-from treepo.errors import DataError, InvalidConfigError
+from treepo.errors import DataError, InvalidConfigError, RewardError
 from treepo.forest import Forest
 from treepo.prompts import load_jsonl
 
@@ -41,8 +42,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     rows = list(_rows(arguments.prompts, config)[: arguments.num_prompts])
     if not 0 <= arguments.show < len(rows):
         raise InvalidConfigError(f"--show must be in 0..{len(rows) - 1}, got {arguments.show}")
-    if config.reward.name is not None:
-        options.check_reward(config, rows)
+    reward = _reward(arguments, config, rows)
     out = options.output_file(
         arguments.out or time.strftime("runs/forest-%Y%m%d-%H%M%S.safetensors")
     )
@@ -56,11 +56,13 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
         [row["prompt"] for row in rows], config.search, config.sampling, seed=config.seed
     )
     _save(forest, out)
-    if config.reward.name is not None:
-        from treepo.scoring import Scorer
+    if reward is not None:
+        from treepo.scoring import Scorer, require_some
 
-        with Scorer(config.reward.name, config.reward, tokenizer, engine.eos_token_ids) as scorer:
-            forest.set_rewards(scorer.score(forest, rows).values)
+        with Scorer(reward, config.reward, tokenizer, engine.eos_token_ids) as scorer:
+            scores = scorer.score(forest, rows)
+        require_some([scores])
+        forest.set_rewards(scores.values)
         _save(forest, out)
     print(picture(forest, arguments.show, tokenizer))
     print(
@@ -72,6 +74,20 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     )
     print(f"saved: {out}")
     return EXIT_OK
+
+
+def _reward(arguments: argparse.Namespace, config: TrainConfig, rows: Sequence[Any]) -> str | None:
+    """Return what scores the trees; a file's reward does not if the prompts have no answers."""
+    if config.reward.name is None:
+        return None
+    try:
+        options.check_reward(config, rows)
+    except RewardError as error:
+        if arguments.config is None or arguments.reward is not None:
+            raise
+        print(f"trees are not scored: {error}", file=sys.stderr)
+        return None
+    return config.reward.name
 
 
 def _save(forest: Forest, out: Path) -> None:

@@ -101,7 +101,11 @@ def _trainer(config: TrainConfig, saved: Path | None) -> "Trainer":
     path = options.model_path(config, None if config.needs_first_weights else saved)
     options.set_threads(config)
     from treepo.train import checkpoint
+    from treepo.train.progress import tell
     from treepo.train.trainer import Trainer
+
+    if config.model.path is not None and config.data.train is None and config.data.gym.task is None:
+        tell("no data is named: training on the embedded task, multiplication (--data FILE)")
 
     try:
         model, tokenizer = options.load_model(path, config.engine)

@@ -9,9 +9,10 @@ from treepo.config.engine import EngineConfig
 from treepo.config.growth import TemperatureSchedule
 from treepo.config.loss import LossConfig, Ratio
 from treepo.config.overrides import nested
-from treepo.config.schema import MAX_SEED, Section, at_least, at_most
+from treepo.config.schema import MAX_SEED, Section, at_least, at_most, layered
 from treepo.config.search import SearchConfig, Verdicts
 from treepo.config.sections import (
+    Activations,
     AdvantageConfig,
     DataConfig,
     EvalConfig,
@@ -22,6 +23,7 @@ from treepo.config.sections import (
     RewardConfig,
     SamplingParams,
     UpdateConfig,
+    Weights,
 )
 from treepo.config.text import dump_yaml, load_yaml
 from treepo.errors import InvalidConfigError
@@ -78,8 +80,8 @@ class TrainConfig(Section):
     epochs_per_step: int = 1
     """Times that a rollout step's trees are trained on, all minibatches in each."""
     max_tokens_per_microbatch: int = 4096
-    """Unique tokens of one forward and backward pass at most; one tree must fit, unless
-    `update.max_tokens_per_part` cuts it."""
+    """Unique tokens of one forward and backward pass at most; a larger tree is cut into parts of so
+    many, see `update.max_tokens_per_part`."""
     max_sampling_batches: int = 1
     """Batches of prompts that a step samples at most to replace trees whose rewards all agree;
     1 drops them without replacement."""
@@ -124,12 +126,33 @@ class TrainConfig(Section):
         at_least("save_forests_every", self.save_forests_every, 0)
 
         at_most("reward.overlong_buffer", self.reward.overlong_buffer, self.search.completion_len)
+        at_most(
+            "update.max_tokens_per_part",
+            self.update.max_tokens_per_part or 1,
+            self.max_tokens_per_microbatch,
+        )
         needs_all = self.loss.ratio is Ratio.TRAJECTORY
         if needs_all and self.update.max_tokens_per_part and self.update.parts is Parts.KEEP:
             raise InvalidConfigError(
                 "loss.ratio = trajectory needs all tokens of a trajectory at once: set "
                 "update.parts = recompute"
             )
+
+    @property
+    def cutting_update(self) -> UpdateConfig:
+        """`update`, with trees above `max_tokens_per_microbatch` cut where nothing speaks against.
+
+        What does: parts of another size, and settings that exclude parts.
+        """
+        update = self.update
+        excludes_parts = (
+            update.activations is Activations.RECOMPUTE
+            or update.weights is Weights.SHARDED
+            or (self.loss.ratio is Ratio.TRAJECTORY and update.parts is Parts.KEEP)
+        )
+        if excludes_parts or update.max_tokens_per_part is not None:
+            return update
+        return update.replace(max_tokens_per_part=self.max_tokens_per_microbatch)
 
     @property
     def needs_first_weights(self) -> bool:
@@ -183,7 +206,6 @@ class TrainConfig(Section):
             model=ModelConfig(path=path),
             search=SearchConfig(),
             optimizer=OptimizerConfig(learning_rate=1e-6),
-            max_tokens_per_microbatch=8192,
             prompts_per_step=8,
             num_steps=100,
             max_sampling_batches=3,
@@ -210,7 +232,7 @@ class TrainConfig(Section):
         """
         low, high = dict(data or {}), nested(cls, overrides)
         base = cls.for_model(_model_path(high, low))
-        return cls.from_dict(high, base=cls.from_dict(low, base=base))
+        return cls.from_dict(layered(cls, low, high), base=base)
 
     @classmethod
     def from_yaml(cls, file: str | Path, overrides: Sequence[str] = ()) -> Self:
@@ -221,10 +243,19 @@ class TrainConfig(Section):
         """
         data = load_yaml(Path(file))
         try:
+            return cls.load(data=data, overrides=overrides)
+        except InvalidConfigError as error:
+            is_files_own = str(error) == cls._refusal(data)
+            raise InvalidConfigError(f"{file}: {error}" if is_files_own else str(error)) from None
+
+    @classmethod
+    def _refusal(cls, data: Mapping[str, Any]) -> str | None:
+        """Return why a file alone is no config; None if it is one."""
+        try:
             cls.load(data=data)
         except InvalidConfigError as error:
-            raise InvalidConfigError(f"{file}: {error}") from None
-        return cls.load(data=data, overrides=overrides)
+            return str(error)
+        return None
 
     def to_yaml(self) -> str:
         """Return the whole config as YAML; `from_yaml` of it gives back an equal config."""

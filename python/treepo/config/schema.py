@@ -57,6 +57,11 @@ class Section:
         return base
 
     @classmethod
+    def _starts_anew(cls, data: Mapping[str, Any]) -> bool:  # noqa: ARG003
+        """Whether keys of a layer replace all that the layers below it say of the section."""
+        return False
+
+    @classmethod
     def from_dict(cls, data: Mapping[str, Any], *, base: Self | None = None) -> Self:
         """Build the section from nested dictionaries, the way a YAML file gives them.
 
@@ -133,8 +138,7 @@ def default(cls: type[Section], name: str) -> Any:
 
 def build(cls: type[S], data: Any, base: S | None, path: str) -> S:
     """Build one config dataclass from a mapping; `path` is its dotted name, "" at the top."""
-    if isinstance(data, str) and cls.SHORT is not None:
-        data = {cls.SHORT: data}
+    data = _keyed(cls, data)
     if not isinstance(data, Mapping):
         where = path or "the config"
         raise InvalidConfigError(f"{where}: expected a mapping of keys, got {data!r}")
@@ -154,6 +158,38 @@ def build(cls: type[S], data: Any, base: S | None, path: str) -> S:
             values[name] = convert(value, annotation, join(path, key))
     with _below(path):
         return cls(**values)
+
+
+def layered(cls: type[Section], low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested dictionaries with the keys of two layers, the higher one winning.
+
+    Values are checked against each other when a section is built of both, not of one alone.
+
+    Args:
+        cls: The section that both are of.
+        low: Nested dictionaries for `from_dict`; what is wrong with them is found there.
+        high: Likewise.
+    """
+    if cls._starts_anew(high):
+        return dict(high)
+    known, found = field_types(cls), dict(low)
+    for key, value in high.items():
+        kind: Any = known.get(key)
+        if not is_section(kind) or key not in low:
+            found[key] = value
+            continue
+        below, above_it = (_keyed(kind, layer) for layer in (low[key], value))
+        if isinstance(below, Mapping) and isinstance(above_it, Mapping):
+            found[key] = layered(kind, below, above_it)
+        elif isinstance(below, Mapping):
+            found[key] = value
+        # Else what the lower layer says is no section, which building one finds.
+    return found
+
+
+def _keyed(cls: type[Section], data: Any) -> Any:
+    """Return a section's short form written out."""
+    return {cls.SHORT: data} if isinstance(data, str) and cls.SHORT is not None else data
 
 
 @contextmanager

@@ -104,6 +104,12 @@ class SearchConfig(Section):
     def _check(self) -> None:
         check_counts(self)
         at_most("width", self.width, _MAX_WIDTH)
+        longest = self.segment_len * self.max_depth
+        if self.max_completion_len is not None and self.max_completion_len > longest:
+            raise InvalidConfigError(
+                f"max_completion_len = {self.max_completion_len} is above segment_len x max_depth "
+                f"= {longest}, which no completion exceeds; raise max_depth or segment_len"
+            )
         try:
             core.SearchConfig(**_core_values(self))
         except InvalidConfigError as error:
@@ -113,6 +119,10 @@ class SearchConfig(Section):
     def _base(cls, data: Mapping[str, Any], base: Self | None) -> Self | None:
         preset = convert(data.get("preset"), str | None, "preset")
         return base if preset is None else cls(preset=preset)
+
+    @classmethod
+    def _starts_anew(cls, data: Mapping[str, Any]) -> bool:
+        return data.get("preset") is not None
 
     @property
     def completion_len(self) -> int:
@@ -126,12 +136,29 @@ class SearchConfig(Section):
         return self.stop.needs_texts
 
     @classmethod
-    def flat(cls, n: int, max_tokens: int, stop: StopConfig | None = None) -> Self:
-        """Return the search of `n` independent completions: all forks are at the prompt."""
+    def flat(
+        cls,
+        n: int,
+        max_tokens: int,
+        stop: StopConfig | None = None,
+        *,
+        segment_len: int | None = None,
+    ) -> Self:
+        """Return the search of `n` independent completions: all forks are at the prompt.
+
+        Args:
+            n: Completions of each prompt.
+            max_tokens: Tokens of a completion at most.
+            stop: What ends a completion besides its length and an end of sequence.
+            segment_len: Tokens after which rules that act at the ends of segments do; absent: at
+                the end only.
+        """
+        segment_len = min(segment_len or max_tokens, max_tokens)
         return cls(
             width=n,
-            segment_len=max_tokens,
-            max_depth=1,
+            segment_len=segment_len,
+            max_depth=-(-max_tokens // segment_len),
+            max_completion_len=max_tokens,
             branch_factor=1,
             initial_divergence=n,
             fallback=FallbackConfig(from_=FallbackFrom.NOTHING),

@@ -214,7 +214,7 @@ class UpdateConfig(Section):
     """How a packed tree is attended over."""
     max_tokens_per_part: int | None = None
     """Micro-batches with more unique tokens are cut into parts of at most so many, with the same
-    gradient; absent: never."""
+    gradient; absent: only trees above `max_tokens_per_microbatch`, into parts of that size."""
     parts: Parts = Parts.RECOMPUTE
     """What a tree that is cut keeps."""
     weights: Weights = Weights.WHOLE

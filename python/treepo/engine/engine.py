@@ -24,11 +24,12 @@ from treepo.engine.hook import KVShapes, probe
 from treepo.engine.kv import KVPool, choose_num_blocks
 from treepo.engine.load import load_model
 from treepo.engine.open_rollout import OpenRollout
+from treepo.engine.order import check_order
 from treepo.engine.policy import SamplingPolicy
 from treepo.engine.run import Run
 from treepo.engine.stats import EngineStats
 from treepo.engine.support import check_rope
-from treepo.engine.texts import token_texts
+from treepo.engine.texts import special_ids, token_texts
 from treepo.engine.verdicts import Judge
 from treepo.errors import (
     InvalidConfigError,
@@ -78,6 +79,7 @@ class Engine:
         self.tokenizer = tokenizer
         self.config = EngineConfig() if config is None else config
         self.shapes = probe(model)
+        check_order(model)
         self.policy = SamplingPolicy(model, self.config)
         self.shapes = _kv_shapes(self.shapes, self.policy, self.config)
         self.eos_token_ids = eos_token_ids(model, tokenizer)
@@ -259,7 +261,13 @@ class Engine:
         return self.policy.exact_forward
 
     def acquire(self) -> KVPool:
-        """Return the KV pool; make it if it was released or never made."""
+        """Return the KV pool; make it if it was released or never made.
+
+        The back end is renewed where the weights are new: it may keep attention sinks, which are
+        weights.
+        """
+        if self._weights_are_new:
+            self.backend = self._make_backend()
         if self._pool is None:
             device = self.model.device
             # Once chosen it stays as long as the config: open rollouts are planned for it, and what
@@ -309,13 +317,20 @@ class Engine:
             self._texts = token_texts(self.tokenizer)
         return self._texts
 
+    def _end_ids(self, search: SearchConfig) -> tuple[int, ...]:
+        """Return the tokens that end a completion, with stop strings that are special tokens."""
+        if not search.stop.strings or self.tokenizer is None:
+            return self.eos_token_ids
+        named = special_ids(self.tokenizer, search.stop.strings)
+        return tuple(sorted({*self.eos_token_ids, *named}))
+
     def scheduler(
         self, search: SearchConfig, pool: KVPool, *, seed: int, progress: float
     ) -> core.Scheduler:
         """Return a scheduler without trees for this pool."""
         config = self.config
         scheduler = core.Scheduler(
-            search.to_core(self.eos_token_ids, self.max_model_len, progress=progress),
+            search.to_core(self._end_ids(search), self.max_model_len, progress=progress),
             seed=seed,
             num_blocks=pool.num_blocks,
             block_size=pool.block_size,
@@ -333,8 +348,6 @@ class Engine:
         self, run: Run, on_step: OnStep | None, is_enough: Callable[[], bool] = lambda: False
     ) -> None:
         """Run steps of a rollout until nothing is left to do, or it is enough."""
-        if self._weights_are_new:
-            self.backend = self._make_backend()  # It may keep attention sinks, which are weights.
         self.policy.follow(force=self._weights_are_new)
         self._weights_are_new = False
         self._is_running = True
@@ -344,7 +357,7 @@ class Engine:
                     if on_step is not None:
                         on_step(self.stats)
         except NotFiniteError:
-            run.pool.clear()  # What the model wrote may be NaN too, and would spoil later rollouts.
+            self.release()  # What the model wrote may be NaN too, and would spoil later rollouts.
             raise
         finally:
             self._is_running = False

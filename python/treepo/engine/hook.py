@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
-from treepo.engine.support import check_config
+from treepo.engine.support import check_config, check_windows
 from treepo.errors import UnsupportedModelError
 
 NAME = "treepo"
@@ -248,6 +248,7 @@ def _shapes(model: PreTrainedModel, name: str) -> KVShapes:
             "code drops keyword arguments, are not supported"
         )
     shapes = dict(context.calls)
+    check_windows(model.config, [shapes[i].sliding_window for i in range(expected)], name)
     return KVShapes(layers=tuple(shapes[i] for i in range(expected)), dtype=context.dtype)
 
 

@@ -214,6 +214,12 @@ class Kernels:
             return output
         return self._gate(activation, gate, up)
 
+    def activate(self, activation: Activation, x: Tensor) -> Tensor:
+        """Return activation(x), [..., d]; a gradient flows if it is asked for."""
+        if not x.numel():
+            return x
+        return self.gate(activation, x, x.new_ones(x.shape[-1]).expand_as(x))
+
     def _gate(self, activation: Activation, gate: Tensor, up: Tensor) -> Tensor:
         _check_same_format(gate, up)
         if gate.shape != up.shape:
@@ -395,7 +401,8 @@ class _Gate(torch.autograd.Function):
             form = "tanh" if ctx.activation == Activation.GELU_TANH else "none"
             grad_gate = torch.ops.aten.gelu_backward(grad_active, gate, approximate=form)
             active = F.gelu(gate, approximate=form)
-        return grad_gate, grad * active, None, None
+        grad_up = grad * active if ctx.needs_input_grad[1] else None
+        return grad_gate, grad_up, None, None
 
 
 class _Rotate(torch.autograd.Function):

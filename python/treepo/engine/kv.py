@@ -2,6 +2,7 @@
 
 import math
 import os
+import sys
 from enum import StrEnum
 from pathlib import Path
 
@@ -17,6 +18,11 @@ from treepo.engine.memory import zeros
 # phase shares the memory, and on a CPU the rest of the machine does.
 _FREE_SHARE = {"cpu": 0.25, "cuda": 0.5}
 _GIB = 1 << 30
+# Limit and use of a control group's memory, version 2 and version 1.
+_LIMITS = (
+    ("memory.max", "memory.current"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+)
 # Keys of one layer gathered at once for a batch of rows. On a CPU more would leave the cache
 # between the gather and the product; on a GPU less would leave it idle.
 _GATHERED_BYTES = {"cpu": 3 << 20, "cuda": 256 << 20}
@@ -113,11 +119,6 @@ class KVPool:
         for blocks in self._blocks:
             blocks.index_copy_(0, destinations, blocks.index_select(0, sources))
 
-    def clear(self) -> None:
-        """Zero every slot."""
-        for blocks in self._blocks:
-            blocks.zero_()
-
 
 def choose_num_blocks(
     config: EngineConfig,
@@ -163,9 +164,29 @@ def free_bytes(device: torch.device) -> int:
     """Return the memory in bytes that a new allocation on `device` can take."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
+    return min(_free_of_machine(), _free_of_container())
+
+
+def _free_of_machine() -> int:
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
         for line in meminfo.read_text(encoding="ascii").splitlines():
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def _free_of_container(root: Path = Path("/sys/fs/cgroup")) -> int:
+    """Return what a control group of this process leaves, bytes; a huge number without a limit.
+
+    Args:
+        root: Where control groups are, of either version; a container sees its own there.
+    """
+    free = sys.maxsize
+    for limit_name, usage_name in _LIMITS:
+        try:
+            limit, usage = (int((root / name).read_text()) for name in (limit_name, usage_name))
+        except (OSError, ValueError):  # No such file, or "max".
+            continue
+        free = min(free, max(0, limit - usage))
+    return free

@@ -90,16 +90,15 @@ class OpenRollout:
         Args:
             num_trees: Trees that are waited for; fewer if fewer are open, more if several end in
                 the same step.
-            on_step: Called with the statistics after every step; may raise to give up, which
-                loses no token.
+            on_step: Called with the statistics after every step; may raise to give up. Whatever is
+                raised in a step, no token of those before it is lost.
 
         Returns:
             The trees that are done and were not returned before, in the order they were added.
 
         Raises:
             PoolTooSmallError: If the KV pool cannot hold one path.
-            NotFiniteError: If the model returns NaN or infinite logits; these trees cannot go on
-                then, but from bytes that were taken before.
+            NotFiniteError: If the model returns NaN or infinite logits.
         """
         engine = self._engine
         engine.require_idle()
@@ -114,7 +113,11 @@ class OpenRollout:
         # The same list: what is done stays known where `on_step` gives up.
         run.finished = self._finished
         run.finished += scheduler.take_finished()
-        engine.steps(run, on_step, lambda: len(run.finished) >= num_trees)
+        try:
+            engine.steps(run, on_step, lambda: len(run.finished) >= num_trees)
+        except BaseException:
+            scheduler.drop_memory()  # The plan of a step that failed; its tokens are sampled again.
+            raise
         self.num_open -= len(run.finished)
         done = np.array(sorted(run.finished), dtype=np.int64)
         run.finished.clear()
@@ -122,8 +125,8 @@ class OpenRollout:
 
     @property
     def is_done(self) -> bool:
-        """Whether no tree is open."""
-        return self._scheduler.is_done()
+        """Whether no tree is open, or done and not returned."""
+        return self.num_open == 0
 
     def to_bytes(self) -> bytes:
         """Return the trees as bytes, for `Engine.open_rollout`, in any process."""

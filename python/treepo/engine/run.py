@@ -9,7 +9,7 @@ import torch
 from treepo import core
 from treepo.config import SamplingParams
 from treepo.engine.attention import NativeBackend, PagedContext
-from treepo.engine.inputs import InputBuilder, StepInputs
+from treepo.engine.inputs import I32, InputBuilder, StepInputs
 from treepo.engine.kv import KVPool
 from treepo.engine.native_sampler import can_draw, draw
 from treepo.engine.sampler import Draws, sample
@@ -79,18 +79,19 @@ class Run:
             device=engine.model.device,
         )
 
+    def _grouped(self, sizes: core.PlanSizes) -> tuple[I32 | None, I32 | None]:
+        """Return the open plan's rows in order and the groups that share blocks, if asked for."""
+        if not self._engine.backend.reads_groups:
+            return None, None
+        num_groups = self._groups.group(self._scheduler)
+        return self._groups.row_order[: sizes.num_rows], self._groups.groups[:num_groups]
+
     def step(self) -> bool:
         """Run one step; False if nothing was left to do."""
         sizes = self._buffers.plan(self._scheduler)
         if sizes.num_rows == 0:
             return False
-        num_groups = self._groups.group(self._scheduler)
-        inputs = self._inputs.build(
-            self._buffers,
-            sizes,
-            self._groups.row_order[: sizes.num_rows],
-            self._groups.groups[:num_groups],
-        )
+        inputs = self._inputs.build(self._buffers, sizes, *self._grouped(sizes))
         if sizes.num_copies:
             self.pool.copy_blocks(inputs.copies[0], inputs.copies[1])
         self._commit(self._draw(self._forward(inputs), inputs))

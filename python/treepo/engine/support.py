@@ -1,6 +1,6 @@
 """Which models the engine runs; every other one is refused by name."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from transformers import PretrainedConfig
@@ -35,6 +35,37 @@ def check_config(config: PretrainedConfig, name: str) -> None:
             f"{name} has {', '.join(unsupported)} layers; only full and sliding-window attention "
             "are supported"
         )
+
+
+def check_windows(config: PretrainedConfig, windows: Sequence[int | None], name: str) -> None:
+    """Refuse a model with a sliding window that only its own attention mask knows.
+
+    Args:
+        config: The model's configuration.
+        windows: The window that each layer hands to its attention function, in layer order.
+        name: The model's class, for the message.
+
+    Raises:
+        UnsupportedModelError: A layer has a window and hands none on: it would see everything.
+    """
+    text = config.get_text_config(decoder=True)
+    types = getattr(text, "layer_types", None)
+    for layer, window in enumerate(windows):
+        has_window = types[layer] == "sliding_attention" if types else _has_window(text)
+        if has_window and window is None:
+            raise UnsupportedModelError(
+                f"{name} keeps the sliding window of layer {layer} to its own attention mask; such "
+                "models are not supported"
+            )
+
+
+def _has_window(text: PretrainedConfig) -> bool:
+    """Whether a configuration that does not list its layers limits attention to a window."""
+    window = getattr(text, "sliding_window", None)
+    if window is None or not getattr(text, "use_sliding_window", True):
+        return False
+    longest = getattr(text, "max_position_embeddings", None)
+    return longest is None or int(window) < int(longest)
 
 
 def check_rope(config: PretrainedConfig, max_model_len: int) -> None:

@@ -1,6 +1,7 @@
 """The bytes of every token id, so that the search's rules about text need no tokenizer."""
 
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 # Start of a word in SentencePiece's pieces.
@@ -38,6 +39,16 @@ def token_texts(tokenizer: Any) -> list[bytes]:
         else:
             texts[index] = _decoded(tokenizer, index)
     return texts
+
+
+def special_ids(tokenizer: Any, texts: Sequence[str]) -> set[int]:
+    """Return the ids of special tokens that are written as one of `texts`.
+
+    They have no bytes of their own in a text, so that only their id tells that one was sampled.
+    """
+    added: Mapping[int, Any] = getattr(tokenizer, "added_tokens_decoder", {})
+    special = {i for i, token in added.items() if token.special} | set(tokenizer.all_special_ids)
+    return {i for i in special if tokenizer.convert_ids_to_tokens(i) in texts}
 
 
 def _decoder_kinds(tokenizer: Any) -> frozenset[str]:

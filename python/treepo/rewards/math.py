@@ -11,10 +11,11 @@ from fractions import Fraction
 
 from treepo.rewards.base import Completion, answer_text, completion_text
 
-# a sign right behind a digit, a letter or a bracket is an operator; exponents are short because
+# a sign right behind a digit, a letter or a bracket is an operator, one before a space is that or a
+# dash; exponents are short because
 # the value is expanded
 _NUMBER = re.compile(
-    r"(?P<sign>(?<![\w)\]}])-)?\s?\$?(?P<inner>(?<=\$)-)?"
+    r"(?P<sign>(?<![\w)\]}])-(?!\s))?\s?\$?(?P<inner>(?<=\$)-)?"
     r"(?P<digits>(?<![\d.])(?<!\d,)\d{1,3}(?:,\d{3})+(?![\d,])|\d+|(?<!\d)(?=\.\d))"
     r"(?P<rest>(?:\.\d+)?(?:[eE][-+]?\d{1,3}(?!\d))?)"
 )

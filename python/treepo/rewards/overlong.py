@@ -26,5 +26,7 @@ def overlong_punishment(
     """
     if buffer == 0:
         return np.zeros(len(lengths))
-    excess = np.asarray(lengths, dtype=np.float64) - (max_tokens - buffer)
-    return -penalty * np.clip(excess / buffer, 0.0, 1.0)
+    within = np.minimum(buffer, max_tokens)  # What a long prompt leaves may be less.
+    excess = np.asarray(lengths, dtype=np.float64) - (max_tokens - within)
+    punished: F64 = -penalty * np.clip(excess / within, 0.0, 1.0)
+    return punished

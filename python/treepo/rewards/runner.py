@@ -29,11 +29,13 @@ from treepo.rewards.worker import (
     pack_function,
 )
 
-MAX_SINGLE_TIMEOUTS = 8
-"""Completions of a batch that may hang before the rest is given up: it bounds the wait."""
-MAX_SINGLE_DEATHS = 32
-"""Completions of a batch that may kill their worker process before the rest is given up: each costs
-a new process."""
+MAX_TIMEOUTS = 16
+"""Calls of a batch that may run out of time before the rest is given up: it bounds the wait."""
+MAX_DEATHS = 32
+"""Calls of a batch that may kill their worker process before the rest is given up: each costs a new
+process."""
+_NUM_PARTS = 4
+"""Parts in which a call that failed is made again: what is to blame is found in few calls."""
 
 _RESERVED = ("prompts", "completions", "completion_ids")
 
@@ -47,6 +49,8 @@ class RewardResult:
         is_failed: bool[N]; true where it raised or ran out of time.
         num_timeouts: Completions without a reward because of the time limit.
         num_errors: Completions without a reward because the function raised or its process died.
+        num_slow_calls: Calls for several completions that ran out of time, and were made again in
+            parts.
         first_error: One of those errors as a line of text, or None.
     """
 
@@ -54,6 +58,7 @@ class RewardResult:
     is_failed: npt.NDArray[np.bool_]
     num_timeouts: int
     num_errors: int
+    num_slow_calls: int
     first_error: str | None
 
     @classmethod
@@ -64,6 +69,7 @@ class RewardResult:
             is_failed=np.concatenate([part.is_failed for part in parts]),
             num_timeouts=sum(part.num_timeouts for part in parts),
             num_errors=sum(part.num_errors for part in parts),
+            num_slow_calls=sum(part.num_slow_calls for part in parts),
             first_error=next((part.first_error for part in parts if part.first_error), None),
         )
 
@@ -78,38 +84,42 @@ class _Batch:
     pending: deque[range]
     num_timeouts: int = 0
     num_errors: int = 0
+    num_slow_calls: int = 0
     first_error: str | None = None
-    _num_single_timeouts: int = field(default=0)
-    _num_single_deaths: int = field(default=0)
+    _num_calls_timed_out: int = field(default=0)
+    _num_deaths: int = field(default=0)
 
     def slice(self, span: range) -> Arguments:
         """The arguments of the completions of a span."""
         return {name: column[span.start : span.stop] for name, column in self.arguments.items()}
 
     def take(self, span: range, reply: Reply) -> None:
-        """Record how a call ended; a failed call of several completions is redone one by one."""
+        """Record how a call ended; a failed call of several completions is redone in parts."""
         match reply:
             case Values(values=values):
                 self.values[span.start : span.stop] = values
             case Refusal(message=message):
                 raise RewardError(message)
-            case Failure() if len(span) > 1:
-                self._redo(span)
             case Failure(message=message, is_death=is_death):
-                self.num_errors += self._fail(span)
-                self.first_error = self.first_error or message
-                self._num_single_deaths += is_death
-                if is_death and self._num_single_deaths >= MAX_SINGLE_DEATHS:
+                self._num_deaths += is_death
+                if len(span) > 1:
+                    self._redo(span)
+                else:
+                    self.num_errors += self._fail(span)
+                    self.first_error = self.first_error or message
+                if is_death and self._num_deaths >= MAX_DEATHS:
+                    self.first_error = self.first_error or message
                     self.num_errors += self._give_up()
 
     def time_out(self, span: range) -> None:
         """Record a call that ran out of time."""
+        self._num_calls_timed_out += 1
         if len(span) > 1:
+            self.num_slow_calls += 1
             self._redo(span)
-            return
-        self.num_timeouts += self._fail(span)
-        self._num_single_timeouts += 1
-        if self._num_single_timeouts >= MAX_SINGLE_TIMEOUTS:
+        else:
+            self.num_timeouts += self._fail(span)
+        if self._num_calls_timed_out >= MAX_TIMEOUTS:
             self.num_timeouts += self._give_up()
 
     def _fail(self, span: range) -> int:
@@ -124,7 +134,9 @@ class _Batch:
         return count
 
     def _redo(self, span: range) -> None:
-        self.pending.extend(range(i, i + 1) for i in span)
+        """Queue parts of a span behind what waits already, which may be sound."""
+        parts = _split(len(span), _NUM_PARTS)
+        self.pending.extend(span[part.start : part.stop] for part in parts)
 
     def result(self) -> RewardResult:
         """The batch as the caller sees it."""
@@ -133,6 +145,7 @@ class _Batch:
             is_failed=self.is_failed,
             num_timeouts=self.num_timeouts,
             num_errors=self.num_errors,
+            num_slow_calls=self.num_slow_calls,
             first_error=self.first_error,
         )
 
@@ -150,9 +163,9 @@ class RewardRunner:
     """Calls a reward function in worker processes.
 
     A batch is one call; with several workers each of them gets a contiguous part of it. A call that
-    raises, kills its process or exceeds the time limit is made again for one completion at a time,
-    so that only those to blame go without a reward. Use it as a context manager or call `close`;
-    the workers also end with this process.
+    raises, kills its process or exceeds the time limit is made again in parts, down to single
+    completions, so that only those to blame go without a reward. Use it as a context manager or
+    call `close`; the workers also end with this process.
     """
 
     def __init__(
@@ -192,8 +205,8 @@ class RewardRunner:
     ) -> RewardResult:
         """Score a batch.
 
-        Waits at most `timeout_s * (2 + MAX_SINGLE_TIMEOUTS)` for calls that hang; for those that
-        kill their process starts no more than `MAX_SINGLE_DEATHS` beside one a worker.
+        Waits at most about `timeout_s * MAX_TIMEOUTS` for calls that hang; for those that kill
+        their process starts no more than `MAX_DEATHS` beside one a worker.
 
         Args:
             prompts: Texts or message lists, one a completion.
@@ -228,6 +241,10 @@ class RewardRunner:
                 span = batch.pending.popleft()
                 batch.take(span, attempt(self._function, batch.slice(span)))
         return batch.result()
+
+    def check_columns(self, columns: Collection[str]) -> None:
+        """Check that the function can take columns of data; raises as `check_columns` does."""
+        check_columns(self._function, columns)
 
     def close(self) -> None:
         """End the workers; another `score` starts new ones."""

@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     from treepo.train.contexts import packed_context
     from treepo.train.head import Head, output_head, token_logprobs
     from treepo.train.losses import LossTerms, policy_loss
+    from treepo.train.objective import Fixed
     from treepo.train.pack import PackedForest, microbatches
     from treepo.train.step import TrainStep
     from treepo.train.step_metrics import StepMetrics
+    from treepo.train.token_advantages import TokenAdvantages
     from treepo.train.trainer import Trainer
 
 _MODULES = {
@@ -27,12 +29,14 @@ _MODULES = {
     "packed_context": "treepo.train.contexts",
     "Head": "treepo.train.head",
     "output_head": "treepo.train.head",
+    "Fixed": "treepo.train.objective",
     "LossTerms": "treepo.train.losses",
     "policy_loss": "treepo.train.losses",
     "token_logprobs": "treepo.train.head",
     "PackedForest": "treepo.train.pack",
     "microbatches": "treepo.train.pack",
     "StepMetrics": "treepo.train.step_metrics",
+    "TokenAdvantages": "treepo.train.token_advantages",
     "TrainStep": "treepo.train.step",
     "first_step_check": "treepo.train.check",
     "Trainer": "treepo.train.trainer",
@@ -40,11 +44,13 @@ _MODULES = {
 
 __all__ = [
     "DensePackedContext",
+    "Fixed",
     "Head",
     "LossTerms",
     "PackedContext",
     "PackedForest",
     "StepMetrics",
+    "TokenAdvantages",
     "TrainStep",
     "Trainer",
     "first_step_check",

@@ -56,6 +56,15 @@ class Adapters:
         except ValueError as error:
             raise InvalidConfigError(f"lora.targets: {str(error).splitlines()[0]}") from None
         self._model = model
+        self._require_linear()
+
+    def _require_linear(self) -> None:
+        """Refuse adapters whose effect has no place in the weights of a plain model."""
+        for name, module in self._model.named_modules():
+            if getattr(module, "lora_embedding_A", None):
+                raise InvalidConfigError(
+                    f"lora.targets: {name} is an embedding; adapters go on linear layers"
+                )
 
     @contextmanager
     def disabled(self) -> Iterator[None]:

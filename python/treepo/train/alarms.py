@@ -16,7 +16,8 @@ def alarms(state: LoopState, metrics: Metrics, first_error: str | None) -> list[
         first_error: An error of the reward function, None if there was none.
 
     Returns:
-        Lines for steps without signal and for missing rewards; usually none.
+        Lines for steps without signal, missing rewards and a time limit that is too short; usually
+        none.
     """
     lines: list[str] = []
     if state.steps_without_signal == NO_SIGNAL_STEPS:
@@ -39,5 +40,10 @@ def alarms(state: LoopState, metrics: Metrics, first_error: str | None) -> list[
         lines.append(
             f"warning: step {state.step}: no reward for {missing[0]} completions that ran out of "
             f"time and {missing[1]} that failed; their trees are not trained on{detail}"
+        )
+    if metrics["reward/slow_calls"] and not missing[0]:
+        lines.append(
+            f"warning: step {state.step}: the reward of all completions in one call ran out of "
+            "time, in parts they did not: raise reward.timeout_s"
         )
     return lines

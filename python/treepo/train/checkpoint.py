@@ -1,7 +1,8 @@
 """Checkpoints of a run: complete or not there, and nothing pickled.
 
-A checkpoint is the folder `checkpoints/step_N` of a run: a Hugging Face model folder, the
-optimizer's tensors as safetensors, and the state of the loop as JSON. It is written beside its
+A checkpoint is the folder `checkpoints/step_N` of a run: a Hugging Face model folder, and in its
+folder `training` the optimizer's tensors as safetensors and the state of the loop as JSON, where
+loaders that read every `*.safetensors` of a model do not look. It is written beside its
 place, gets its marker file last and is then renamed, so that a process that dies at any moment
 leaves the earlier checkpoints and at most a folder that nobody reads.
 """
@@ -26,9 +27,10 @@ from treepo.train.split_tensors import like, whole
 
 FOLDER = "checkpoints"
 MARKER = "COMPLETE"
-_STATE = "rollout_state.json"
-_OPTIMIZER = "optimizer.safetensors"
-_OPEN_TREES = "open_trees.bin"
+_TRAINING = Path("training")
+_STATE = _TRAINING / "rollout_state.json"
+_OPTIMIZER = _TRAINING / "optimizer.safetensors"
+_OPEN_TREES = _TRAINING / "open_trees.bin"
 _PREFIX = "step_"
 
 
@@ -102,6 +104,7 @@ def save(
             adapters.save(writing)
         if tokenizer is not None:
             tokenizer.save_pretrained(writing)
+        (writing / _TRAINING).mkdir()
         save_file(dict(optimizer_tensors), writing / _OPTIMIZER)
         (writing / _STATE).write_text(json.dumps(dataclasses.asdict(state), indent=2) + "\n")
         if open_trees is not None:
@@ -115,6 +118,10 @@ def save(
         raise CheckpointError(
             f"cannot write {target}: {error}; make room, then resume from the newest checkpoint"
         ) from None
+    except ValueError as error:
+        shutil.rmtree(writing, ignore_errors=True)
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"the model or tokenizer cannot be saved: {reason}") from None
     for old in complete_checkpoints(run_dir)[:-keep]:
         # Without its marker first, a deletion cut short leaves no half checkpoint that looks whole.
         (old / MARKER).unlink()

@@ -13,7 +13,7 @@ from treepo.config import TrainConfig
 from treepo.engine import Engine, EngineStats, OpenRollout
 from treepo.forest import Forest
 from treepo.rewards.overlong import overlong_punishment
-from treepo.scoring import Scorer, Scores
+from treepo.scoring import Scorer, Scores, require_some
 from treepo.train.dataset import PromptSource
 from treepo.train.group import Group
 from treepo.train.metrics import (
@@ -52,11 +52,17 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class _Sample:
-    """Trees of some prompts, their scores, the rewards trained on, and what the engine did."""
+    """Trees of some prompts, their scores, and what the engine did.
+
+    Attributes:
+        rewards: What is trained on: scores with what is added to them.
+        signal: What says whether a tree has a signal: the scores, in the order of `rewards`.
+    """
 
     forest: Forest
     scores: Scores
     rewards: F32
+    signal: F32
     stats: list[EngineStats]
 
 
@@ -71,7 +77,7 @@ def _interleaved(parts: Sequence[_Sample]) -> _Sample:
     order = np.concatenate([np.arange(starts[tree], starts[tree + 1]) for tree in trees])
     scores = Scores.joined([part.scores for part in parts], order.astype(np.int64))
     stats = [x for part in parts for x in part.stats]
-    return _Sample(forest.select(trees), scores, scores.values, stats)
+    return _Sample(forest.select(trees), scores, scores.values, scores.values, stats)
 
 
 class Collector:
@@ -136,11 +142,12 @@ class Collector:
             forests.append(forest)
             scores.append(score)
             stats += batch.stats
-            chosen = trees_with_signal(training_rewards, forest.trees.path_start)
+            chosen = trees_with_signal(batch.signal, forest.trees.path_start)
             if len(chosen):
                 forest.set_rewards(training_rewards)
                 kept.append(forest.select(chosen))
                 forest.set_rewards(score.values)
+        require_some(scores)
         sampled = Forest.concatenate(forests)
         self._latest = None if self._open is None else self._open.to_bytes()
         return Batch(
@@ -166,12 +173,14 @@ class Collector:
             sampled, cursor = self._sample_open(cursor, count)
         else:
             sampled, cursor = self._sample_shares(cursor, count, progress), cursor + count
-        sampled.forest.set_rewards(sampled.scores.values)
-        rewards = sampled.scores.values + self._overlong(sampled.forest)
+        signal = sampled.scores.values
+        sampled.forest.set_rewards(signal)
+        rewards = signal + self._overlong(sampled.forest)
         if self._config.reward.shuffle:
             generator = np.random.default_rng([self._config.seed, cursor])
-            rewards = generator.permutation(rewards)
-        return replace(sampled, rewards=rewards), cursor
+            order = generator.permutation(len(rewards))
+            rewards, signal = rewards[order], signal[order]
+        return replace(sampled, rewards=rewards, signal=signal), cursor
 
     def _sample_open(self, cursor: int, count: int) -> tuple[_Sample, int]:
         """Take the first `count` trees that are done; others go on in the next step."""
@@ -186,13 +195,16 @@ class Collector:
         if keys:
             self._open.add([self._row(key)["prompt"] for key in keys], keys)
         # Trees that are done are in memory until all are: now and then all are waited for.
-        is_full = self._open.num_trees > _MAX_KEPT_TREES * wanted
+        at_once = config.prompts_per_step + config.max_unfinished_trees
+        is_full = self._open.num_trees > _MAX_KEPT_TREES * at_once
         forest = self._open.run(wanted if is_full else count, self._check)
         if self._open.is_done:
             self._open = None
         scores = self._scorer.score(forest, [self._row(int(key)) for key in forest.trees.key])
         self._check()
-        return _Sample(forest, scores, scores.values, [self._engine.stats]), cursor + len(keys)
+        return _Sample(
+            forest, scores, scores.values, scores.values, [self._engine.stats]
+        ), cursor + len(keys)
 
     def commit(self) -> None:
         """Say that the step of the latest batch is made; one that is given up begins again."""
@@ -225,7 +237,7 @@ class Collector:
         )
         scores = self._scorer.score(forest, rows)
         self._check()
-        return _Sample(forest, scores, scores.values, [self._engine.stats])
+        return _Sample(forest, scores, scores.values, scores.values, [self._engine.stats])
 
     def _overlong(self, forest: Forest) -> F32:
         config = self._config
@@ -259,6 +271,7 @@ def _score_metrics(scores: Sequence[Scores]) -> Metrics:
     metrics: Metrics = {
         "reward/timeouts": float(sum(score.num_timeouts for score in scores)),
         "reward/errors": float(sum(score.num_errors for score in scores)),
+        "reward/slow_calls": float(sum(score.num_slow_calls for score in scores)),
     }
     for name in scores[0].by_function:
         values = np.concatenate([score.by_function[name] for score in scores])

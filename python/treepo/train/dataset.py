@@ -66,8 +66,18 @@ class PromptSource:
         self._order: npt.NDArray[np.int64] = np.empty(0, dtype=np.int64)
 
     def take(self, cursor: int, count: int) -> list[Row]:
-        """Return `count` rows from position `cursor` of the endless shuffled stream."""
-        return [self._rows[self._index(at)] for at in range(cursor, cursor + count)]
+        """Return `count` rows from position `cursor` of the endless shuffled stream.
+
+        Raises:
+            DataError: One has no prompt.
+        """
+        found = []
+        for index in map(self._index, range(cursor, cursor + count)):
+            row = self._rows[index]
+            if "prompt" not in row:
+                raise DataError(f"row {index} of the training data set has no 'prompt'")
+            found.append(row)
+        return found
 
     def check(self, encode: Callable[[Prompt], object], count: int) -> None:
         """Check the first `count` rows of the stream; see `check_rows`."""

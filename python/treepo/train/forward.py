@@ -120,7 +120,10 @@ class Forward:
         """
         # Look-ups of embeddings add gradients up faster on a CPU than those of an index.
         head = self._head()
-        chosen = F.embedding(self.tensor(rows), hidden.to(head.weight.dtype))
+        # In float32 at least: where paths branch, one row gets a gradient from each.
+        is_half = torch.finfo(hidden.dtype).bits < 32
+        found = F.embedding(self.tensor(rows), hidden.float() if is_half else hidden)
+        chosen = found.to(head.weight.dtype)
         targets = self.tensor(token_ids)
         return token_logprobs(chosen, head, targets, self._temperature, exact=self.exact)
 

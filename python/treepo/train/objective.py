@@ -10,9 +10,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from treepo.config import LossConfig, Ratio
+from treepo.config import Correct, LossConfig, Ratio
 from treepo.config import Objective as Surrogate
-from treepo.errors import InvalidConfigError, NotFiniteError
+from treepo.errors import InvalidConfigError, InvalidInputError, NotFiniteError
 from treepo.train.importance import correction
 from treepo.train.losses import LossTerms, divergence, policy_loss
 from treepo.train.pack import PackedForest
@@ -105,6 +105,24 @@ class Objective:
     def __init__(self, config: LossConfig) -> None:
         """Takes the config of the loss."""
         self.config = config
+
+    def require(self, fixed: Fixed) -> None:
+        """Checks that there is what the loss compares with.
+
+        Raises:
+            InvalidInputError: if there is not.
+        """
+        config = self.config
+        if config.kl_weight and fixed.reference is None:
+            raise InvalidInputError(
+                f"loss.kl_weight = {config.kl_weight} needs log-probs of the reference: give "
+                "Fixed(reference=..), see treepo.train.reference.Reference"
+            )
+        if config.correction.by is not Correct.NOTHING and fixed.old is None:
+            raise InvalidInputError(
+                f"loss.correction.by = {config.correction.by.value} needs the trainer's log-probs "
+                "at the weights that sampled: give Fixed(old=TrainStep.fixed_logprobs(packed))"
+            )
 
     def __call__(
         self,

@@ -212,7 +212,7 @@ class _Run:
             found += [
                 (mine, theirs.grad.to(mine.dtype))
                 for mine, theirs in zip(own, handed, strict=True)
-                if theirs.grad is not None
+                if theirs.grad is not None and mine.requires_grad  # Layers below may be frozen.
             ]
         if found:
             tensors, grads = zip(*found, strict=True)

@@ -18,6 +18,7 @@ from treepo.config.run import CONFIG_FILE
 from treepo.errors import CheckpointError, InvalidConfigError
 from treepo.evaluate import Evaluation
 from treepo.forest import Forest
+from treepo.train.inputs import RunInputs
 from treepo.train.metrics import MetricsLog
 from treepo.train.progress import tell
 
@@ -73,8 +74,18 @@ class RunFolder:
         read_config(path)
         return cls(path)
 
-    def write_start(self, config: TrainConfig) -> None:
-        """Write config and environment, once the run is known to be able to go on.
+    def check_inputs(self, inputs: RunInputs) -> None:
+        """Refuse to continue the run with other prompts or rewards than its latest start had.
+
+        Raises:
+            InvalidConfigError: They are others.
+        """
+        before = [start["inputs"] for start in self._starts() if "inputs" in start]
+        if before:
+            inputs.require_same(before[-1], self.path)
+
+    def write_start(self, config: TrainConfig, inputs: RunInputs) -> None:
+        """Write config, environment and inputs, once the run is known to be able to go on.
 
         The environment of an earlier start stays beside that of a resumed run.
 
@@ -82,7 +93,7 @@ class RunFolder:
             InvalidConfigError: The folder cannot be written.
         """
         try:
-            starts = [*self._starts(), environment()]
+            starts = [*self._starts(), {**environment(), "inputs": inputs.to_dict()}]
             self.write_text(_ENVIRONMENT_FILE, json.dumps(starts, indent=2) + "\n")
             self.write_text(CONFIG_FILE, config.replace(output_dir=str(self.path)).to_yaml())
         except OSError as error:
@@ -92,13 +103,13 @@ class RunFolder:
             ) from None
         tell(f"run: {self.path}")
 
-    def _starts(self) -> list[Any]:
+    def _starts(self) -> list[dict[str, Any]]:
         """Return the environments of the run's earlier starts."""
         try:
             found = json.loads((self.path / _ENVIRONMENT_FILE).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return []
-        return found if isinstance(found, list) else [found]
+        return [start for start in found if isinstance(start, dict)]
 
     def write_text(self, name: str, text: str) -> None:
         """Write a file of the run; a reader sees the old one or the new one, nothing between."""
@@ -159,7 +170,10 @@ class RunFolder:
 class SilentRunFolder(RunFolder):
     """The folder of a run whose files another process writes."""
 
-    def write_start(self, config: TrainConfig) -> None:
+    def check_inputs(self, inputs: RunInputs) -> None:
+        """Check nothing: the other process does."""
+
+    def write_start(self, config: TrainConfig, inputs: RunInputs) -> None:
         """Write nothing."""
 
     def write_text(self, name: str, text: str) -> None:

@@ -107,8 +107,11 @@ class TrainStep:
         Returns:
             The metrics of this micro-batch.
 
+        `loss_config.average` is the caller's: `TokenAdvantages.averaged` gives its weights.
+
         Raises:
-            InvalidInputError: if no token was sampled or an advantage is missing.
+            InvalidInputError: if no token was sampled, or an advantage or what the loss needs of
+                `fixed` is missing.
             NotFiniteError: if advantages, log-probs or loss hold NaN or infinity; no gradient has
                 been added then, unless parts keep their activations.
         """
@@ -116,12 +119,14 @@ class TrainStep:
         if not isinstance(advantages, TokenAdvantages):
             advantages = TokenAdvantages.of_paths(packed, advantages)
         _check_input(packed, advantages, total_weight)
+        fixed = fixed or Fixed()
+        self._objective.require(fixed)
         partitioned = self._partitioned(packed)
         with self._forward.applied():
             if partitioned is None:
-                loss = self._backward(packed, advantages, total_weight, fixed or Fixed())
+                loss = self._backward(packed, advantages, total_weight, fixed)
             else:
-                loss = partitioned.backward(packed, advantages, total_weight, fixed or Fixed())
+                loss = partitioned.backward(packed, advantages, total_weight, fixed)
         return loss.describe(packed)
 
     def _backward(

@@ -1,7 +1,7 @@
 """The training loop: sample trees, score them, update the weights, again."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,11 +33,19 @@ from treepo.train.checkpoint import LoopState
 from treepo.train.collect import Batch, Collector
 from treepo.train.dataset import PromptSource
 from treepo.train.group import check_processes, group_of_environment
+from treepo.train.inputs import RunInputs
 from treepo.train.interrupt import Interruption, StepAbandonedError, TrainingInterrupted
 from treepo.train.metrics import Metrics
 from treepo.train.progress import Progress, TreeProgress, tell
 from treepo.train.reference import Reference
-from treepo.train.requirements import check_attention, check_prompts, check_weights
+from treepo.train.requirements import (
+    NUM_ROWS_FOR_COLUMNS,
+    check_attention,
+    check_parts,
+    check_prompts,
+    check_weights,
+    say_what_will_disappoint,
+)
 from treepo.train.run_folder import RunFolder, SilentRunFolder
 from treepo.train.step import TrainStep
 from treepo.train.update import Update
@@ -46,6 +54,7 @@ if TYPE_CHECKING:
     from treepo.train.sharded import ShardedModel
 
 Row = Mapping[str, Any]
+OnTrainStep = Callable[[int, Mapping[str, float]], None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,6 +116,7 @@ class Trainer:
         if self.config.num_threads is not None:
             torch.set_num_threads(self.config.num_threads)
         find_preset(self.config.advantage.preset)
+        check_parts(model, tokenizer, train_dataset, eval_dataset)
         check_weights(model)
         check_attention(self.config, model.device)
         self._group = group_of_environment(model.device)
@@ -121,12 +131,15 @@ class Trainer:
         self._source = PromptSource(train_dataset, self.config.seed)
         self._eval_rows = first_rows(eval_dataset, self.config.eval.num_prompts)
         check_prompts(self._source, self._eval_rows, self.engine, self.config)
+        self._scorer.check_columns([*first_rows(train_dataset, NUM_ROWS_FOR_COLUMNS)])
+        self._scorer.check_columns(self._eval_rows)
+        self._inputs = RunInputs.of(train_dataset, self._scorer.names)
         temperature = self.config.sampling.temperature
         step = TrainStep(
             model,
             self.config.loss,
             temperature,
-            update=self.config.update,
+            update=self.config.cutting_update,
             exact=self.engine.exact_forward,
         )
         self._shards = self._split(step)
@@ -139,17 +152,21 @@ class Trainer:
         self._collector: Collector | None = None
         self._open_trees: bytes | None = None
         self._stop = Interruption()
+        self._on_step: OnTrainStep | None = None
 
     @property
     def is_first(self) -> bool:
         """Whether this process writes the run's files; of several, one does."""
         return self._group.is_first
 
-    def train(self, *, resume: bool = False) -> TrainResult:
+    def train(self, *, resume: bool = False, on_step: OnTrainStep | None = None) -> TrainResult:
         """Run all steps.
 
         Args:
-            resume: Continue the run in `config.output_dir` from its newest complete checkpoint.
+            resume: Continue the run in `config.output_dir` from its newest complete checkpoint;
+                with adapters or `loss.kl_weight` the model is the one that training began with.
+            on_step: Called with the number of each finished step and its metrics, as in
+                `metrics.jsonl`; by the first of several processes.
 
         Returns:
             The evaluations before and after, and where the run is.
@@ -160,8 +177,15 @@ class Trainer:
         """
         began = time.perf_counter()
         folder = self._open(is_resumed=resume)
-        self._state = self._restore(folder) if resume else LoopState()
-        folder.write_start(self.config)
+        if resume:
+            folder.check_inputs(self._inputs)
+            self._state = self._restore(folder)
+        else:
+            self._state = LoopState()
+        folder.write_start(self.config, self._inputs)
+        if self.is_first:
+            say_what_will_disappoint(self._model, self.config)
+        self._on_step = on_step
         with self._scorer, self._stop:
             try:
                 before = self._evaluation(folder, "before")
@@ -228,7 +252,7 @@ class Trainer:
                         self._model,
                         batch.kept,
                         config.sampling.temperature,
-                        update=config.update,
+                        update=config.cutting_update,
                         exact=self.engine.exact_forward,
                     )
                     is_checked = True
@@ -278,6 +302,8 @@ class Trainer:
                 folder.save_forest(step, batch.sampled)
         if due(step, config.save_every) or is_last:
             self._save(folder)
+        if self._on_step is not None and self._group.is_first:
+            self._on_step(step, metrics)
         self._evaluate_if_due(folder)
 
     def _train_on(self, forest: Forest) -> Metrics:
@@ -311,7 +337,7 @@ class Trainer:
         return Reference(
             self._model,
             config.sampling.temperature,
-            config.update,
+            config.cutting_update,
             adapters=self._adapters,
             other=other,
         )
@@ -379,8 +405,7 @@ class Trainer:
                 self._scorer,
                 rows,
                 self.config.eval,
-                max_tokens=self.config.search.completion_len,
-                stop=self.config.search.stop,
+                search=self.config.search,
                 on_step=on_step,
             )
         self._stop.check()
@@ -432,7 +457,8 @@ class Trainer:
         state = LoopState() if saved is None else checkpoint.load_state(saved)
         if saved is not None:
             self._open_trees = checkpoint.load_open_trees(saved)
-            self._check_open_trees(saved)
+            if not self._is_finished(state):
+                self._check_open_trees(saved)
             if self._adapters is None:
                 checkpoint.load_weights(saved, self._model)
             else:

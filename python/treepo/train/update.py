@@ -111,7 +111,7 @@ class Update:
         credited, forest = credited.of_trees(forest, mine), forest.select(mine)
         config, longest = self._config, self._config.search.completion_len
         found = []
-        may_be_cut = config.update.max_tokens_per_part is not None
+        may_be_cut = config.cutting_update.max_tokens_per_part is not None
         runs = microbatches(forest, config.max_tokens_per_microbatch, may_be_cut=may_be_cut)
         for trees in runs:
             part = forest.select(trees)

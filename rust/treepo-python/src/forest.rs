@@ -46,6 +46,18 @@ pub(crate) fn sampled_tokens(
 }
 
 /// Pairs of a tree and a path as an int32 array of shape [n, 2].
+pub(crate) fn finish_reason(number: u8) -> PyResult<FinishReason> {
+    FinishReason::from_u8(number)
+        .ok_or_else(|| invalid(format!("no finish reason has the number {number}")))
+}
+
+/// A copy of these trees of a forest, or of all.
+pub(crate) fn copy_of(forest: &treepo::Forest, trees: Option<Vector<'_, u32>>) -> PyResult<Forest> {
+    let Some(trees) = trees else { return Ok(Forest(forest.clone())) };
+    let trees: Vec<_> = trees.as_slice()?.iter().map(|&tree| TreeId(tree)).collect();
+    Ok(Forest(forest.select(&trees).into_py()?))
+}
+
 pub(crate) fn pairs(
     py: Python<'_>,
     paths: impl Iterator<Item = (TreeId, PathId)>,
@@ -201,9 +213,7 @@ impl Forest {
         #[pyo3(from_py_with = int)] path: u32,
         #[pyo3(from_py_with = int)] reason: u8,
     ) -> PyResult<()> {
-        let reason = FinishReason::from_u8(reason)
-            .ok_or_else(|| invalid(format!("no finish reason has the number {reason}")))?;
-        self.0.finish(TreeId(tree), PathId(path), reason).into_py()
+        self.0.finish(TreeId(tree), PathId(path), finish_reason(reason)?).into_py()
     }
 
     fn set_rewards(&mut self, rewards: Vector<'_, f32>) -> PyResult<()> {
@@ -250,8 +260,7 @@ impl Forest {
     }
 
     fn select(&self, trees: Vector<'_, u32>) -> PyResult<Self> {
-        let trees: Vec<_> = trees.as_slice()?.iter().map(|&tree| TreeId(tree)).collect();
-        Ok(Self(self.0.select(&trees).into_py()?))
+        copy_of(&self.0, Some(trees))
     }
 
     #[staticmethod]

@@ -386,7 +386,7 @@ impl Kernels {
             return Err(invalid(format!("{count} draws need as many rows and uniforms")));
         }
         check_within(rows.unwrap_or(&[]), logits.1, "row")?;
-        if rows.is_none() && count > logits.1 {
+        if rows.is_none() && count != logits.1 {
             return Err(invalid(format!("{count} draws from {} rows of logits", logits.1)));
         }
         // SAFETY: the caller vouches for the buffers.

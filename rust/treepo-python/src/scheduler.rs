@@ -9,7 +9,7 @@ use treepo::{GroupBuffers, PathId, PlanBuffers, SampledToken, SchedulerConfig, T
 use crate::argument::{self, Vector, describe, int, invalid};
 use crate::config::SearchConfig;
 use crate::error::IntoPy;
-use crate::forest::{Forest, pair_up, pairs, tokens_of};
+use crate::forest::{Forest, copy_of, pair_up, pairs, tokens_of};
 
 /// Search plus memory plus time: plans one flat step after another.
 #[pyclass(module = "treepo.core")]
@@ -276,8 +276,38 @@ impl Scheduler {
         Ok(Self { inner: treepo::Scheduler::from_bytes(bytes).into_py()?, sampled: Vec::new() })
     }
 
-    fn forest(&self) -> Forest {
-        Forest(self.inner.forest().clone())
+    #[pyo3(signature = (trees=None))]
+    fn forest(&self, trees: Option<Vector<'_, u32>>) -> PyResult<Forest> {
+        copy_of(self.inner.forest(), trees)
+    }
+
+    fn sampled_paths<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray2<i32>>> {
+        pairs(py, self.inner.sampled_paths())
+    }
+
+    #[getter]
+    fn num_blocks(&self) -> u32 {
+        self.inner.config().num_blocks
+    }
+
+    #[getter]
+    fn block_size(&self) -> u32 {
+        self.inner.config().block_size
+    }
+
+    #[getter]
+    fn max_num_seqs(&self) -> u32 {
+        self.inner.config().max_num_seqs
+    }
+
+    #[getter]
+    fn max_num_batched_tokens(&self) -> u32 {
+        self.inner.config().max_num_batched_tokens
+    }
+
+    #[getter]
+    fn policy_version(&self) -> u32 {
+        self.inner.search().policy_version()
     }
 
     fn check(&self) -> PyResult<()> {

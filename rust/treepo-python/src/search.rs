@@ -8,7 +8,7 @@ use treepo::{PathId, TreeId};
 use crate::argument::{self, Vector, int};
 use crate::config::SearchConfig;
 use crate::error::IntoPy;
-use crate::forest::{Forest, pairs, sampled_tokens, tokens_of};
+use crate::forest::{Forest, copy_of, finish_reason, pairs, sampled_tokens, tokens_of};
 
 /// The tree search, over any function that continues token sequences.
 #[pyclass(module = "treepo.core")]
@@ -116,8 +116,25 @@ impl Search {
         Ok(self.0.rewind(TreeId(tree), PathId(path), at).into_py()?.0)
     }
 
-    fn set_policy_version(&mut self, #[pyo3(from_py_with = argument::version)] version: u32) {
-        self.0.set_policy_version(version);
+    fn set_policy_version(
+        &mut self,
+        #[pyo3(from_py_with = argument::version)] version: u32,
+    ) -> PyResult<()> {
+        self.0.set_policy_version(version).into_py()
+    }
+
+    fn finish_path(
+        &mut self,
+        #[pyo3(from_py_with = int)] tree: u32,
+        #[pyo3(from_py_with = int)] path: u32,
+        #[pyo3(from_py_with = int)] reason: u8,
+    ) -> PyResult<()> {
+        let reason = finish_reason(reason)?;
+        self.0.finish_path(TreeId(tree), PathId(path), reason).into_py()
+    }
+
+    fn is_tree_done(&self, #[pyo3(from_py_with = int)] tree: u32) -> bool {
+        self.0.is_tree_done(TreeId(tree))
     }
 
     fn abort_tree(&mut self, #[pyo3(from_py_with = int)] tree: u32) -> PyResult<()> {
@@ -141,8 +158,9 @@ impl Search {
         Ok(Self(treepo::Search::from_bytes(bytes).into_py()?))
     }
 
-    fn forest(&self) -> Forest {
-        Forest(self.0.forest().clone())
+    #[pyo3(signature = (trees=None))]
+    fn forest(&self, trees: Option<Vector<'_, u32>>) -> PyResult<Forest> {
+        copy_of(self.0.forest(), trees)
     }
 
     fn check(&self) -> PyResult<()> {

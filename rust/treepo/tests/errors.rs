@@ -24,6 +24,10 @@ fn scheduler(num_blocks: u32) -> Scheduler {
     Scheduler::new(search_config(), limits, 0).unwrap()
 }
 
+fn invalid<T>(result: Result<T, Error>) -> bool {
+    matches!(result, Err(Error::InvalidInput(_)))
+}
+
 fn bad_field<T>(result: &Result<T, Error>) -> &'static str {
     match result {
         Err(Error::InvalidConfig { field, .. }) => field,
@@ -84,6 +88,48 @@ fn every_count_has_its_least_value() {
     }
     assert_eq!(refusal(|c| c.stop.repetition_count = 0), least("stop.repetition_count", 2));
     assert_eq!(refusal(|c| c.width = 1), "accepted");
+}
+
+#[test]
+fn what_is_made_at_once_has_a_bound() {
+    let most = |field: &str, most: u32, got: u32| format!("{field}: must be at most {most}, got {got}");
+    let huge = u32::MAX;
+    assert_eq!(refusal(|c| c.width = huge), most("width", 1 << 24, huge));
+    assert_eq!(
+        refusal(|c| c.initial_divergence = 1_000_001),
+        most("initial_divergence", 1_000_000, 1_000_001)
+    );
+    assert_eq!(
+        refusal(|c| c.max_initial_divergence = Some(huge)),
+        most("max_initial_divergence", 1_000_000, huge)
+    );
+}
+
+#[test]
+fn numbers_that_the_columns_cannot_hold_are_refused_where_they_enter() {
+    const TOO_LARGE: u32 = 1 << 31;
+    let mut forest = Forest::new();
+    assert!(invalid(forest.add_tree(0, 0, &[1, TOO_LARGE])));
+    let tree = forest.add_tree(0, 0, &[1]).unwrap();
+    assert!(invalid(forest.push_token(tree, PathId(0), token(TOO_LARGE), 0)));
+    assert!(invalid(forest.push_token(tree, PathId(0), token(1), TOO_LARGE)));
+    assert!(invalid(forest.push_given(tree, PathId(0), &[TOO_LARGE])));
+    let mut search = Search::new(SearchConfig::default(), 0).unwrap();
+    assert!(invalid(search.set_policy_version(TOO_LARGE)));
+    search.set_policy_version(TOO_LARGE - 1).unwrap();
+    search.add_tree(0, &[TOO_LARGE - 1]).unwrap();
+    search.push_token(tree, PathId(0), token(TOO_LARGE - 1)).unwrap();
+    let again = Search::from_bytes(&search.to_bytes().unwrap()).unwrap();
+    let columns = |search: &Search| format!("{:?}", search.forest().columns());
+    assert_eq!(columns(&again), columns(&search));
+}
+
+#[test]
+fn an_empty_list_of_texts_is_none() {
+    let mut config = SearchConfig::default();
+    config.stop.strings = vec!["x".into()];
+    let mut search = Search::new(config, 0).unwrap();
+    assert!(search.set_texts(TokenTexts::new([""; 0])).is_err());
 }
 
 #[test]
@@ -161,7 +207,6 @@ fn ids_that_do_not_exist_are_errors_and_never_a_panic() {
     let before = format!("{search:?}");
     for (tree, path) in [(tree, PathId(2)), (TreeId(1), PathId(0)), (TreeId(u32::MAX), PathId(9))] {
         assert!(!search.is_tree_done(TreeId(1)));
-        let invalid = |result: Result<(), Error>| matches!(result, Err(Error::InvalidInput(_)));
         assert!(invalid(search.push_token(tree, path, token(1))));
         assert!(invalid(search.complete_segment(tree, path, &[token(1)])));
         assert!(invalid(search.report(tree, path, Verdict::Stop)));

@@ -498,3 +498,25 @@ fn each_weighting_reads_its_own_numbers() {
         assert_ne!(favoured(by, Prefer::High, numbers), low, "{by:?}");
     }
 }
+
+#[test]
+fn a_path_that_the_engine_ends_is_a_leaf_and_the_tree_goes_on() {
+    let mut search = search(&small());
+    let finish = |search: &mut Search, path, reason| search.finish_path(TREE, PathId(path), reason);
+    assert!(finish(&mut search, 0, FinishReason::Stop).is_err(), "it has no token yet");
+    search.complete_segment(TREE, PathId(0), &[token(1, -1.0, 1.0)]).unwrap();
+    assert!(finish(&mut search, 0, FinishReason::Pruned).is_err());
+    finish(&mut search, 0, FinishReason::Stop).unwrap();
+    assert!(finish(&mut search, 0, FinishReason::Stop).is_err(), "it has ended");
+    assert_eq!(reasons(&search)[0], Some(FinishReason::Stop));
+    assert_eq!(tree(&search).own(PathId(0)).len(), 3);
+    assert!(tree(&search).is_replayable);
+    run(&mut search, 1);
+    assert_eq!(forks(&search).len(), 4, "the round is over, and its forks are the living path's");
+    while !search.is_done() {
+        let segment = search.segments()[0];
+        run(&mut search, segment.path.0);
+    }
+    search.check().unwrap();
+    assert_eq!(reasons(&search).iter().flatten().count(), 4);
+}

@@ -115,6 +115,37 @@ fn blocks_that_end_inside_a_step_are_shared() {
 }
 
 #[test]
+fn a_plan_that_is_given_up_changes_no_tree() {
+    let grow = |given_up_every: u32| {
+        let limits = SchedulerConfig { max_num_seqs: 5, num_blocks: 40, ..Default::default() };
+        let search = SearchConfig { width: 6, segment_len: 3, max_depth: 4, ..Default::default() };
+        let mut machine = Machine::new(search, limits);
+        for first in 1..4 {
+            machine.add(&[first, 2, 3, 4, 5, 6]);
+        }
+        for step in 1.. {
+            if machine.scheduler.is_done() {
+                break;
+            }
+            if step % given_up_every == 0 {
+                machine.scheduler.plan_step(&mut machine.arrays.buffers()).unwrap();
+                machine.scheduler.drop_memory().unwrap();
+                machine.scheduler.check().unwrap();
+                assert_eq!(machine.scheduler.sampled_paths().count(), 0);
+                let bytes = machine.scheduler.to_bytes().unwrap();
+                machine.scheduler = Scheduler::from_bytes(&bytes).unwrap();
+            }
+            machine.step();
+        }
+        machine.scheduler.forest().columns()
+    };
+    let whole = grow(u32::MAX);
+    for given_up_every in [1, 2, 7] {
+        assert_eq!(format!("{:?}", grow(given_up_every)), format!("{whole:?}"));
+    }
+}
+
+#[test]
 fn a_path_that_finds_no_row_keeps_what_its_leader_computed_for_it() {
     let limits = SchedulerConfig { max_num_seqs: 1, ..SchedulerConfig::default() };
     let search = SearchConfig { initial_divergence: 2, ..SearchConfig::default() };

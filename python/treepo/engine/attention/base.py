@@ -45,11 +45,13 @@ class AttentionBackend(Protocol):
         name: Its name in messages.
         features: What it implements besides plain softmax attention.
         layout: How it wants the pool.
+        reads_groups: Whether it wants to know which rows share blocks.
     """
 
     name: str
     features: frozenset[Feature]
     layout: Layout
+    reads_groups: bool
 
     def arrange(self, rows: StepRows) -> Arrangement:
         """Prepare a step once for all layers."""

@@ -34,6 +34,7 @@ class NativeBackend:
     name = "native"
     features = frozenset(Feature)
     layout = Layout.HEADS
+    reads_groups = True
 
     def __init__(self, kernels: Kernels) -> None:
         """Start without layers; each is described to the kernels when it first attends."""

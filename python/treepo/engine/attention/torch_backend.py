@@ -23,6 +23,7 @@ class TorchBackend:
     features = frozenset(Feature)
 
     layout = Layout.TOKENS
+    reads_groups = False
 
     def __init__(self, *, max_gathered_slots: int, device: torch.device) -> None:
         """Start without scratch memory; it grows to the largest group.

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from treepo.engine.fused.decoder import is_layer, layers
 from treepo.engine.fused.linear import PackedLinear, SharedInput, layers_by_input
-from treepo.engine.fused.modules import gates, norms, rotaries
+from treepo.engine.fused.modules import activations, gates, norms, rotaries
 from treepo.engine.fused.overlay import Fusion, Overlay, Replacement, forward_of
 from treepo.engine.fused.products import packing, uses_panels
 from treepo.engine.hook import evaluating
@@ -21,6 +21,14 @@ _TRIAL_TOKENS = 6
 # Tolerated difference of logits as a part of the largest logit. Rounding grows from layer to layer,
 # in random models by a factor of a hundred; wrong replacements are off by the logits themselves.
 _TOLERANCE = {torch.float32: 2.0**-15, torch.bfloat16: 0.5}
+
+
+_FINDERS = {
+    Fusion.NORM: norms,
+    Fusion.GATE: gates,
+    Fusion.ACTIVATION: activations,
+    Fusion.ROTARY: rotaries,
+}
 
 
 class _Trial(NamedTuple):
@@ -87,8 +95,7 @@ def _extended(
     if fusion is Fusion.DECODER_LAYER:
         added = list(layers(model, kernels, overlay.linears, trial.attention))
     else:
-        found = {Fusion.NORM: norms, Fusion.GATE: gates, Fusion.ROTARY: rotaries}[fusion]
-        added = list(found(model, kernels))
+        added = list(_FINDERS[fusion](model, kernels))
     if not added:
         return None
     return Overlay(

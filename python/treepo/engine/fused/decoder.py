@@ -5,6 +5,7 @@ norm and a gated feed-forward layer, each half added to its input. What a candid
 is checked on the model (`treepo.engine.fused.build`).
 """
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -146,6 +147,8 @@ def _attention(
         return None  # One that the kernel does not compute.
     if not hasattr(module, "head_dim") or not set(_PROJECTIONS) <= set(children):
         return None
+    if "position_ids" in inspect.signature(type(module).forward).parameters:
+        return None  # It does something with them that a few first tokens need not show.
     qkv = packed.get(tuple(children[name] for name in _PROJECTIONS[:3]))
     output = packed.get((children["o_proj"],))
     others = set(children) - set(_PROJECTIONS)
@@ -175,13 +178,19 @@ def _forward(module: Any, layer: _Layer) -> Callable[..., Tensor]:
     # Where the class's own forward is the place of gradient checkpointing, ours takes over.
     checkpoints = hasattr(type(module).forward, "__wrapped__")
 
+    own = type(module).forward
+
     def forward(
         hidden_states: Tensor,
-        *,
-        position_embeddings: tuple[Tensor, Tensor],
-        treepo: Any,
-        **_: Any,
+        *args: Any,
+        position_embeddings: tuple[Tensor, Tensor] | None = None,
+        treepo: Any = None,
+        **others: Any,
     ) -> Tensor:
+        if treepo is None or args:  # A plain forward within a rollout, by a judge for instance.
+            others["position_embeddings"] = position_embeddings
+            plain: Tensor = own(module, hidden_states, *args, **others)
+            return plain
         compute = partial(layer, rotary=position_embeddings, context=treepo)
         if checkpoints and module.gradient_checkpointing and module.training:
             recomputed: Tensor = module._gradient_checkpointing_func(compute, hidden_states)

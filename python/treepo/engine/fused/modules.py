@@ -7,6 +7,7 @@ They are recognised by their structure; what a candidate really computes is chec
 import inspect
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ _ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     Activation.GELU: F.gelu,
     Activation.GELU_TANH: lambda x: F.gelu(x, approximate="tanh"),
 }
+_ACTIVATION_NAMES = ("act_fn", "act", "activation_fn")
 _ROTARY = "apply_rotary_pos_emb"
 _ROTARY_PARAMETERS = ["q", "k", "cos", "sin", "unsqueeze_dim"]
 
@@ -109,6 +111,19 @@ def _gate_forward(
         return output
 
     return forward
+
+
+def activations(model: nn.Module, kernels: Kernels) -> Iterator[Replacement]:
+    """Yield replacements of the activations that stand alone.
+
+    torch computes one that its threads cut within a vector by another function, so that the bits of
+    a row would depend on how many rows there are.
+    """
+    for module in model.modules():
+        for name, child in module.named_children():
+            activation = _activation(child) if name in _ACTIVATION_NAMES else None
+            if activation is not None:
+                yield forward_of(child, partial(kernels.activate, activation))
 
 
 def rotaries(model: nn.Module, kernels: Kernels) -> Iterator[Replacement]:

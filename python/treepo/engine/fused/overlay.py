@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
+from threading import RLock
 from typing import Any
 
 from torch import nn
@@ -28,6 +29,8 @@ class Fusion(StrEnum):
     """RMS norms in one pass."""
     GATE = "gate"
     """The activation and product of a gated feed-forward layer in one pass."""
+    ACTIVATION = "activation"
+    """The activations of other feed-forward layers."""
     ROTARY = "rotary"
     """The rotary embedding of queries and keys in one pass."""
     DECODER_LAYER = "decoder_layer"
@@ -67,23 +70,29 @@ class Overlay:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Put the replacements in place within a `with` block, and back what was there."""
-        before = [(x, vars(x.owner).get(x.name, _ABSENT)) for x in self.replacements]
-        try:
-            for x in self.replacements:
-                setattr(x.owner, x.name, x.function)
-            yield
-        finally:
-            for x, old in reversed(before):
-                if old is _ABSENT:
-                    delattr(x.owner, x.name)
-                else:
-                    setattr(x.owner, x.name, old)
-            for shared in self.shared:
-                shared.clear()
+        """Put the replacements in place within a `with` block, and back what was there.
+
+        One thread at a time: functions of a model's source file are replaced too, which are the
+        process's.
+        """
+        with _one_thread:
+            before = [(x, vars(x.owner).get(x.name, _ABSENT)) for x in self.replacements]
+            try:
+                for x in self.replacements:
+                    setattr(x.owner, x.name, x.function)
+                yield
+            finally:
+                for x, old in reversed(before):
+                    if old is _ABSENT:
+                        delattr(x.owner, x.name)
+                    else:
+                        setattr(x.owner, x.name, old)
+                for shared in self.shared:
+                    shared.clear()
 
 
 _ABSENT = object()
+_one_thread = RLock()
 
 
 def forward_of(module: nn.Module, function: Callable[..., Any]) -> Replacement:

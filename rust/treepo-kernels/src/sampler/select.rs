@@ -48,6 +48,12 @@ impl<T: Element> Kernel for Collect<'_, T> {
     }
 }
 
+/// The next larger value that is no denormal: where a program has those read as zero, one of them
+/// would be equal to what it has to exceed.
+fn next_above(x: f32) -> f32 {
+    if x.abs() < f32::MIN_POSITIVE { f32::MIN_POSITIVE } else { x.next_up() }
+}
+
 /// Mass of the values from a bound on, and of those above it; a value d has the mass e^d.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Mass {
@@ -71,7 +77,7 @@ impl Kernel for Weigh<'_> {
         for values in self.values.chunks(CHUNK) {
             // SAFETY: each vector lies within the values.
             unsafe {
-                let (bound, next) = (S::splat(self.bound), S::splat(self.bound.next_up()));
+                let (bound, next) = (S::splat(self.bound), S::splat(next_above(self.bound)));
                 let (mut from, mut above) = (S::splat(0.0), S::splat(0.0));
                 for at in (0..values.len()).step_by(S::LANES) {
                     let num = S::LANES.min(values.len() - at);
@@ -113,8 +119,8 @@ impl Kernel for Keep<'_> {
         let Self { values, count, side } = self;
         assert!(values.len() >= count + MAX_LANES, "no room behind the values");
         let (sign, bound) = match side {
-            Side::Above(pivot) => (1.0, pivot.next_up()),
-            Side::Below(pivot) => (-1.0, (-pivot).next_up()),
+            Side::Above(pivot) => (1.0, next_above(pivot)),
+            Side::Below(pivot) => (-1.0, next_above(-pivot)),
         };
         let values = values.as_mut_ptr();
         let mut written = 0;

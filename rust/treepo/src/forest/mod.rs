@@ -24,6 +24,7 @@ pub use nodes::Nodes;
 pub use path::{Dependence, FinishReason, ForkOrigin, Path, SampledToken, TokenKind};
 pub use tree::{PathToken, Tree};
 
+pub(crate) use path::check_number;
 use path::{MAX_LEN, MAX_PATHS};
 
 use crate::error::{Error, Result};
@@ -90,6 +91,7 @@ impl Forest {
             return Err(Error::InvalidInput("a prompt needs at least one token".into()));
         }
         check_room(PathId(0), 0, prompt.len())?;
+        prompt.iter().try_for_each(|&id| check_number("token id", id))?;
         let stream = Stream::of_tree(seed, key);
         let mut tree = Tree::new(key, stream, prompt.len() as u32);
         let root = tree.push_path(Path::root(stream.of_path(0)));
@@ -167,6 +169,7 @@ impl Forest {
         let len = self.live(tree, path)?.len();
         check_room(path, len, 1)?;
         token.check(tree, path)?;
+        check_number("version", version)?;
         self.tree_mut(tree)?.push(path, token, version, false);
         Ok(())
     }
@@ -178,6 +181,7 @@ impl Forest {
     pub fn push_given(&mut self, tree: TreeId, path: PathId, ids: &[u32]) -> Result<()> {
         let len = self.live(tree, path)?.len();
         check_room(path, len, ids.len())?;
+        ids.iter().try_for_each(|&id| check_number("token id", id))?;
         let tree = self.tree_mut(tree)?;
         for &id in ids {
             tree.push_unsampled(path, id, true);

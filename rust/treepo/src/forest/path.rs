@@ -112,8 +112,10 @@ pub struct SampledToken {
 }
 
 impl SampledToken {
-    /// Returns `NotFinite` if a number is NaN or infinite.
+    /// Returns `NotFinite` if a number is NaN or infinite, `InvalidInput` for an id above
+    /// `i32::MAX`.
     pub fn check(&self, tree: TreeId, path: PathId) -> Result<()> {
+        check_number("token id", self.id)?;
         for (name, value) in [("log-probability", self.logprob), ("entropy", self.entropy)] {
             if !value.is_finite() {
                 return Err(Error::NotFinite { tree, path, what: format!("{name} is {value}") });
@@ -121,6 +123,15 @@ impl SampledToken {
         }
         Ok(())
     }
+}
+
+/// Refuses an id or a version that the columns, which are `i32`, cannot hold.
+pub(crate) fn check_number(what: &str, number: u32) -> Result<()> {
+    if number > i32::MAX as u32 {
+        let message = format!("{what} {number} is above {}", i32::MAX);
+        return Err(Error::InvalidInput(message));
+    }
+    Ok(())
 }
 
 /// Length that no path exceeds: columns count tokens in `i32`.

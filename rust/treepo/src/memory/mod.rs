@@ -32,7 +32,7 @@ pub(crate) use evict::Claim;
 use idle::IdleHeaps;
 use path::{PathMemory, Pending};
 pub(crate) use path::{Rank, Use};
-use prefix::PrefixTable;
+use prefix::{PrefixTable, Published};
 
 /// Slots of a block at most. With it and [`MAX_LEN`] no product of lengths leaves 32 bits.
 const MAX_BLOCK_SIZE: u32 = 1 << 20;
@@ -68,6 +68,7 @@ struct TreeMemory {
     /// Counts the changes of urgency: entries of an earlier one say nothing.
     epoch: u32,
     paths: Vec<PathMemory>,
+    published: Published,
 }
 
 /// The key-value memory of all trees, as block tables over one pool.

@@ -35,6 +35,23 @@ pub(super) struct PrefixTable {
 /// Hash of an empty prefix.
 pub(super) const EMPTY_PREFIX: u64 = 0x7072_6566_6978;
 
+/// How much of a tree's prompt was hashed last.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Published {
+    pub(super) num_blocks: u32,
+    pub(super) hash: u64,
+}
+
+impl Published {
+    pub(super) const NOTHING: Self = Self { num_blocks: 0, hash: EMPTY_PREFIX };
+}
+
+impl Default for Published {
+    fn default() -> Self {
+        Self::NOTHING
+    }
+}
+
 /// The hash of a prefix that goes on with these tokens; never 0.
 pub(super) fn chain_hash(prefix: u64, tokens: &[u32]) -> u64 {
     tokens.iter().fold(prefix, |hash, &token| mix(hash, u64::from(token) + 1)).max(1)

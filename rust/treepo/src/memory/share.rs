@@ -1,6 +1,6 @@
 //! What a path takes over from others: its relatives' chains, and equal prompts of other trees.
 
-use super::prefix::{EMPTY_PREFIX, Prefix, chain_hash};
+use super::prefix::{EMPTY_PREFIX, Prefix, Published, chain_hash};
 use super::{Memory, NO_BLOCK, PathMemory, Pending};
 use crate::error::{Error, Result};
 use crate::forest::{Forest, Tree};
@@ -157,7 +157,8 @@ impl Memory {
     }
 
     /// Makes the full blocks of the prompt known that are computed with positions `start..end`,
-    /// unless the path's first tokens are older than the last flush. O(prompt in front of `end`).
+    /// unless the path's first tokens are older than the last flush. O(tokens of these blocks), and
+    /// O(prompt in front of `end`) where blocks before those that the tree published last are new.
     pub(crate) fn publish_prefix(
         &mut self,
         own_tree: &Tree,
@@ -177,13 +178,17 @@ impl Memory {
             return;
         }
         self.hashes.clear();
-        let mut hash = EMPTY_PREFIX;
-        for (index, tokens) in (0..last).zip(own_tree.prompt().chunks_exact(size as usize)) {
+        let published = self.trees[tree.index()].published;
+        let Published { num_blocks: from, mut hash } =
+            if published.num_blocks <= first { published } else { Published::NOTHING };
+        let blocks = own_tree.prompt().chunks_exact(size as usize).skip(from as usize);
+        for (index, tokens) in (from..last).zip(blocks) {
             hash = chain_hash(hash, tokens);
             if index >= first {
                 self.hashes.push(hash);
             }
         }
+        self.trees[tree.index()].published = Published { num_blocks: last, hash };
         let mut block = own.tail;
         for index in (first..own.num_blocks).rev() {
             if let Some(&hash) = self.hashes.get((index - first) as usize) {

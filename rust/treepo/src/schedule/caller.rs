@@ -16,7 +16,7 @@ impl Scheduler {
         self.search.set_texts(texts)
     }
 
-    /// The paths that wait for the caller's verdict, tree by tree. O(live paths).
+    /// The paths that wait for the caller's verdict, tree by tree. O(trees + live paths).
     pub fn ended_segments(&self) -> impl Iterator<Item = (TreeId, PathId)> + '_ {
         self.search.ended_segments()
     }
@@ -88,12 +88,16 @@ impl Scheduler {
     }
 
     /// Forgets all keys and values, for instance as the weights are new: what live paths need is
-    /// computed again.
+    /// computed again. An open plan is given up, as is right where its step has failed: its tokens
+    /// are planned again.
     ///
     /// # Errors
-    /// `InvalidInput` while a plan is open.
+    /// None that a caller can cause.
     pub fn drop_memory(&mut self) -> Result<()> {
-        self.check_no_plan("dropping the memory")?;
+        self.plan.is_open = false;
+        self.plan.fed.clear();
+        self.plan.samples.clear();
+        self.memory.finish_copies()?;
         self.memory.flush_prefixes();
         for t in 0..self.trees.len() {
             for p in 0..self.trees[t].paths.len() {

@@ -243,13 +243,15 @@ impl Scheduler {
     /// prefix is shared that was computed with the old one.
     ///
     /// # Errors
-    /// `InvalidInput` while a plan is open: its tokens are of the old version.
+    /// `InvalidInput` while a plan is open, as its tokens are of the old version, and above
+    /// `i32::MAX`.
     pub fn set_policy_version(&mut self, version: u32) -> Result<()> {
         self.check_no_plan("setting the policy version")?;
-        if version != self.search.policy_version() {
+        let before = self.search.policy_version();
+        self.search.set_policy_version(version)?;
+        if version != before {
             self.memory.flush_prefixes();
         }
-        self.search.set_policy_version(version);
         Ok(())
     }
 
@@ -273,7 +275,9 @@ impl Scheduler {
 
     fn check_no_plan(&self, what: &str) -> Result<()> {
         if self.plan.is_open {
-            return Err(Error::InvalidInput(format!("commit the open plan before {what}")));
+            return Err(Error::InvalidInput(format!(
+                "commit the open plan before {what}, or give it up with drop_memory"
+            )));
         }
         Ok(())
     }

@@ -45,7 +45,7 @@ pub use text::TokenTexts;
 pub(crate) use view::boundary;
 
 use crate::error::{Error, Result};
-use crate::forest::{Forest, ForkOrigin, SampledToken};
+use crate::forest::{Forest, ForkOrigin, SampledToken, check_number};
 use crate::ids::{PathId, TreeId};
 use crate::key::Purpose;
 use grow::Scratch;
@@ -159,8 +159,13 @@ impl Search {
     }
 
     /// Sets the version of the weights that sample from here on; it is recorded for each token.
-    pub fn set_policy_version(&mut self, version: u32) {
+    ///
+    /// # Errors
+    /// `InvalidInput` above `i32::MAX`.
+    pub fn set_policy_version(&mut self, version: u32) -> Result<()> {
+        check_number("version", version)?;
         self.policy_version = version;
+        Ok(())
     }
 
     /// The version of the weights that sample.
@@ -177,7 +182,8 @@ impl Search {
             let message = "the texts of the tokens come before the first tree".into();
             return Err(Error::InvalidInput(message));
         }
-        self.stop = Some(StopRules::new(&self.config, Some(texts))?);
+        let texts = Some(texts).filter(|texts| !texts.is_empty());
+        self.stop = Some(StopRules::new(&self.config, texts)?);
         Ok(())
     }
 
@@ -205,7 +211,7 @@ impl Search {
             self.stop = Some(StopRules::new(&self.config, None)?);
         }
         let tree = self.forest.add_tree(self.seed, key, prompt)?;
-        self.reserve(tree, max_len - prompt_len)?;
+        self.reserve(tree, max_len - prompt_len);
         self.trees.push(TreeState::new(&self.config, prompt_len, max_len));
         self.num_open += 1;
         self.forest.set_dependence(tree, self.config.dependence())?;
@@ -221,12 +227,13 @@ impl Search {
     }
 
     /// Makes room for all that the tree may become, as far as that is within reason, so that it
-    /// grows without allocation. Room that is never used is never touched.
-    fn reserve(&mut self, tree: TreeId, completion_len: u32) -> Result<()> {
+    /// grows without allocation. Room that is never used is never touched; where the system does
+    /// not promise it, the tree does without.
+    fn reserve(&mut self, tree: TreeId, completion_len: u32) {
         let num_paths = self.config.max_paths().min(MAX_RESERVED_PATHS) as usize;
         let num_marks = (num_paths * self.config.max_depth as usize).min(MAX_RESERVED_TOKENS);
         let num_tokens = (num_paths * completion_len as usize).min(MAX_RESERVED_TOKENS);
-        self.forest.reserve_tree(tree, num_paths, num_tokens, num_marks)
+        let _ = self.forest.reserve_tree(tree, num_paths, num_tokens, num_marks);
     }
 
     /// Paths that start at the prompt, the root's included.

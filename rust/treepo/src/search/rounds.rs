@@ -36,7 +36,7 @@ impl Search {
         Ok(())
     }
 
-    fn end_segment(
+    pub(super) fn end_segment(
         &mut self,
         tree: TreeId,
         path: PathId,

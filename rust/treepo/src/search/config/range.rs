@@ -5,6 +5,8 @@ use crate::error::{Error, Result};
 
 /// Paths that start at the prompt at most: all of them are made at once.
 const MAX_INITIAL_PATHS: u32 = 1_000_000;
+/// Leaves of a tree at most: a round may fork that many paths at once.
+const MAX_WIDTH: u32 = 1 << 24;
 
 impl SearchConfig {
     /// Checks every value. Rules about text also need the texts of the tokens
@@ -44,8 +46,17 @@ impl SearchConfig {
         counts.into_iter().try_for_each(|(field, value, least)| {
             valid(value >= least, field, || format!("must be at least {least}, got {value}"))
         })?;
-        valid(self.initial_divergence <= MAX_INITIAL_PATHS, "initial_divergence", || {
-            format!("must be at most {MAX_INITIAL_PATHS}, got {}", self.initial_divergence)
+        let most = [
+            ("width", self.width, MAX_WIDTH),
+            ("initial_divergence", self.initial_divergence, MAX_INITIAL_PATHS),
+            (
+                "max_initial_divergence",
+                self.max_initial_divergence.unwrap_or(1),
+                MAX_INITIAL_PATHS,
+            ),
+        ];
+        most.into_iter().try_for_each(|(field, value, most)| {
+            valid(value <= most, field, || format!("must be at most {most}, got {value}"))
         })?;
         valid(!self.stop.strings.iter().any(String::is_empty), "stop.strings", || {
             "got an empty string, which would end every path; remove it".into()
