@@ -163,7 +163,7 @@ def test_reward_without_its_column_is_refused(train, write_rows):
         ("return [1.0]", "returned 1 values, expected 16"),
         ("return 1.0", "returned float, expected a list of 16 values"),
         ("return ['high'] * len(completions)", "'high'"),
-        ("raise KeyError('gold')", "the reward failed on all 16 completions: KeyError"),
+        ("raise KeyError('gold')", "the reward failed on all 48 completions: KeyError"),
     ],
 )
 def test_reward_that_breaks_its_contract_is_refused(
@@ -225,7 +225,8 @@ def test_tree_that_no_microbatch_can_hold_is_refused(train, write_rows, tmp_path
     )
     monkeypatch.chdir(tmp_path)
     rows = write_rows([{"prompt": "12*3="}, {"prompt": "13*3="}])
-    message = train("--data", rows, "--reward", "ones_reward:score", "max_tokens_per_microbatch=8")
+    limits = ["max_tokens_per_microbatch=8", "update.activations=recompute"]
+    message = train("--data", rows, "--reward", "ones_reward:score", *limits)
     assert "max_tokens_per_microbatch" in message
 
 
@@ -290,3 +291,16 @@ def test_config_file_with_an_unknown_key_is_refused(capsys, tmp_path):
     file.write_text(json.dumps({"optimizer": {"lr": 1}}))
     message = fails(capsys, "train", "--config", file)
     assert "unknown config key 'optimizer.lr'" in message
+
+
+@pytest.mark.parametrize("has_file", [False, True])
+@pytest.mark.parametrize("words", [["--reward", "last_number"], ["reward.name=last_number"]])
+def test_rollout_with_a_reward_of_the_command_line_and_no_answers_is_refused(
+    capsys, tmp_path, write_rows, words, has_file
+):
+    file = tmp_path / "run.yaml"
+    file.write_text("seed: 1\n")
+    given = [*(["--config", file] if has_file else []), "--out", tmp_path / "forest.safetensors"]
+    prompts = write_rows([{"prompt": "37539*9="}])
+    message = fails(capsys, "rollout", *given, "--prompts", prompts, *words)
+    assert "missing a required argument: 'answer'" in message

@@ -375,7 +375,7 @@ def test_eval_says_which_prompts_it_takes_their_mean_reward_and_what_was_cut_off
     assert "the first 2 of 4 prompts (eval.num_prompts)\n" in out
     assert re.search(r"^mean reward +0$", out, re.MULTILINE)
     assert "100.0% of the sampled completions did not end by themselves" in out
-    assert main(["eval", "--data", str(data), *words, "eval.num_prompts=4"]) == 0
+    assert main(["eval", "--data", str(data), *words, *limits, "eval.num_prompts=4"]) == 0
     assert "the first" not in capsys.readouterr().out
 
 

@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 
@@ -121,6 +122,8 @@ def test_yaml_on_and_off_are_names(tmp_path):
         ("eval.num_samples=1000001", "eval.num_samples must be at most 1000000"),
         ("reward.overlong_buffer=64", "reward.overlong_buffer must be at most 63, got 64"),
         ("search.preset=grpo", 'search.preset must be one of treepo, .*, got "grpo"'),
+        ("search.max_completion_len=64", r"search\.max_completion_len = 64 is above .* = 63"),
+        ("update.max_tokens_per_part=4097", "update.max_tokens_per_part must be at most 4096"),
         ("search=3", "'search' is a section"),
         ("seed.first=3", "'seed' is a value, not a section"),
         ("nonsense", "expected key=value, got 'nonsense'"),
@@ -331,3 +334,96 @@ def test_what_cannot_be_trained_with_is_refused_only_to_train(word, message):
 def test_import_of_config_loads_neither_torch_nor_yaml():
     code = "import sys, treepo.config; sys.exit(any(x in sys.modules for x in ('torch', 'yaml')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "read"),
+    [
+        (
+            "reward: {overlong_buffer: 512}",
+            ["model.path=x"],
+            lambda c: c.reward.overlong_buffer == c.search.completion_len == 512,
+        ),
+        (
+            "{model: {path: x}, search: {max_completion_len: 1000}}",
+            ["search.max_depth=64"],
+            lambda c: c.search.completion_len == 1000,
+        ),
+        (
+            "search: {fallback: none}",
+            ["search.fallback.window=3"],
+            lambda c: c.search.fallback == FallbackConfig(from_=FallbackFrom.NOTHING, window=3),
+        ),
+        (
+            "search: {fallback: {window: 3}}",
+            ["search.fallback=none"],
+            lambda c: c.search.fallback == FallbackConfig(from_=FallbackFrom.NOTHING, window=3),
+        ),
+        (
+            "search: {fallback: none, max_completion_len: 63}",
+            ["search.preset=flat"],
+            lambda c: c.search == SearchConfig(preset="flat"),
+        ),
+    ],
+)
+def test_file_and_command_line_are_checked_together(tmp_path, text, words, read):
+    file = tmp_path / "run.yaml"
+    file.write_text(text)
+    assert read(TrainConfig.from_yaml(file, words))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("reward: {overlong_buffer: 512}", "reward.overlong_buffer must be at most 63, got 512"),
+        (
+            "{model: {path: x}, search: {max_completion_len: 1000}}",
+            "search.max_completion_len = 1000 is above segment_len x max_depth = 512",
+        ),
+    ],
+)
+@pytest.mark.parametrize("words", [[], ["seed=3"]])
+def test_file_that_needs_the_command_line_to_be_a_config_is_named_without_it(
+    tmp_path, text, message, words
+):
+    file = tmp_path / "run.yaml"
+    file.write_text(text)
+    with pytest.raises(InvalidConfigError) as caught:
+        TrainConfig.from_yaml(file, words)
+    assert str(caught.value).startswith(f"{file}: {message}")
+
+
+@pytest.mark.parametrize("word", ["search.width=0", "search.widht=3", "search.max_depth=2"])
+def test_mistake_of_the_command_line_is_not_put_down_to_the_file(tmp_path, word):
+    file = tmp_path / "run.yaml"
+    file.write_text("search: {segment_len: 9, max_completion_len: 63}")
+    with pytest.raises(InvalidConfigError) as caught:
+        TrainConfig.from_yaml(file, [word])
+    assert str(caught.value).startswith(("search.", "unknown config key 'search.widht'"))
+
+
+@pytest.mark.parametrize("text", ["search: treepo", "search: {branch: even}"])
+def test_section_of_a_file_that_is_none_is_refused_also_beside_keys_of_the_command_line(
+    tmp_path, text
+):
+    file = tmp_path / "run.yaml"
+    file.write_text(text)
+    with pytest.raises(InvalidConfigError) as caught:
+        TrainConfig.from_yaml(file, ["search.branch.copies=2"])
+    assert re.fullmatch(rf"{re.escape(str(file))}: .*: expected a mapping.*", str(caught.value))
+
+
+@pytest.mark.parametrize(
+    ("changes", "limit"),
+    [
+        ({}, 100),
+        ({"update": {"parts": "keep"}}, 100),
+        ({"update": {"max_tokens_per_part": 7}}, 7),
+        ({"update": {"activations": "recompute"}}, None),
+        ({"update": {"weights": "sharded"}}, None),
+        ({"update": {"parts": "keep"}, "loss": {"ratio": "trajectory"}}, None),
+    ],
+)
+def test_trees_above_a_micro_batch_are_cut_where_no_setting_excludes_it(changes, limit):
+    config = TrainConfig(max_tokens_per_microbatch=100, **changes)
+    assert config.cutting_update == config.update.replace(max_tokens_per_part=limit)

@@ -5,6 +5,7 @@ from enum import EnumMeta
 from pathlib import Path
 
 import numpy as np
+from tiny_runs import metrics_of
 
 from treepo import config, core
 from treepo.cli.options import describe
@@ -37,12 +38,16 @@ def test_config_keys_of_the_documentation_exist():
         assert f"  {key}=" in keys, key
 
 
-def test_every_key_of_the_search_is_documented():
-    keys = re.findall(r"^  (search\.[\w.]+)=", describe(TrainConfig(), TrainConfig()), re.MULTILINE)
+def test_every_key_is_documented():
+    keys = re.findall(r"^  ([\w.]+)=", describe(TrainConfig(), TrainConfig()), re.MULTILINE)
+    assert len(keys) > 100
     text = (DOCS / "configuration.md").read_text()
+    missing = []
     for key in keys:
         *_, name = key.split(".")
-        assert f"`{key}`" in text or f"`{name}`" in text, key
+        if f"`{key}`" not in text and f"`{name}`" not in text:
+            missing.append(key)
+    assert missing == []
 
 
 def test_every_value_of_a_rule_and_every_preset_is_documented():
@@ -63,3 +68,16 @@ def test_example_of_a_judge_gives_verdicts():
     judge = names["judge"]
     assert judge(0, np.arange(9, dtype=np.uint32)) == names["Continue"](score=0.0)
     assert judge(0, np.zeros(9, dtype=np.uint32)) == names["Prune"]()
+
+
+def test_every_metric_of_the_documentation_is_in_a_run(finished):
+    section = (DOCS / "training.md").read_text().partition("TRL's names")[2]
+    section = section.partition("## Controls")[0]
+    prose, _, table = section.partition("| metric | meaning |")
+    cells = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
+    names = re.findall("`([^`]+)`", " ".join([prose, *cells]))
+    assert len(names) > 35
+    keys = set().union(*metrics_of(finished[0].run_dir))
+    for name in names:
+        pattern = re.escape(name).replace(r"\*", ".+").replace("NAME", "count_ones")
+        assert any(re.fullmatch(pattern, key) for key in keys), name

@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -38,7 +39,9 @@ from treepo.engine.load import load_model
 from treepo.errors import (
     DataError,
     InvalidConfigError,
+    InvalidInputError,
     NotFiniteError,
+    RewardError,
 )
 from treepo.train import checkpoint
 from treepo.train.collect import Collector, trees_with_signal
@@ -402,3 +405,150 @@ def test_learning_rate_rises_over_the_warm_up_and_falls_to_its_final_fraction():
     assert rates[-1] == pytest.approx(0.1)
     assert rates[4:] == sorted(rates[4:], reverse=True)
     assert learning_rate(9, 10, own.replace(schedule="constant")) == 1.0
+
+
+def parts_of(model_dir, plan, **others):
+    """Arguments of a trainer, some of them replaced."""
+    model, tokenizer = load_model(str(model_dir), plan.engine)
+    parts = {"model": model, "tokenizer": tokenizer, "reward_funcs": count_ones}
+    return {**parts, "train_dataset": ROWS, "eval_dataset": ROWS[:2], "config": plan, **others}
+
+
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [
+        ({"model": "a/model"}, r"the model is the path a/model; .*from_pretrained\(path\)"),
+        ({"model": Path("a/model")}, "the model is the path a/model"),
+        ({"model": torch.nn.Linear(2, 2)}, "the model is a Linear, not a transformers model"),
+        ({"tokenizer": None}, "training needs a tokenizer"),
+        ({"train_dataset": {"train": ROWS}}, r"a dict of \['train'\]; choose one"),
+        ({"eval_dataset": {"test": ROWS}}, r"a dict of \['test'\]; choose one"),
+        ({"train_dataset": map(dict, ROWS)}, r"a map, .*; hand in list\(dataset\)"),
+    ],
+)
+def test_parts_of_another_kind_are_refused_with_what_to_hand_in(
+    tiny_model_dir, tmp_path, others, message
+):
+    with pytest.raises(InvalidInputError, match=message):
+        Trainer(**parts_of(tiny_model_dir, config(tmp_path / "run"), **others))
+
+
+def test_float16_weights_are_refused(tiny_model_dir, tmp_path):
+    parts = parts_of(tiny_model_dir, config(tmp_path / "run"))
+    parts["model"].half()
+    with pytest.raises(InvalidConfigError, match="the model is float16"):
+        Trainer(**parts)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_are_trained_in_bfloat16_with_a_warning(tiny_model_dir, tmp_path, capsys, dtype):
+    anywhere = EngineConfig(packing="never", attention="torch")  # Not all processors are fast.
+    plan = config(tmp_path / "run", num_steps=1, engine=anywhere, eval=EvalConfig(num_prompts=0))
+    parts = parts_of(tiny_model_dir, plan)
+    parts["model"].to(dtype)
+    own = Trainer(**parts)
+    first = weights(own)
+    own.train()
+    assert not equal(first, weights(own))
+    assert {value.dtype for value in weights(own).values()} == {dtype}
+    warning = "warning: the trained weights are torch.bfloat16"
+    assert (warning in capsys.readouterr().err) == (dtype is torch.bfloat16)
+
+
+@pytest.mark.parametrize("which", ["train_dataset", "eval_dataset"])
+def test_reward_that_lacks_a_column_is_refused_before_anything_is_sampled(
+    tiny_model_dir, tmp_path, which
+):
+    def against_answers(completions, answer, **columns):
+        raise AssertionError
+
+    rows = [{"prompt": row["prompt"]} for row in ROWS]
+    plan = config(tmp_path / "run")
+    parts = parts_of(tiny_model_dir, plan, reward_funcs=against_answers, **{which: rows})
+    with pytest.raises(RewardError, match=r"against_answers: .*'answer'"):
+        Trainer(**parts)
+    assert not (tmp_path / "run").exists()
+
+
+def test_each_step_is_handed_to_a_callback_with_the_numbers_of_the_log(tiny_model_dir, tmp_path):
+    seen = []
+
+    def keep(step, metrics):
+        known = {name: x if math.isfinite(x) else None for name, x in metrics.items()}
+        seen.append({"step": step, **known})
+
+    plan = config(tmp_path / "run", num_steps=3, eval=EvalConfig(num_prompts=0))
+    trainer(tiny_model_dir, plan).train(on_step=keep)
+    assert len(seen) == 3
+    assert seen == metrics_of(tmp_path / "run")
+
+
+def collector_of(owner):
+    return Collector(
+        owner.engine, owner._scorer, owner._source, owner.config, check=lambda *_: None
+    )
+
+
+def test_trees_whose_scores_agree_are_not_kept_for_their_punishments(tiny_model_dir, tmp_path):
+    reward = RewardConfig(num_workers=0, overlong_buffer=12)
+    own = config(tmp_path / "run", reward=reward)
+    owner = trainer(tiny_model_dir, own, lambda completions, **_: [1.0] * len(completions))
+    collector = collector_of(owner)
+    batch = collector.collect(0, 0.0)
+    punishment = np.split(collector._overlong(batch.sampled), batch.sampled.trees.path_start[1:-1])
+    assert any(len(set(of_tree)) > 1 for of_tree in punishment)
+    assert batch.kept is None
+    assert batch.metrics["tree/kept"] == 0
+
+
+def test_prompt_that_is_sampled_again_alone_and_cannot_be_scored_does_not_end_the_run(
+    tiny_model_dir, tmp_path
+):
+    own = config(
+        tmp_path / "run",
+        num_steps=1,
+        prompts_per_step=2,
+        max_sampling_batches=2,
+        eval=EvalConfig(num_prompts=0),
+    )
+    first, _, third = (row["prompt"] for row in PromptSource(ROWS, own.seed).take(0, 3))
+
+    def differs_for_the_first(completions, prompts, **columns):
+        if third in prompts:
+            raise ValueError("not this prompt")
+        return [float(i) if prompt == first else 0.0 for i, prompt in enumerate(prompts)]
+
+    trainer(tiny_model_dir, own, differs_for_the_first).train()
+    (row,) = metrics_of(tmp_path / "run")
+    assert (row["tree/sampled"], row["tree/kept"], row["reward/errors"]) == (3, 1, 4)
+
+
+def test_rewards_that_fail_on_everything_of_a_step_end_the_run(tiny_model_dir, tmp_path):
+    def fails(completions, **columns):
+        raise ValueError("no judge")
+
+    own = config(tmp_path / "run", max_sampling_batches=2, eval=EvalConfig(num_prompts=0))
+    with pytest.raises(RewardError, match="failed on all 24 completions: ValueError: no judge"):
+        trainer(tiny_model_dir, own, fails).train()
+
+
+def test_trees_stay_open_where_a_step_samples_a_few_again(tiny_model_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr("treepo.train.collect._MAX_KEPT_TREES", 2)
+    own = config(
+        tmp_path / "run",
+        search=SearchConfig(width=3, segment_len=3, max_depth=9),
+        engine=EngineConfig(max_num_seqs=7),  # Later trees wait, so that they end later.
+        prompts_per_step=6,
+        max_unfinished_trees=1,
+        max_sampling_batches=2,
+    )
+    agreeing = PromptSource(ROWS, own.seed).take(0, 1)[0]["prompt"]
+
+    def agree_on_one(completions, prompts, **columns):
+        return [0.0 if prompt == agreeing else float(i) for i, prompt in enumerate(prompts)]
+
+    collector = collector_of(trainer(tiny_model_dir, own, agree_on_one))
+    metrics = collector.collect(0, 0.0).metrics
+    collector.commit()
+    assert (metrics["tree/sampled"], metrics["tree/kept"]) == (7, 6)
+    assert collector.open_trees() is not None

@@ -21,6 +21,7 @@ from treepo.config import (
 )
 from treepo.engine.hook import plain_attention
 from treepo.engine.load import load_model
+from treepo.errors import InvalidInputError
 from treepo.train import checkpoint
 from treepo.train.trainer import Trainer
 
@@ -139,3 +140,30 @@ def test_autocast_trains_near_float32_and_logs_how_far_it_is_from_the_sampler(
     exact = rows_of(tmp_path / "plain")[0]
     assert row["grad_norm"] == pytest.approx(exact["grad_norm"], rel=0.1)
     assert plain.dtype is torch.float32
+
+
+def test_a_tree_above_a_micro_batch_is_trained_in_parts_by_default(tiny_model_dir, tmp_path):
+    whole = trained(tiny_model_dir, config(tmp_path / "whole", num_steps=1))
+    small = config(tmp_path / "parts", num_steps=1, max_tokens_per_microbatch=16)
+    parts = trained(tiny_model_dir, small)
+    (row,), (cut,) = rows_of(tmp_path / "whole"), rows_of(tmp_path / "parts")
+    assert row["perf/forward_tokens"] == row["perf/trained_unique_tokens"]
+    assert cut["perf/forward_tokens"] == 2 * cut["perf/trained_unique_tokens"]
+    assert cut["perf/trained_unique_tokens"] == row["perf/trained_unique_tokens"]
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(parts.state_dict()[name], value, rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "remedy"),
+    [
+        ({"update": {"activations": "recompute"}}, r"update\.activations=keep"),
+        ({"update": {"parts": "keep"}, "loss": {"ratio": "trajectory"}}, "update.parts=recompute"),
+    ],
+)
+def test_a_tree_above_a_micro_batch_is_refused_with_what_lets_it_be_cut(
+    tiny_model_dir, tmp_path, changes, remedy
+):
+    own = config(tmp_path / "run", max_tokens_per_microbatch=16, **changes)
+    with pytest.raises(InvalidInputError, match=rf"to at least \d+, .*{remedy}"):
+        trained(tiny_model_dir, own)

@@ -54,6 +54,8 @@ def equal(one, other):
 class StopAfter:
     """A reward that presses Ctrl-C in the given call."""
 
+    __name__ = "count_ones"  # A run goes on with a reward of the same name only.
+
     def __init__(self, calls):
         self.calls = calls
 
@@ -66,6 +68,8 @@ class StopAfter:
 
 class BreakAfter:
     """A reward that returns too few values in the given call."""
+
+    __name__ = "count_ones"
 
     def __init__(self, calls):
         self.calls = calls

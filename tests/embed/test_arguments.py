@@ -352,7 +352,7 @@ def test_nothing_is_changed_while_a_plan_is_open(name):
     positions = {"report": (), "prune": ()}.get(name, (4,))
     with pytest.raises(InvalidInputError, match="commit the open plan before"):
         getattr(scheduler, name)(0, 0, *positions)
-    for call in (scheduler.drop_memory, scheduler.to_bytes, lambda: scheduler.abort_tree(0)):
+    for call in (scheduler.to_bytes, lambda: scheduler.abort_tree(0)):
         with pytest.raises(InvalidInputError, match="commit the open plan before"):
             call()
 

@@ -6,12 +6,14 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
-from treepo import advantages
+from treepo import advantages, core
 from treepo.core import Search, SearchConfig
 from treepo.forest import FinishReason, Forest
 
 EOS = 0
+ZEROS = np.zeros(2, np.float32)
 DOCUMENT = Path(__file__).parents[2] / "docs" / "embedding.md"
 
 
@@ -72,7 +74,7 @@ class Engine:
 def test_the_code_of_the_document_runs():
     blocks = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
     names = {"engine": Engine(), "value_of": len}
-    segments, scheduler, groups, config, verdicts = (
+    segments, scheduler, groups, own_trees, config, verdicts = (
         compile(block, str(DOCUMENT), "exec") for block in blocks
     )
     exec(segments, names)
@@ -83,5 +85,34 @@ def test_the_code_of_the_document_runs():
     names["plan"].plan(names["scheduler"])
     exec(groups, names)
     assert names["groups"].row_order[0] == 0
+    exec(own_trees, names)
+    assert names["values"][0] < 0 < names["values"][1]
     exec(config, names)
     exec(verdicts, names)
+
+
+@pytest.mark.parametrize("name", ["Engine", "Trainer"])
+def test_what_needs_torch_says_how_to_get_it(name):
+    code = (
+        "import sys\nsys.modules['torch'] = None\nimport treepo\n"
+        f"try:\n    treepo.{name}\nexcept ImportError as error:\n    print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout == f"treepo.{name} needs torch: pip install 'treepo[train]'\n"
+
+
+def test_weights_in_the_columns_of_a_forest_made_by_hand_move_its_credit():
+    grown = core.Forest()
+    tree = grown.add_tree(0, np.array([1, 5, 9], np.uint32))
+    for path in range(3):
+        if path:
+            assert grown.fork(tree, 0, 3) == path
+        grown.append(tree, path, np.array([4, path], np.uint32), np.float32([-1, -1]), ZEROS)
+        grown.finish(tree, path, FinishReason.STOP)
+    own, rewards = Forest(grown), [0.0, 1.0, 0.0]
+    columns = own.columns()
+    columns["path_weight"] = np.float32([1, 1, 4])
+    weighted = Forest.from_columns(columns)
+    assert weighted.paths.weight.tolist() == [1, 1, 4]
+    before, after = (advantages(x, rewards, "tree_rloo") for x in (own, weighted))
+    assert before[0] == before[2] < after[0] < 0 < after[1]

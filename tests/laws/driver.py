@@ -61,6 +61,13 @@ class Driver:
         self.draws = None
         self.scheduler.check()
 
+    def give_up(self) -> None:
+        """Loses the open plan and all keys and values, as after a step that failed."""
+        self.scheduler.drop_memory()
+        self.scheduler.check()
+        self.model.forget()
+        self.draws = None
+
     def judge(self, delay: int, step: int) -> None:
         """Judges ended segments; with a delay each one only with probability 1 / (1 + delay)."""
         for tree, path in self.scheduler.ended_segments().tolist():

@@ -110,8 +110,7 @@ class Machine(Driver):
         self.scheduler.set_policy_version(self.version)
 
     def call_drop_memory(self, *_: int) -> None:
-        self.scheduler.drop_memory()
-        self.model.forget()
+        self.give_up()
 
     def call_snapshot(self, *_: int) -> None:
         before = self.state()

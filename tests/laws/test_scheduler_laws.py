@@ -69,6 +69,26 @@ def test_a_forest_that_goes_on_from_a_snapshot_is_the_same(config, prompts, limi
         np.testing.assert_array_equal(actual[name], column, err_msg=name)
 
 
+@given(
+    *(configs.search_configs(), configs.prompts(), configs.limits()),
+    st.lists(st.booleans(), max_size=20),
+)
+def test_steps_that_fail_change_no_tree(config, prompts, limits, failures):
+    arrival = list(enumerate(prompts))
+    expected, _ = run(config, WIDE, arrival)
+    driver = Driver(config, limits)
+    for key, prompt in arrival:
+        driver.add_tree(key, prompt)
+    for step, fails in enumerate(failures):
+        if driver.plan():
+            driver.give_up() if fails else driver.commit()
+        driver.judge(0, step)
+    actual = driver.finish()
+    assert driver.scheduler.stats()["decoded_tokens"] == actual.num_unique_completion_tokens
+    for name, column in expected.columns().items():
+        np.testing.assert_array_equal(actual.columns()[name], column, err_msg=name)
+
+
 @given(configs.search_configs(), configs.prompts(), configs.limits())
 def test_s5_every_token_is_decoded_once_and_repeated_work_is_counted(config, prompts, limits):
     forest, stats = run(config, limits, list(enumerate(prompts)))
@@ -167,3 +187,65 @@ def test_an_aborted_tree_gives_its_memory_back():
     assert scheduler.is_done()
     scheduler.check()
     assert scheduler.take_finished() == [tree]
+
+
+def test_a_scheduler_tells_its_limits_and_so_does_its_snapshot():
+    limits = {"num_blocks": 50, "block_size": 4, "max_num_seqs": 7, "max_num_batched_tokens": 33}
+    scheduler = core.Scheduler(core.SearchConfig(), **limits, policy_version=3)
+    for each in (scheduler, core.Scheduler.from_bytes(scheduler.to_bytes())):
+        assert {name: getattr(each, name) for name in limits} == limits
+        assert each.policy_version == 3
+        each.set_policy_version(9)
+        assert each.policy_version == 9
+
+
+def test_the_samples_of_a_plan_are_in_the_order_of_its_paths():
+    driver = Driver(core.SearchConfig(width=3, segment_len=2, max_depth=2), WIDE)
+    for key in range(2):
+        driver.add_tree(key, [1, 2, key])
+    scheduler = driver.scheduler
+    assert scheduler.sampled_paths().shape == (0, 2)
+    while driver.plan():
+        paths, draws = scheduler.sampled_paths(), driver.draws
+        assert (paths.dtype, paths.shape) == (np.int32, (len(draws), 2))
+        before = [scheduler.tokens(*path).tolist() for path in paths.tolist()]
+        driver.commit()
+        after = [scheduler.tokens(*path).tolist() for path in paths.tolist()]
+        pairs = zip(before, draws, strict=True)
+        assert after == [[*tokens, token] for tokens, (token, _, _) in pairs]
+        assert scheduler.sampled_paths().shape == (0, 2)
+    assert scheduler.is_done()
+
+
+def test_a_plan_that_is_given_up_has_no_samples_and_is_made_again():
+    driver = Driver(core.SearchConfig(width=3, segment_len=2, max_depth=2), WIDE)
+    driver.add_tree(0, [1, 2])
+    assert driver.plan()
+    draws, paths = driver.draws, driver.scheduler.sampled_paths().tolist()
+    driver.give_up()
+    assert driver.scheduler.sampled_paths().shape == (0, 2)
+    with pytest.raises(core.InvalidInputError, match="no plan"):
+        driver.scheduler.commit_step(*toy.arrays(draws))
+    assert driver.plan()
+    again = zip(driver.scheduler.sampled_paths().tolist(), driver.draws, strict=True)
+    assert all(draw == draws[paths.index(path)] for path, draw in again)
+
+
+@pytest.mark.parametrize("kind", ["search", "scheduler"])
+def test_a_forest_of_some_trees_is_those_of_the_whole_forest(kind):
+    config = core.SearchConfig(width=3, segment_len=2, max_depth=2)
+    made = core.Search(config) if kind == "search" else make_scheduler(config, WIDE)
+    for key in range(3):
+        made.add_tree(key, np.arange(1, 3 + key, dtype=np.uint32))
+    made.abort_tree(1)
+    whole = Forest(made.forest())
+    for trees in ([2, 0], [1], []):
+        some = Forest(made.forest(np.array(trees, np.uint32)))
+        assert some.trees.key.tolist() == trees
+        for name, column in whole.select(trees).columns().items():
+            np.testing.assert_array_equal(some.columns()[name], column, err_msg=name)
+    assert Forest(made.forest(trees=None)).num_trees == 3
+    with pytest.raises(core.InvalidInputError, match="tree 3"):
+        made.forest(trees=np.array([0, 3], np.uint32))
+    with pytest.raises(core.InvalidInputError, match="one-dimensional array of uint32"):
+        made.forest(trees=[0])

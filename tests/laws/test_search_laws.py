@@ -26,15 +26,25 @@ def continue_tokens(tokens: np.ndarray, limit: int, salt: int) -> list[tuple[int
     return draws
 
 
-def grow(config: core.SearchConfig, prompts: list[list[int]], order: int) -> Forest:
-    """Runs segments one by one; `order` picks which of the waiting ones is next."""
+def grow(
+    config: core.SearchConfig, prompts: list[list[int]], order: int, *, is_cut: bool = False
+) -> Forest:
+    """Runs segments one by one; `order` picks which of the waiting ones is next.
+
+    With `is_cut` the engine itself ends a path within a segment, at a token that 3 divides.
+    """
     search = core.Search(config, seed=3)
     for key, prompt in enumerate(prompts):
         search.add_tree(key, np.array(prompt, np.uint32))
     while len(segments := search.segments()):
         tree, path, limit = (int(value) for value in segments[order % len(segments)])
         draws = continue_tokens(search.tokens(tree, path), limit, 1000 * tree + path)
-        search.complete_segment(tree, path, *toy.arrays(draws))
+        cuts = [place for place, (token, _, _) in enumerate(draws[:-1], 1) if token % 3 == 0]
+        ends = is_cut and bool(cuts)
+        search.complete_segment(tree, path, *toy.arrays(draws[: cuts[0]] if ends else draws))
+        if ends:
+            search.finish_path(tree, path, FinishReason.STOP)
+        search.check()
     assert search.is_done()
     return Forest(search.forest())
 
@@ -79,6 +89,58 @@ def test_branches_leave_at_marks_and_restarts_before_the_end_of_an_answer(config
         assert is_prompt or (parent, at) in marks
         assert paths.origin[path] != ForkOrigin.INITIAL or is_prompt
         assert paths.origin[path] != ForkOrigin.BRANCH or not is_prompt
+
+
+@given(configs.plain_configs(), configs.prompts(), st.integers(1, 50))
+def test_paths_that_the_engine_ends_are_leaves_in_any_order(config, prompts, order):
+    first, second = (grow(config, prompts, i, is_cut=True) for i in (0, order))
+    for name, column in first.columns().items():
+        np.testing.assert_array_equal(column, second.columns()[name], err_msg=name)
+    assert np.all(np.diff(first.trees.path_start) == config.width)
+    assert first.trees.replayable.all()
+
+
+def tokens_of(*ids: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A segment as the search takes it."""
+    return toy.arrays([(token, -1.0, 1.0) for token in ids])
+
+
+@pytest.mark.parametrize("reason", [FinishReason.STOP, FinishReason.LENGTH])
+def test_a_path_that_the_engine_ends_is_a_leaf_and_its_tree_goes_on(reason):
+    search = core.Search(core.SearchConfig(width=4, segment_len=3, max_depth=2))
+    tree = search.add_tree(0, np.array([1, 2], np.uint32))
+    search.complete_segment(tree, 0, *tokens_of(3, 4))
+    search.finish_path(tree, 0, reason)
+    while len(segments := search.segments()):
+        assert not search.is_tree_done(tree)
+        _, path, limit = segments[0].tolist()
+        search.complete_segment(tree, path, *tokens_of(*[5] * limit))
+    forest = Forest(search.forest())
+    assert search.is_tree_done(tree)
+    assert not search.is_tree_done(tree + 1)
+    assert (forest.num_paths, forest.paths.finish[0]) == (4, reason)
+    assert forest.completion_ids(0).tolist() == [3, 4]
+    assert forest.trees.replayable.all()
+
+
+def test_a_path_that_cannot_end_is_refused_and_goes_on():
+    search = core.Search(core.SearchConfig(width=2, segment_len=3, max_depth=2))
+    search.add_tree(0, np.array([1, 2], np.uint32))
+    with pytest.raises(core.InvalidInputError, match="path 0 of tree 0 has no token of its own"):
+        search.finish_path(0, 0, FinishReason.STOP)
+    search.complete_segment(0, 0, *tokens_of(3))
+    before = search.to_bytes()
+    for reason in (*FinishReason, 77):
+        if reason not in (FinishReason.STOP, FinishReason.LENGTH):
+            with pytest.raises(core.InvalidInputError):
+                search.finish_path(0, 0, reason)
+    for tree, path in ((1, 0), (0, 9)):
+        with pytest.raises(core.InvalidInputError):
+            search.finish_path(tree, path, FinishReason.STOP)
+    assert search.to_bytes() == before
+    search.finish_path(0, 0, FinishReason.STOP)
+    with pytest.raises(core.InvalidInputError, match="has no running segment"):
+        search.finish_path(0, 0, FinishReason.STOP)
 
 
 @pytest.mark.parametrize("field", ["width", "segment_len", "max_depth", "branch_factor"])

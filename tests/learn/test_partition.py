@@ -12,6 +12,7 @@ from treepo import core
 from treepo.config import (
     Correct,
     CorrectionConfig,
+    LoraConfig,
     LossConfig,
     Objective,
     Parts,
@@ -21,6 +22,7 @@ from treepo.config import (
 )
 from treepo.errors import InvalidConfigError
 from treepo.forest import FinishReason, Forest
+from treepo.train.adapters import Adapters
 from treepo.train.objective import Fixed
 from treepo.train.pack import Spans, pack
 from treepo.train.partition import cut
@@ -90,7 +92,7 @@ def backward(model, forest, loss, update=None, fixed=None):
     step = TrainStep(model, loss, TEMPERATURE, update=update)
     model.zero_grad()
     metrics = step.backward(packed, values, packed.num_trajectory_tokens, fixed)
-    return torch.cat([p.grad.flatten() for p in model.parameters()]), metrics
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad]), metrics
 
 
 def noisy(model, forest):
@@ -241,3 +243,29 @@ def test_a_clip_on_summed_advantages_is_another_loss(llama64, grow_forest):
 def test_recomputed_activations_beside_parts_are_refused():
     with pytest.raises(InvalidConfigError, match="do the same twice"):
         UpdateConfig(max_tokens_per_part=100, activations="recompute")
+
+
+@pytest.mark.parametrize("parts", Parts)
+def test_adapters_on_feed_forward_layers_alone_have_the_gradient_of_the_whole_tree(
+    llama64, grow_forest, parts
+):
+    targets = ("gate_proj", "up_proj", "down_proj")
+    Adapters(llama64, LoraConfig(rank=2, targets=targets), seed=0)
+    llama64.double()
+    with torch.no_grad():
+        for parameter in llama64.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(std=0.3)  # They begin as no change.
+    forest = grow_forest(2, vocab=23, num_trees=2)
+    expected, _ = backward(llama64, forest, LossConfig())
+    update = UpdateConfig(max_tokens_per_part=6, parts=parts)
+    actual, _ = backward(llama64, forest, LossConfig(), update)
+    assert float(expected.norm()) > 0
+    assert float((actual - expected).norm() / expected.norm()) < 1e-12
+
+
+def test_adapters_on_an_embedding_are_refused():
+    model = LlamaForCausalLM(LlamaConfig(**TINY))
+    own = LoraConfig(rank=2, targets=("embed_tokens", "q_proj"))
+    with pytest.raises(InvalidConfigError, match=r"lora\.targets: .*embed_tokens is an embedding"):
+        Adapters(model, own, seed=0)

@@ -34,6 +34,7 @@ from treepo.config import (
     Ratio,
     UpdateConfig,
 )
+from treepo.engine import Engine
 from treepo.engine.hook import plain_attention
 from treepo.errors import (
     InvalidConfigError,
@@ -547,3 +548,48 @@ def test_a_local_token_count_is_refused(llama, grow_forest):
 def test_greedy_trajectories_are_refused(llama):
     with pytest.raises(InvalidConfigError, match="temperature"):
         TrainStep(llama, LOSS, 0.0)
+
+
+@pytest.mark.parametrize("limit", [None, 8])
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (LossConfig(kl_weight=0.1), r"loss\.kl_weight = 0\.1 needs .*Fixed\(reference=\.\.\)"),
+        (
+            LossConfig(correction=CorrectionConfig(by=Correct.MASK)),
+            r"loss\.correction\.by = mask needs .*Fixed\(old=",
+        ),
+    ],
+)
+def test_a_loss_without_what_it_compares_with_is_refused(llama, grow_forest, loss, message, limit):
+    forest = grow_forest(1, vocab=23)
+    packed, values = pack(forest), random_advantages(forest, 1)
+    step = TrainStep(llama, loss, TEMPERATURE, update=UpdateConfig(max_tokens_per_part=limit))
+    known = step.fixed_logprobs(packed)
+    other = Fixed(old=known) if loss.kl_weight else Fixed(reference=known)
+    for fixed in (None, other):
+        with pytest.raises(InvalidInputError, match=message):
+            step.backward(packed, values, packed.num_trajectory_tokens, fixed)
+    assert all(parameter.grad is None for parameter in llama.parameters())
+    both = Fixed(old=known, reference=known)
+    step.backward(packed, values, packed.num_trajectory_tokens, both)
+
+
+def test_first_step_check_stops_a_gradient_that_sees_too_few_keys_behind_an_exact_forward(
+    llama, small_forest, monkeypatch
+):
+    exact = Engine(llama, None).exact_forward
+    assert exact is not None
+    assert first_step_check(llama, small_forest, TEMPERATURE, exact=exact) < 1e-4
+    step = TrainStep(llama, LOSS, TEMPERATURE, exact=exact)
+    sound = step.fixed_logprobs(pack(small_forest))
+    original = PackedContext.attend
+
+    def lacks_a_key(self, *arguments, **options):
+        # The last predictors have three tokens before them.
+        return original(self, *arguments, **{**options, "sliding_window": 3})
+
+    monkeypatch.setattr(PackedContext, "attend", lacks_a_key)
+    np.testing.assert_array_equal(step.fixed_logprobs(pack(small_forest)), sound)
+    with pytest.raises(UnsupportedModelError, match=r"cannot be trained on trees$"):
+        first_step_check(llama, small_forest, TEMPERATURE, exact=exact)

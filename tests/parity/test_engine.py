@@ -11,7 +11,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 import treepo.tasks
 from treepo.config import Dtype, EngineConfig, Packing, SamplingParams, SearchConfig
-from treepo.engine import Engine
+from treepo.engine import Continue, Engine, plain_attention
 from treepo.errors import (
     CheckpointError,
     InvalidConfigError,
@@ -251,6 +251,32 @@ def test_nan_weights_are_refused_and_do_not_spoil_later_rollouts(engine, prompts
     assert tokens(engine.rollout(prompts, SEARCH)) == expected
 
 
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        ("llama", "model.layers.0.self_attn.v_proj.weight"),
+        ("gpt_oss", "model.layers.0.self_attn.sinks"),
+    ],
+)
+def test_after_nan_weights_an_engine_is_as_a_fresh_one(make_model, prompts, family, name):
+    config = EngineConfig(block_size=4, num_blocks=200)
+    model = make_model(family)
+    engine = Engine(model, None, config)
+    pool = engine.acquire()
+    weight = model.get_parameter(name).data
+    saved = weight.clone()
+    weight.fill_(float("nan"))
+    engine.weights_changed()
+    with pytest.raises(NotFiniteError):
+        engine.rollout(prompts[::-1], SEARCH)
+    weight.copy_(saved)
+    engine.weights_changed()
+    assert engine.acquire() is not pool
+    found, expected = (x.rollout(prompts, SEARCH) for x in (engine, Engine(model, None, config)))
+    np.testing.assert_array_equal(found.tokens.id, expected.tokens.id)
+    np.testing.assert_array_equal(found.tokens.logprob, expected.tokens.logprob)
+
+
 def test_an_interrupted_engine_works_on(engine, prompts):
     expected = tokens(engine.rollout(prompts, SEARCH))
 
@@ -280,6 +306,26 @@ def test_a_rollout_within_a_rollout_is_refused_and_the_outer_one_unharmed(engine
             engine.rollout(prompts[::-1], SEARCH, seed=4)
 
     assert tokens(engine.rollout(prompts, SEARCH, on_step=nested)) == expected
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
+def test_a_plain_forward_within_a_rollout_gives_the_plain_logits(make_model, prompts, family):
+    model, ids = make_model(family), torch.arange(9)[None]
+    with torch.no_grad():
+        expected = model(input_ids=ids).logits
+    engine = Engine(model, None)
+    whole, found = tokens(engine.rollout(prompts, SEARCH)), []
+
+    def look(*_):
+        with plain_attention(engine.model):
+            found.append(engine.model(input_ids=ids).logits)
+        return Continue()
+
+    judged = SEARCH.replace(verdicts="segments")
+    assert tokens(engine.rollout(prompts, judged, on_step=look, judge=look)) == whole
+    assert len(found) > engine.stats.steps
+    for logits in found:
+        torch.testing.assert_close(logits, expected, atol=2e-4 * float(expected.max()), rtol=0)
 
 
 def test_two_engines_on_one_model_do_not_disturb_each_other(make_model, prompts):

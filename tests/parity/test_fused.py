@@ -4,11 +4,14 @@ import copy
 import importlib
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from tiny_models import VOCAB_SIZE
 from torch import nn
+from torch.nn import functional as F
 
 from treepo.config import Attention, Dtype, EngineConfig, Packing
 from treepo.core import Activation
@@ -32,7 +35,7 @@ def test_gated_models_have_every_fusion(make_model, family):
     assert set(Engine(make_model(family), None).fusions) == ALL
 
 
-@pytest.mark.parametrize("family", ["gemma2", "olmo2", "granite"])
+@pytest.mark.parametrize("family", ["gemma2", "olmo2", "granite", "ministral3"])
 def test_layers_of_another_shape_are_left_alone(make_model, family):
     assert Fusion.DECODER_LAYER not in Engine(make_model(family), None).fusions
 
@@ -62,7 +65,7 @@ def test_an_error_within_the_block_takes_the_overlay_off(make_model):
 def test_a_replacement_that_computes_something_else_is_left_out(make_model, monkeypatch):
     monkeypatch.setattr(Kernels, "_gate", lambda self, activation, gate, up: gate * up)
     fusions = set(Engine(make_model("llama"), None).fusions)
-    assert fusions == ALL - {Fusion.GATE, Fusion.DECODER_LAYER}
+    assert fusions == ALL - {Fusion.GATE, Fusion.ACTIVATION, Fusion.DECODER_LAYER}
 
 
 def test_nothing_is_packed_when_the_config_says_so(make_model):
@@ -162,6 +165,48 @@ def test_kernels_have_the_gradients_of_the_formulas():
     got = torch.autograd.grad(kernels.rms_norm(x, weight, 1e-5, 1.0).square().sum(), [x, weight])
     wanted = torch.autograd.grad(normal.square().sum(), [x, weight])
     torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("activation", "reference"),
+    [
+        (Activation.SILU, F.silu),
+        (Activation.GELU, F.gelu),
+        (Activation.GELU_TANH, partial(F.gelu, approximate="tanh")),
+    ],
+)
+def test_activations_have_the_values_and_gradients_of_torch(activation, reference):
+    torch.manual_seed(0)
+    x, slope = 3 * torch.randn(2, 5, 24), torch.randn(2, 5, 24)
+    x.requires_grad_()
+    got, wanted = Kernels().activate(activation, x), reference(x)
+    torch.testing.assert_close(got, wanted)
+    assert torch.equal(
+        torch.autograd.grad(got, x, slope)[0], torch.autograd.grad(wanted, x, slope)[0]
+    )
+    for empty in (x[:0], x[..., :0]):
+        assert Kernels().activate(activation, empty).shape == empty.shape
+
+
+@pytest.fixture
+def three_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("family", ["phi3", "starcoder2"])
+def test_a_wide_activation_has_the_same_bits_alone_and_in_a_batch(
+    make_model, three_threads, family
+):
+    engine = Engine(make_model(family, intermediate_size=8192, num_hidden_layers=4), None)
+    prompts = np.random.default_rng(0).integers(0, VOCAB_SIZE, (10, 7)).astype(np.uint32)
+    together = engine.generate(prompts, max_tokens=12)
+    for key in (0, 3, 6, 9):
+        alone = engine.generate(prompts[key : key + 1], max_tokens=12, keys=[key])
+        for name, column in alone.columns().items():
+            np.testing.assert_array_equal(together.select([key]).columns()[name], column, name)
 
 
 def test_kernels_refuse_mixed_number_formats():

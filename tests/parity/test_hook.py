@@ -3,6 +3,8 @@
 import pytest
 import torch
 from transformers import (
+    BartConfig,
+    BartForCausalLM,
     BertConfig,
     BertLMHeadModel,
     BloomConfig,
@@ -13,8 +15,12 @@ from transformers import (
     Llama4TextConfig,
     MambaConfig,
     MambaForCausalLM,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
     Qwen3NextConfig,
     Qwen3NextForCausalLM,
+    RobertaConfig,
+    RobertaForCausalLM,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -64,6 +70,41 @@ def llama4():
     return Llama4ForCausalLM(config)
 
 
+def bart_decoder():
+    sides = ("encoder", "decoder")
+    sizes = {f"{side}_layers": 1 for side in sides} | {f"{side}_ffn_dim": 16 for side in sides}
+    sizes |= {f"{side}_attention_heads": 2 for side in sides}
+    return BartForCausalLM(
+        BartConfig(vocab_size=32, d_model=16, max_position_embeddings=32, **sizes)
+    )
+
+
+def roberta():
+    config = RobertaConfig(
+        vocab_size=32,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=32,
+        is_decoder=True,
+    )
+    return RobertaForCausalLM(config)
+
+
+def qwen2_moe(**settings):
+    sizes = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
+    experts = {
+        "moe_intermediate_size": 16,
+        "shared_expert_intermediate_size": 16,
+        "num_experts": 2,
+        "num_experts_per_tok": 1,
+    }
+    config = Qwen2MoeConfig(**sizes, **heads, **experts, **settings)
+    return Qwen2MoeForCausalLM(config)
+
+
 def test_probe_finds_the_shapes_of_every_layer(make_model):
     shapes = probe(make_model("gemma2"))
     assert [layer.sliding_window for layer in shapes.layers] == [7, None, 7]
@@ -103,6 +144,36 @@ def test_an_unsupported_model_is_refused_by_name(make):
     model = make()
     with pytest.raises(UnsupportedModelError, match=type(model).__name__):
         Engine(model, None)
+
+
+COUNTS_POSITIONS = pytest.mark.parametrize("make", [bart_decoder, roberta])
+
+
+@COUNTS_POSITIONS
+def test_a_model_that_counts_positions_itself_is_refused(make):
+    model = make()
+    with pytest.raises(UnsupportedModelError, match=f"{type(model).__name__} gives logits .*order"):
+        Engine(model, None)
+
+
+@COUNTS_POSITIONS
+def test_a_model_that_an_engine_refused_computes_as_before(make):
+    model = make().eval()
+    before = model(torch.tensor([[5, 6, 7]]), use_cache=False).logits
+    with pytest.raises(UnsupportedModelError):
+        Engine(model, None)
+    torch.testing.assert_close(model(torch.tensor([[5, 6, 7]]), use_cache=False).logits, before)
+
+
+def test_a_window_that_only_the_models_own_mask_knows_is_refused():
+    model = qwen2_moe(use_sliding_window=True, sliding_window=7)
+    with pytest.raises(UnsupportedModelError, match=r"Qwen2Moe.* the sliding window of layer 0"):
+        Engine(model, None)
+
+
+def test_a_family_whose_windows_are_refused_is_served_without_one():
+    forest = Engine(qwen2_moe(), None).generate([[3, 1, 4]], n=2, max_tokens=12)
+    assert [len(forest.completion_ids(path)) for path in range(2)] == [12, 12]
 
 
 def test_a_quantised_model_is_refused(make_model):

@@ -1,12 +1,14 @@
 """The KV pool stores, copies and sizes as it says."""
 
+import sys
+
 import pytest
 import torch
 
 from treepo.config import EngineConfig
 from treepo.engine import memory
 from treepo.engine.hook import KVShapes, LayerShape
-from treepo.engine.kv import KVPool, choose_num_blocks
+from treepo.engine.kv import KVPool, _free_of_container, choose_num_blocks, free_bytes
 
 LAYER = LayerShape(
     num_heads=4,
@@ -70,6 +72,38 @@ def test_by_default_every_row_can_reach_the_context_length():
 def test_by_default_the_pool_stays_within_a_quarter_of_the_free_memory(monkeypatch):
     monkeypatch.setattr("treepo.engine.kv.free_bytes", lambda device: 80_000)
     assert num_blocks(max_num_seqs=8, block_size=16) == 20_000 // (16 * SHAPES.bytes_per_token)
+
+
+def version_2(limit, usage):
+    return {"memory.max": limit, "memory.current": usage}
+
+
+def version_1(limit, usage):
+    return {"memory/memory.limit_in_bytes": limit, "memory/memory.usage_in_bytes": usage}
+
+
+@pytest.mark.parametrize(
+    ("files", "free"),
+    [
+        (version_2("1000", "300"), 700),
+        (version_2("1000", "1300"), 0),
+        (version_1("900", "200"), 700),
+        (version_2("max", "300") | version_1("900", "250"), 650),
+        (version_2("max", "300"), sys.maxsize),
+        ({"memory.max": "1000"}, sys.maxsize),
+        ({}, sys.maxsize),
+    ],
+)
+def test_a_container_leaves_what_its_limit_and_use_say(tmp_path, files, free):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text + "\n")
+    assert _free_of_container(tmp_path) == free
+
+
+def test_the_free_memory_is_no_more_than_the_container_leaves(monkeypatch):
+    monkeypatch.setattr("treepo.engine.kv._free_of_container", lambda: 80_000)
+    assert free_bytes(CPU) == 80_000
 
 
 @pytest.mark.parametrize("shape", [(3, 5), (0, 4), (700, 1001)])

@@ -6,7 +6,7 @@ import torch
 
 from treepo import Engine, EngineConfig, SamplingParams, SearchConfig
 from treepo.config import LossConfig
-from treepo.errors import InvalidConfigError, InvalidInputError
+from treepo.errors import InvalidConfigError, InvalidInputError, NotFiniteError
 from treepo.forest import TokenKind
 from treepo.tasks import embedded
 from treepo.train.pack import pack
@@ -123,6 +123,61 @@ def test_trees_that_are_done_when_a_callback_gives_up_are_returned_by_the_next_c
             rollout = engine.open_rollout(SEARCH, seed=3, saved=rollout.to_bytes())
         assert_same(whole, rollout.run(9))
         assert rollout.num_open == 0
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_step_that_fails_loses_no_token(engine, monkeypatch, error):
+    whole = engine.rollout(PROMPTS, SEARCH, seed=3)
+    rollout = engine.open_rollout(SEARCH, seed=3)
+    rollout.add(PROMPTS, range(9))
+    forward, calls = engine.model.forward, []
+
+    def fails_once(*args, **kwargs):
+        calls.append(None)
+        if len(calls) == 7:
+            raise error("out of memory")
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(engine.model, "forward", fails_once)
+    with pytest.raises(error, match="out of memory"):
+        rollout.run(9)
+    assert not rollout.is_done
+    assert_same(whole, rollout.run(9))
+    assert rollout.is_done
+
+
+def test_trees_go_on_after_logits_that_were_not_finite(engine):
+    whole = engine.rollout(PROMPTS, SEARCH, seed=3)
+    rollout = engine.open_rollout(SEARCH, seed=3)
+    rollout.add(PROMPTS, range(9))
+    with pytest.raises(StoppedError):
+        rollout.run(9, stop_at(steps=7))
+    weight = engine.model.lm_head.weight.data
+    saved = weight.clone()
+    weight.fill_(float("nan"))
+    engine.weights_changed()
+    with pytest.raises(NotFiniteError):
+        rollout.run(9)
+    weight.copy_(saved)
+    engine.weights_changed()
+    forest = rollout.run(9)
+    for name in columns(whole, but=("token_version",)):
+        np.testing.assert_array_equal(forest.columns()[name], whole.columns()[name], name)
+    assert set(forest.tokens.version) == {0, 2}
+
+
+def test_a_rollout_is_not_done_while_finished_trees_have_not_been_returned(engine):
+    whole = engine.rollout(PROMPTS, SEARCH, seed=3)
+    rollout = engine.open_rollout(SEARCH, seed=3)
+    assert rollout.is_done
+    rollout.add(PROMPTS, range(9))
+    assert not rollout.is_done
+    with pytest.raises(StoppedError):
+        rollout.run(9, stop_at(finished_trees=9))
+    assert not engine.open_rollout(SEARCH, seed=3, saved=rollout.to_bytes()).is_done
+    assert not rollout.is_done
+    assert_same(whole, rollout.run(9))
+    assert rollout.is_done
 
 
 def test_what_does_not_fit_is_refused(engine):

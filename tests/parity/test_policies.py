@@ -2,8 +2,11 @@
 
 import numpy as np
 import pytest
+from tiny_models import VOCAB_SIZE
+from tokenizers import AddedToken, Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
-from treepo.config import EngineConfig, SamplingParams, SearchConfig
+from treepo.config import EngineConfig, SamplingParams, SearchConfig, StopConfig
 from treepo.engine import Continue, Engine, Prune, Stop
 from treepo.errors import InvalidConfigError, InvalidInputError
 from treepo.forest import FinishReason
@@ -110,6 +113,25 @@ def test_a_stop_string_ends_completions_with_it(text_engine):
     assert stopped.any()
     assert all(text.find(";") in (-1, len(text) - 1) for text in texts)
     assert [text.endswith((";", "<eos>")) for text in texts] == stopped.tolist()
+
+
+def test_a_stop_string_that_is_a_special_token_ends_paths_at_that_token(engine, prompts):
+    free = engine.generate(prompts, n=4, max_tokens=20)
+    token = int(np.bincount(np.concatenate([free.completion_ids(p) for p in range(16)])).argmax())
+    words = {f"w{index}": index for index in range(VOCAB_SIZE)}
+    model = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=model)
+    tokenizer.add_tokens([AddedToken(f"w{token}", special=True)], special_tokens=True)
+    stopping = Engine(engine.model, tokenizer, engine.config)
+    stop = StopConfig(strings=(f"w{token}", "no word"))
+    forest = stopping.generate(prompts, n=4, max_tokens=20, stop=stop)
+    for path in range(16):
+        expected = free.completion_ids(path).tolist()
+        if token in expected:
+            expected = expected[: expected.index(token) + 1]
+        assert forest.completion_ids(path).tolist() == expected
+        assert (forest.paths.finish[path] == FinishReason.STOP) == (expected[-1] == token)
+    assert (forest.paths.finish == FinishReason.STOP).sum() > 2
 
 
 def test_a_rule_about_text_without_a_tokenizer_is_refused(engine, prompts):

@@ -1,11 +1,16 @@
 """The sampler draws in proportion to the distribution that it reports."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
 from treepo.config import SamplingParams
+from treepo.engine.kernels import Kernels
+from treepo.engine.native_sampler import draw
 from treepo.engine.sampler import sample
-from treepo.errors import NotFiniteError
+from treepo.errors import InvalidInputError, NotFiniteError
 
 PARAMS = [
     SamplingParams(),
@@ -130,3 +135,32 @@ def test_a_logit_that_is_not_finite_is_refused_and_its_row_named(bad, temperatur
     uniforms = torch.full((4,), 0.5, dtype=torch.float64)
     with pytest.raises(NotFiniteError, match="row 2"):
         sample(logits, uniforms, SamplingParams(temperature=temperature))
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_another_number_of_draws_than_of_rows_is_refused(count):
+    uniforms = torch.full((count,), 0.5, dtype=torch.float64)
+    with pytest.raises(InvalidInputError, match=f"{count} draws from 3 rows"):
+        draw(Kernels(1), torch.zeros(3, 8), None, uniforms, SamplingParams())
+
+
+FLUSHING = """
+import numpy as np, torch
+from treepo import core
+
+torch.set_flush_denormal(True)
+for level in core.Kernels.levels():
+    for size, top_k in [(8, 0), (600, 0), (600, 5)]:
+        logits = np.zeros((2, size), np.float32)
+        logits[:, 3] = 20.0
+        ids, results = np.empty(2, np.uint32), np.empty((2, 2), np.float32)
+        core.Kernels(1, level=level).sample(
+            core.Element.F32, (logits.ctypes.data, 2, size, size), None, np.array([0.0, 0.999]),
+            (1.0, top_k, 0.5, 0.0), ids, results[0], results[1],
+        )
+        assert ids.tolist() == [3, 3] and results[0].tolist() == [0.0, 0.0], (level, size, top_k)
+"""
+
+
+def test_top_p_ends_where_numbers_too_small_to_be_normal_are_read_as_0():
+    subprocess.run([sys.executable, "-c", FLUSHING], check=True, timeout=60)

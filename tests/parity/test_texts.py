@@ -13,6 +13,7 @@ from tokenizers import (
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from treepo.engine import token_texts
+from treepo.engine.texts import special_ids
 from treepo.tasks import embedded
 
 CORPUS = [
@@ -103,6 +104,16 @@ def test_an_added_token_that_is_not_special_has_its_text():
     tokenizer.add_tokens([AddedToken("<caf\u00e9>", special=False)])
     index = tokenizer.convert_tokens_to_ids("<caf\u00e9>")
     assert token_texts(tokenizer)[index] == "<caf\u00e9>".encode()
+
+
+@pytest.mark.parametrize("make", [byte_level, byte_fallback_bpe, unigram])
+def test_special_tokens_are_found_by_how_they_are_written_and_no_others(make):
+    tokenizer = wrapped(make())
+    tokenizer.add_tokens([AddedToken("<end>", special=True)], special_tokens=True)
+    tokenizer.add_tokens([AddedToken("<plain>", special=False)])
+    index = tokenizer.convert_tokens_to_ids("<end>")
+    assert special_ids(tokenizer, ("<end>", "<plain>", "the", "end")) == {index}
+    assert special_ids(tokenizer, ("</s>", "<end>")) == {index, tokenizer.eos_token_id}
 
 
 def test_a_tokenizer_of_whole_words_is_decoded_id_by_id():

@@ -21,6 +21,8 @@ from transformers import (
     GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    Ministral3Config,
+    Ministral3ForCausalLM,
     MistralConfig,
     MistralForCausalLM,
     MixtralConfig,
@@ -113,6 +115,21 @@ MODELS = {
     "qwen3": TinyModel(Qwen3ForCausalLM, Qwen3Config, heads(3, 1, 24)),
     "mistral": TinyModel(
         MistralForCausalLM, MistralConfig, {**heads(4, 2, 16), "sliding_window": WINDOW}
+    ),
+    # Queries from position 8 on are scaled by their position.
+    "ministral3": TinyModel(
+        Ministral3ForCausalLM,
+        Ministral3Config,
+        {
+            **heads(4, 2, 16),
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 10_000.0,
+                "factor": MAX_LEN / 8,
+                "original_max_position_embeddings": 8,
+                "llama_4_scaling_beta": 0.5,
+            },
+        },
     ),
     "gemma2": TinyModel(
         Gemma2ForCausalLM,

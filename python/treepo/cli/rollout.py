@@ -11,6 +11,8 @@ from treepo.cli import EXIT_OK, options
 from treepo.cli.picture import picture
 from treepo.cli.report import counted
 from treepo.config import TrainConfig
+from treepo.config.overrides import nested
+from treepo.config.schema import flat
 from treepo.errors import DataError, InvalidConfigError, RewardError
 from treepo.forest import Forest
 from treepo.prompts import load_jsonl
@@ -42,7 +44,8 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     rows = list(_rows(arguments.prompts, config)[: arguments.num_prompts])
     if not 0 <= arguments.show < len(rows):
         raise InvalidConfigError(f"--show must be in 0..{len(rows) - 1}, got {arguments.show}")
-    reward = _reward(arguments, config, rows)
+    is_asked = arguments.reward is not None or "reward.name" in flat(nested(TrainConfig, overrides))
+    reward = _reward(config, rows, is_asked=is_asked)
     out = options.output_file(
         arguments.out or time.strftime("runs/forest-%Y%m%d-%H%M%S.safetensors")
     )
@@ -76,14 +79,14 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     return EXIT_OK
 
 
-def _reward(arguments: argparse.Namespace, config: TrainConfig, rows: Sequence[Any]) -> str | None:
+def _reward(config: TrainConfig, rows: Sequence[Any], *, is_asked: bool) -> str | None:
     """Return what scores the trees; a file's reward does not if the prompts have no answers."""
     if config.reward.name is None:
         return None
     try:
         options.check_reward(config, rows)
     except RewardError as error:
-        if arguments.config is None or arguments.reward is not None:
+        if is_asked:
             raise
         print(f"trees are not scored: {error}", file=sys.stderr)
         return None

@@ -62,6 +62,7 @@ class Adapters:
         """Refuse adapters whose effect has no place in the weights of a plain model."""
         for name, module in self._model.named_modules():
             if getattr(module, "lora_embedding_A", None):
+                self._peft.unload()
                 raise InvalidConfigError(
                     f"lora.targets: {name} is an embedding; adapters go on linear layers"
                 )

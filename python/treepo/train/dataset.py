@@ -36,6 +36,8 @@ def check_rows(
 
 
 def _problem(row: Row, encode: Callable[[Prompt], object]) -> str | None:
+    if not isinstance(row, Mapping):
+        return f"it is a {type(row).__name__}, not a mapping with a 'prompt'"
     if "prompt" not in row:
         return f"it has no 'prompt', it has {list(row)}"
     try:

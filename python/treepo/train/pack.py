@@ -158,7 +158,8 @@ def microbatches(forest: Forest, max_tokens: int, *, may_be_cut: bool = False) -
         raise InvalidInputError(
             f"tree {tree} has {sizes[tree]} unique tokens, above max_tokens_per_microbatch = "
             f"{max_tokens}: set max_tokens_per_microbatch to at least {sizes[tree]}, sample "
-            "smaller trees, or let them be cut (update.activations=keep, update.weights=whole)"
+            "smaller trees, or let them be cut (update.activations=keep, update.weights=whole, "
+            "update.parts=recompute)"
         )
     return list(_fill(sizes, max_tokens))
 

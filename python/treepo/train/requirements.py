@@ -45,6 +45,11 @@ def check_parts(model: Any, tokenizer: Any, *datasets: Any) -> None:
     for rows in datasets:
         if rows is None:
             continue
+        if isinstance(rows, str | Path):
+            raise InvalidInputError(
+                f"the data set is the path {rows}; hand in rows, such as those of "
+                "treepo.prompts.load_jsonl(path)"
+            )
         if isinstance(rows, Mapping):
             raise InvalidInputError(
                 f"the data set is a {type(rows).__name__} of {list(rows)}; choose one, such as "

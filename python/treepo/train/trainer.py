@@ -302,9 +302,19 @@ class Trainer:
                 folder.save_forest(step, batch.sampled)
         if due(step, config.save_every) or is_last:
             self._save(folder)
-        if self._on_step is not None and self._group.is_first:
-            self._on_step(step, metrics)
+        self._tell_caller(folder, step, metrics)
         self._evaluate_if_due(folder)
+
+    def _tell_caller(self, folder: RunFolder, step: int, metrics: Metrics) -> None:
+        """Call `on_step`; where it fails, the step is saved before the run ends."""
+        if self._on_step is None or not self._group.is_first:
+            return
+        try:
+            self._on_step(step, metrics)
+        except Exception:
+            if self._shards is None:
+                self._save(folder)
+            raise
 
     def _train_on(self, forest: Forest) -> Metrics:
         """Make the optimizer steps of one rollout step."""
