@@ -25,14 +25,12 @@ LEARNING_RATE = 2.7e-5
 
 def rewards_of(engine: treepo.Engine, forest: treepo.Forest, rows: list) -> list[float]:
     """One reward a trajectory, in the order of `forest.paths`."""
-    texts = engine.tokenizer.batch_decode(
-        [forest.completion_ids(path) for path in range(forest.num_paths)],
-        skip_special_tokens=True,
-    )
+    ids = [forest.completion_ids(path).tolist() for path in range(forest.num_paths)]
     own = [rows[tree] for tree in forest.paths.tree]
     return product_reward(
         prompts=[row["prompt"] for row in own],
-        completions=texts,
+        completions=engine.tokenizer.batch_decode(ids, skip_special_tokens=True),
+        completion_ids=ids,
         answer=[row["answer"] for row in own],
     )
 

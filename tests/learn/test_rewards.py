@@ -362,7 +362,7 @@ def test_a_batch_that_kills_its_process_everywhere_is_given_up(user_module, monk
     assert np.isnan(result.values).all()
     assert result.is_failed.all()
     assert (result.num_timeouts, result.num_errors) == (0, len(completions))
-    assert len(started) == 2  # One for the whole batch, one for a part of it.
+    assert len(started) == 7  # For the whole batch, its quarters, and two completions.
 
 
 def test_time_to_prepare_a_worker_is_no_time_of_a_call(user_module):

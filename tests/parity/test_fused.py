@@ -16,7 +16,15 @@ from torch.nn import functional as F
 from treepo.config import Attention, Dtype, EngineConfig, Packing
 from treepo.core import Activation
 from treepo.engine import Engine, install
-from treepo.engine.fused import Fusion, PackedLinear, build, build_overlay, can_pack, products
+from treepo.engine.fused import (
+    Fusion,
+    Overlay,
+    PackedLinear,
+    build,
+    build_overlay,
+    can_pack,
+    products,
+)
 from treepo.engine.fused.linear import layers_by_input
 from treepo.engine.fused.modules import rotary_function
 from treepo.engine.kernels import Kernels
@@ -51,6 +59,22 @@ def test_an_overlay_leaves_the_model_as_it_was(make_model):
     after = {name: dict(vars(module)) for name, module in model.named_modules()}
     assert before.keys() == after.keys()
     assert all(before[name].keys() == after[name].keys() for name in before)
+
+
+def test_an_activation_that_layers_share_is_replaced_once_and_put_back(make_model):
+    model = make_model("starcoder2")
+    model.model.layers[1].mlp.act = model.model.layers[0].mlp.act
+    assert Fusion.ACTIVATION in Engine(model, None).fusions
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_overlays_that_replace_nothing_do_not_wait_for_each_other():
+    def enter():
+        with Overlay().applied():
+            return 7
+
+    with ThreadPoolExecutor(1) as pool, Overlay().applied():
+        assert pool.submit(enter).result(timeout=5) == 7
 
 
 def test_an_error_within_the_block_takes_the_overlay_off(make_model):

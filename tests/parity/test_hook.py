@@ -11,6 +11,8 @@ from transformers import (
     BloomForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
+    JetMoeConfig,
+    JetMoeForCausalLM,
     Llama4ForCausalLM,
     Llama4TextConfig,
     MambaConfig,
@@ -174,6 +176,14 @@ def test_a_window_that_only_the_models_own_mask_knows_is_refused():
 def test_a_family_whose_windows_are_refused_is_served_without_one():
     forest = Engine(qwen2_moe(), None).generate([[3, 1, 4]], n=2, max_tokens=12)
     assert [len(forest.completion_ids(path)) for path in range(2)] == [12, 12]
+
+
+def test_a_model_that_views_attention_as_rows_is_served():
+    sizes = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2}
+    heads = {"num_key_value_heads": 2, "kv_channels": 8, "max_position_embeddings": 32}
+    config = JetMoeConfig(**sizes, **heads, num_local_experts=4, num_experts_per_tok=2)
+    forest = Engine(JetMoeForCausalLM(config), None).generate([[3, 1, 4]], max_tokens=5)
+    assert len(forest.completion_ids(0)) == 5
 
 
 def test_a_quantised_model_is_refused(make_model):

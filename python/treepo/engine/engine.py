@@ -20,7 +20,7 @@ from treepo.engine.attention import (
 )
 from treepo.engine.exact import ExactForward
 from treepo.engine.fused import Fusion
-from treepo.engine.hook import KVShapes, probe
+from treepo.engine.hook import KVShapes, probe, unhooked_if_refused
 from treepo.engine.kv import KVPool, choose_num_blocks
 from treepo.engine.load import load_model
 from treepo.engine.open_rollout import OpenRollout
@@ -78,16 +78,17 @@ class Engine:
         self.model = model
         self.tokenizer = tokenizer
         self.config = EngineConfig() if config is None else config
-        self.shapes = probe(model)
-        check_order(model)
-        self.policy = SamplingPolicy(model, self.config)
-        self.shapes = _kv_shapes(self.shapes, self.policy, self.config)
-        self.eos_token_ids = eos_token_ids(model, tokenizer)
-        self.max_model_len = _max_model_len(model, self.config)
-        check_rope(model.config, self.max_model_len)
+        with unhooked_if_refused(model):
+            self.shapes = probe(model)
+            check_order(model)
+            self.policy = SamplingPolicy(model, self.config)
+            self.shapes = _kv_shapes(self.shapes, self.policy, self.config)
+            self.eos_token_ids = eos_token_ids(model, tokenizer)
+            self.max_model_len = _max_model_len(model, self.config)
+            check_rope(model.config, self.max_model_len)
+            self.backend = self._make_backend()
         self.policy_version = 0
         self.stats = EngineStats()
-        self.backend = self._make_backend()
         self._pool: KVPool | None = None
         self._chosen_blocks: tuple[EngineConfig, int] | None = None
         self._weights_are_new = False

@@ -156,6 +156,18 @@ def install(model: PreTrainedModel) -> None:
 
 
 @contextmanager
+def unhooked_if_refused(model: PreTrainedModel) -> Iterator[None]:
+    """Put back the attention that `model` had if the `with` block raises: it computes as before."""
+    before = model.config._attn_implementation
+    try:
+        yield
+    except BaseException:
+        if model.config._attn_implementation != before:
+            model.set_attn_implementation(before)
+        raise
+
+
+@contextmanager
 def plain_attention(model: PreTrainedModel, implementation: str = "eager") -> Iterator[None]:
     """Run `model` with one of transformers' own attention functions inside a `with` block.
 
@@ -216,13 +228,9 @@ def probe(model: PreTrainedModel) -> KVShapes:
     """
     name = type(model).__name__
     check_config(model.config, name)
-    before = model.config._attn_implementation
-    install(model)
-    try:
+    with unhooked_if_refused(model):
+        install(model)
         return _shapes(model, name)
-    except UnsupportedModelError:
-        model.set_attn_implementation(before)
-        raise
 
 
 def _shapes(model: PreTrainedModel, name: str) -> KVShapes:

@@ -18,10 +18,16 @@ from treepo.engine.memory import zeros
 # phase shares the memory, and on a CPU the rest of the machine does.
 _FREE_SHARE = {"cpu": 0.25, "cuda": 0.5}
 _GIB = 1 << 30
-# Limit and use of a control group's memory, version 2 and version 1.
+# Limit and use of a control group's memory and what of it is cache that gives way, for version 2
+# and version 1: two files, and a key of a third.
 _LIMITS = (
-    ("memory.max", "memory.current"),
-    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+    (
+        "memory/memory.limit_in_bytes",
+        "memory/memory.usage_in_bytes",
+        "memory/memory.stat",
+        "total_inactive_file",
+    ),
 )
 # Keys of one layer gathered at once for a batch of rows. On a CPU more would leave the cache
 # between the gather and the product; on a GPU less would leave it idle.
@@ -183,10 +189,19 @@ def _free_of_container(root: Path = Path("/sys/fs/cgroup")) -> int:
         root: Where control groups are, of either version; a container sees its own there.
     """
     free = sys.maxsize
-    for limit_name, usage_name in _LIMITS:
+    for limit_name, usage_name, details, cache in _LIMITS:
         try:
             limit, usage = (int((root / name).read_text()) for name in (limit_name, usage_name))
         except (OSError, ValueError):  # No such file, or "max".
             continue
-        free = min(free, max(0, limit - usage))
+        free = min(free, max(0, limit - usage + _value_of(root / details, cache)))
     return free
+
+
+def _value_of(file: Path, key: str) -> int:
+    """Return the number behind a key in a file of `key value` lines; 0 if it is not there."""
+    try:
+        lines = file.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.split()[0] == key), 0)

@@ -83,4 +83,4 @@ class _ByPosition:
             extra = sinks.float().view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
             scores = torch.cat([scores, extra], dim=-1)
         weights = torch.softmax(scores, dim=-1)[..., : key.shape[2]]
-        return (weights.to(value.dtype) @ value).transpose(1, 2)
+        return (weights.to(value.dtype) @ value).transpose(1, 2).contiguous()

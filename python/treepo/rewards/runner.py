@@ -30,10 +30,12 @@ from treepo.rewards.worker import (
 )
 
 MAX_TIMEOUTS = 16
-"""Calls of a batch that may run out of time before the rest is given up: it bounds the wait."""
+"""Completions of a batch that may hang before the rest is given up: it bounds the wait."""
 MAX_DEATHS = 32
-"""Calls of a batch that may kill their worker process before the rest is given up: each costs a new
-process."""
+"""Completions of a batch that may kill their worker process before the rest is given up: each costs
+a new process."""
+MAX_LOST_CALLS = 40
+"""Calls for several completions that may hang or kill their process before the rest is given up."""
 _NUM_PARTS = 4
 """Parts in which a call that failed is made again: what is to blame is found in few calls."""
 
@@ -86,8 +88,9 @@ class _Batch:
     num_errors: int = 0
     num_slow_calls: int = 0
     first_error: str | None = None
-    _num_calls_timed_out: int = field(default=0)
     _num_deaths: int = field(default=0)
+    _num_hung: int = field(default=0)
+    _num_lost_calls: int = field(default=0)
 
     def slice(self, span: range) -> Arguments:
         """The arguments of the completions of a span."""
@@ -101,26 +104,34 @@ class _Batch:
             case Refusal(message=message):
                 raise RewardError(message)
             case Failure(message=message, is_death=is_death):
-                self._num_deaths += is_death
                 if len(span) > 1:
+                    self._num_lost_calls += is_death
                     self._redo(span)
                 else:
+                    self._num_deaths += is_death
                     self.num_errors += self._fail(span)
                     self.first_error = self.first_error or message
-                if is_death and self._num_deaths >= MAX_DEATHS:
+                if is_death and self._is_hopeless():
                     self.first_error = self.first_error or message
                     self.num_errors += self._give_up()
 
     def time_out(self, span: range) -> None:
         """Record a call that ran out of time."""
-        self._num_calls_timed_out += 1
         if len(span) > 1:
             self.num_slow_calls += 1
+            self._num_lost_calls += 1
             self._redo(span)
         else:
+            self._num_hung += 1
             self.num_timeouts += self._fail(span)
-        if self._num_calls_timed_out >= MAX_TIMEOUTS:
+        if self._is_hopeless():
             self.num_timeouts += self._give_up()
+
+    def _is_hopeless(self) -> bool:
+        """Whether so much hung or died that the rest would take too long."""
+        counts = (self._num_hung, self._num_deaths, self._num_lost_calls)
+        limits = (MAX_TIMEOUTS, MAX_DEATHS, MAX_LOST_CALLS)
+        return any(count >= limit for count, limit in zip(counts, limits, strict=True))
 
     def _fail(self, span: range) -> int:
         """Leave a span without a reward; returns how many completions that are."""
@@ -205,8 +216,8 @@ class RewardRunner:
     ) -> RewardResult:
         """Score a batch.
 
-        Waits at most about `timeout_s * MAX_TIMEOUTS` for calls that hang; for those that kill
-        their process starts no more than `MAX_DEATHS` beside one a worker.
+        Waits at most about `timeout_s * (MAX_TIMEOUTS + MAX_LOST_CALLS)` for calls that hang; for
+        those that kill their process starts no more than `MAX_DEATHS + MAX_LOST_CALLS`.
 
         Args:
             prompts: Texts or message lists, one a completion.

@@ -45,7 +45,7 @@ pub(crate) fn sampled_tokens(
     Ok(tokens)
 }
 
-/// Pairs of a tree and a path as an int32 array of shape [n, 2].
+/// The finish reason with this number.
 pub(crate) fn finish_reason(number: u8) -> PyResult<FinishReason> {
     FinishReason::from_u8(number)
         .ok_or_else(|| invalid(format!("no finish reason has the number {number}")))
@@ -58,6 +58,7 @@ pub(crate) fn copy_of(forest: &treepo::Forest, trees: Option<Vector<'_, u32>>) -
     Ok(Forest(forest.select(&trees).into_py()?))
 }
 
+/// Pairs of a tree and a path as an int32 array of shape [n, 2].
 pub(crate) fn pairs(
     py: Python<'_>,
     paths: impl Iterator<Item = (TreeId, PathId)>,

@@ -509,7 +509,7 @@ fn a_path_that_the_engine_ends_is_a_leaf_and_the_tree_goes_on() {
     finish(&mut search, 0, FinishReason::Stop).unwrap();
     assert!(finish(&mut search, 0, FinishReason::Stop).is_err(), "it has ended");
     assert_eq!(reasons(&search)[0], Some(FinishReason::Stop));
-    assert_eq!(tree(&search).own(PathId(0)).len(), 3);
+    assert_eq!(search.forest().path(TREE, PathId(0)).unwrap().len(), 3);
     assert!(tree(&search).is_replayable);
     run(&mut search, 1);
     assert_eq!(forks(&search).len(), 4, "the round is over, and its forks are the living path's");

@@ -119,11 +119,12 @@ def activations(model: nn.Module, kernels: Kernels) -> Iterator[Replacement]:
     torch computes one that its threads cut within a vector by another function, so that the bits of
     a row would depend on how many rows there are.
     """
-    for module in model.modules():
-        for name, child in module.named_children():
-            activation = _activation(child) if name in _ACTIVATION_NAMES else None
-            if activation is not None:
-                yield forward_of(child, partial(kernels.activate, activation))
+    children = (child for module in model.modules() for child in module._modules.items())
+    named = {id(child): child for name, child in children if child and name in _ACTIVATION_NAMES}
+    for child in named.values():  # Layers may share one.
+        activation = _activation(child)
+        if activation is not None:
+            yield forward_of(child, partial(kernels.activate, activation))
 
 
 def rotaries(model: nn.Module, kernels: Kernels) -> Iterator[Replacement]:

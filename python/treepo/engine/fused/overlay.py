@@ -75,6 +75,9 @@ class Overlay:
         One thread at a time: functions of a model's source file are replaced too, which are the
         process's.
         """
+        if not self.replacements:
+            yield
+            return
         with _one_thread:
             before = [(x, vars(x.owner).get(x.name, _ABSENT)) for x in self.replacements]
             try:
