@@ -24,7 +24,7 @@ fn scheduler(num_blocks: u32) -> Scheduler {
     Scheduler::new(search_config(), limits, 0).unwrap()
 }
 
-fn invalid<T>(result: Result<T, Error>) -> bool {
+fn invalid<T>(result: &Result<T, Error>) -> bool {
     matches!(result, Err(Error::InvalidInput(_)))
 }
 
@@ -92,7 +92,8 @@ fn every_count_has_its_least_value() {
 
 #[test]
 fn what_is_made_at_once_has_a_bound() {
-    let most = |field: &str, most: u32, got: u32| format!("{field}: must be at most {most}, got {got}");
+    let most =
+        |field: &str, most: u32, got: u32| format!("{field}: must be at most {most}, got {got}");
     let huge = u32::MAX;
     assert_eq!(refusal(|c| c.width = huge), most("width", 1 << 24, huge));
     assert_eq!(
@@ -109,13 +110,13 @@ fn what_is_made_at_once_has_a_bound() {
 fn numbers_that_the_columns_cannot_hold_are_refused_where_they_enter() {
     const TOO_LARGE: u32 = 1 << 31;
     let mut forest = Forest::new();
-    assert!(invalid(forest.add_tree(0, 0, &[1, TOO_LARGE])));
+    assert!(invalid(&forest.add_tree(0, 0, &[1, TOO_LARGE])));
     let tree = forest.add_tree(0, 0, &[1]).unwrap();
-    assert!(invalid(forest.push_token(tree, PathId(0), token(TOO_LARGE), 0)));
-    assert!(invalid(forest.push_token(tree, PathId(0), token(1), TOO_LARGE)));
-    assert!(invalid(forest.push_given(tree, PathId(0), &[TOO_LARGE])));
+    assert!(invalid(&forest.push_token(tree, PathId(0), token(TOO_LARGE), 0)));
+    assert!(invalid(&forest.push_token(tree, PathId(0), token(1), TOO_LARGE)));
+    assert!(invalid(&forest.push_given(tree, PathId(0), &[TOO_LARGE])));
     let mut search = Search::new(SearchConfig::default(), 0).unwrap();
-    assert!(invalid(search.set_policy_version(TOO_LARGE)));
+    assert!(invalid(&search.set_policy_version(TOO_LARGE)));
     search.set_policy_version(TOO_LARGE - 1).unwrap();
     search.add_tree(0, &[TOO_LARGE - 1]).unwrap();
     search.push_token(tree, PathId(0), token(TOO_LARGE - 1)).unwrap();
@@ -207,13 +208,13 @@ fn ids_that_do_not_exist_are_errors_and_never_a_panic() {
     let before = format!("{search:?}");
     for (tree, path) in [(tree, PathId(2)), (TreeId(1), PathId(0)), (TreeId(u32::MAX), PathId(9))] {
         assert!(!search.is_tree_done(TreeId(1)));
-        assert!(invalid(search.push_token(tree, path, token(1))));
-        assert!(invalid(search.complete_segment(tree, path, &[token(1)])));
-        assert!(invalid(search.report(tree, path, Verdict::Stop)));
-        assert!(invalid(search.fork(tree, path, 2).map(drop)));
-        assert!(invalid(search.prune(tree, path)));
-        assert!(invalid(search.prune_subtree(tree, path, 2).map(drop)));
-        assert!(invalid(search.rewind(tree, path, 2).map(drop)));
+        assert!(invalid(&search.push_token(tree, path, token(1))));
+        assert!(invalid(&search.complete_segment(tree, path, &[token(1)])));
+        assert!(invalid(&search.report(tree, path, Verdict::Stop)));
+        assert!(invalid(&search.fork(tree, path, 2).map(drop)));
+        assert!(invalid(&search.prune(tree, path)));
+        assert!(invalid(&search.prune_subtree(tree, path, 2).map(drop)));
+        assert!(invalid(&search.rewind(tree, path, 2).map(drop)));
     }
     assert!(search.abort_tree(TreeId(1)).is_err());
     assert_eq!(before, format!("{search:?}"));

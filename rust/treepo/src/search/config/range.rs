@@ -49,11 +49,7 @@ impl SearchConfig {
         let most = [
             ("width", self.width, MAX_WIDTH),
             ("initial_divergence", self.initial_divergence, MAX_INITIAL_PATHS),
-            (
-                "max_initial_divergence",
-                self.max_initial_divergence.unwrap_or(1),
-                MAX_INITIAL_PATHS,
-            ),
+            ("max_initial_divergence", self.max_initial_divergence.unwrap_or(1), MAX_INITIAL_PATHS),
         ];
         most.into_iter().try_for_each(|(field, value, most)| {
             valid(value <= most, field, || format!("must be at most {most}, got {value}"))
