@@ -175,6 +175,25 @@ def test_columns_that_contradict_each_other_are_refused(name):
         Forest.from_columns(columns)
 
 
+IMPOSSIBLE = [
+    ("path_weight", -1.0, "its weight is not finite or negative"),
+    ("path_weight", np.inf, "its weight is not finite or negative"),
+    ("token_id", -1, "id or version is negative"),
+    ("token_version", -1, "id or version is negative"),
+    ("token_logprob", np.nan, "a token has numbers and was not sampled, or the reverse"),
+    ("token_entropy", np.inf, "a token has numbers and was not sampled, or the reverse"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "message"), IMPOSSIBLE)
+def test_columns_that_no_call_could_make_are_refused(name, value, message):
+    columns = {key: column.copy() for key, column in small().columns().items()}
+    is_sampled = columns["token_kind"] == TokenKind.SAMPLED
+    columns[name][0 if name == "path_weight" else is_sampled.argmax()] = value
+    with pytest.raises(InvalidInputError, match=message):
+        Forest.from_columns(columns)
+
+
 def test_a_missing_column_is_named():
     columns = small().columns()
     del columns["token_kind"]

@@ -126,6 +126,14 @@ fn numbers_that_the_columns_cannot_hold_are_refused_where_they_enter() {
 }
 
 #[test]
+fn a_report_without_a_token_is_refused() {
+    let mut search = Search::new(search_config(), 0).unwrap();
+    let tree = search.add_tree(0, &[1]).unwrap();
+    let error = search.complete_segment(tree, PathId(0), &[]).unwrap_err();
+    assert_eq!(error.to_string(), "path 0 of tree 0 got no token");
+}
+
+#[test]
 fn an_empty_list_of_texts_is_none() {
     let mut config = SearchConfig::default();
     config.stop.strings = vec!["x".into()];
