@@ -396,16 +396,30 @@ class Search:
         """Ends all live paths of a tree; one that is done stays as it is."""
     def awaits_verdicts(self) -> bool:
         """Whether a path waits for a verdict."""
-    def finish_path(self, tree: int, path: int, reason: int) -> None:
-        """Ends a running path where it is, as the engine did by a rule of its own.
+    def complete_path(
+        self,
+        tree: int,
+        path: int,
+        token_ids: _U32,
+        logprobs: _F32,
+        entropies: _F32,
+        reason: int,
+    ) -> None:
+        """Appends a running path's last tokens; it ends with them by a rule of the engine's own.
+
+        A rule of the search that ends the path before its last token goes first.
 
         Args:
             tree: the tree.
-            path: a path with a running segment and a token of its own.
+            path: a path with a running segment.
+            token_ids: what `complete_segment` takes; empty if the path has other tokens of its own.
+            logprobs: of these.
+            entropies: of these.
             reason: treepo.forest.FinishReason.STOP or LENGTH.
 
         Raises:
             InvalidInputError: the path cannot end here, or not so.
+            NotFiniteError: a log-probability or an entropy.
         """
     def is_tree_done(self, tree: int) -> bool:
         """Whether a tree is done; False for one that does not exist."""

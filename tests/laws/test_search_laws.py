@@ -31,7 +31,7 @@ def grow(
 ) -> Forest:
     """Runs segments one by one; `order` picks which of the waiting ones is next.
 
-    With `is_cut` the engine itself ends a path within a segment, at a token that 3 divides.
+    With `is_cut` the engine itself ends a path, at a token that 3 divides.
     """
     search = core.Search(config, seed=3)
     for key, prompt in enumerate(prompts):
@@ -39,11 +39,12 @@ def grow(
     while len(segments := search.segments()):
         tree, path, limit = (int(value) for value in segments[order % len(segments)])
         draws = continue_tokens(search.tokens(tree, path), limit, 1000 * tree + path)
-        cuts = [place for place, (token, _, _) in enumerate(draws[:-1], 1) if token % 3 == 0]
-        ends = is_cut and bool(cuts)
-        search.complete_segment(tree, path, *toy.arrays(draws[: cuts[0]] if ends else draws))
-        if ends:
-            search.finish_path(tree, path, FinishReason.STOP)
+        cuts = [place for place, (token, _, _) in enumerate(draws, 1) if token % 3 == 0]
+        if is_cut and cuts:
+            last = toy.arrays(draws[: cuts[0]])
+            search.complete_path(tree, path, *last, FinishReason.STOP)
+        else:
+            search.complete_segment(tree, path, *toy.arrays(draws))
         search.check()
     assert search.is_done()
     return Forest(search.forest())
@@ -109,8 +110,8 @@ def tokens_of(*ids: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def test_a_path_that_the_engine_ends_is_a_leaf_and_its_tree_goes_on(reason):
     search = core.Search(core.SearchConfig(width=4, segment_len=3, max_depth=2))
     tree = search.add_tree(0, np.array([1, 2], np.uint32))
-    search.complete_segment(tree, 0, *tokens_of(3, 4))
-    search.finish_path(tree, 0, reason)
+    search.complete_segment(tree, 0, *tokens_of(3))
+    search.complete_path(tree, 0, *tokens_of(4), reason)
     while len(segments := search.segments()):
         assert not search.is_tree_done(tree)
         _, path, limit = segments[0].tolist()
@@ -127,20 +128,30 @@ def test_a_path_that_cannot_end_is_refused_and_goes_on():
     search = core.Search(core.SearchConfig(width=2, segment_len=3, max_depth=2))
     search.add_tree(0, np.array([1, 2], np.uint32))
     with pytest.raises(core.InvalidInputError, match="path 0 of tree 0 has no token of its own"):
-        search.finish_path(0, 0, FinishReason.STOP)
+        search.complete_path(0, 0, *tokens_of(), FinishReason.STOP)
     search.complete_segment(0, 0, *tokens_of(3))
     before = search.to_bytes()
     for reason in (*FinishReason, 77):
         if reason not in (FinishReason.STOP, FinishReason.LENGTH):
             with pytest.raises(core.InvalidInputError):
-                search.finish_path(0, 0, reason)
+                search.complete_path(0, 0, *tokens_of(), reason)
     for tree, path in ((1, 0), (0, 9)):
         with pytest.raises(core.InvalidInputError):
-            search.finish_path(tree, path, FinishReason.STOP)
+            search.complete_path(tree, path, *tokens_of(), FinishReason.STOP)
     assert search.to_bytes() == before
-    search.finish_path(0, 0, FinishReason.STOP)
+    search.complete_path(0, 0, *tokens_of(), FinishReason.STOP)
     with pytest.raises(core.InvalidInputError, match="has no running segment"):
-        search.finish_path(0, 0, FinishReason.STOP)
+        search.complete_path(0, 0, *tokens_of(), FinishReason.STOP)
+
+
+def test_a_path_that_the_engine_ends_with_its_segment_is_not_forked_there():
+    search = core.Search(core.SearchConfig(width=2, segment_len=3, max_depth=2))
+    tree = search.add_tree(0, np.array([1, 2], np.uint32))
+    search.complete_segment(tree, 1, *tokens_of(5, 5, 5))
+    search.complete_path(tree, 0, *tokens_of(3, 4, 6), FinishReason.STOP)
+    assert search.segments()[:, 1].tolist() == [1]
+    forest = Forest(search.forest())
+    assert forest.paths.finish.tolist() == [FinishReason.STOP, FinishReason.NONE]
 
 
 @pytest.mark.parametrize("field", ["width", "segment_len", "max_depth", "branch_factor"])

@@ -18,7 +18,6 @@ from treepo.core import Activation
 from treepo.engine import Engine, install
 from treepo.engine.fused import (
     Fusion,
-    Overlay,
     PackedLinear,
     build,
     build_overlay,
@@ -68,13 +67,35 @@ def test_an_activation_that_layers_share_is_replaced_once_and_put_back(make_mode
     assert not any("forward" in vars(module) for module in model.modules())
 
 
-def test_overlays_that_replace_nothing_do_not_wait_for_each_other():
-    def enter():
-        with Overlay().applied():
-            return 7
+def test_overlays_of_two_models_leave_all_as_it_was_in_whatever_order_they_end(make_model):
+    models = [make_model("llama"), make_model("llama")]
+    source = importlib.import_module(type(models[0]).__module__)
+    own = source.apply_rotary_pos_emb
+    overlays = []
+    for model in models:
+        install(model)
+        overlays.append(build_overlay(model, Kernels()))
+    first, second = (overlay.applied() for overlay in overlays)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert source.apply_rotary_pos_emb is not own
+    assert any("forward" in vars(module) for module in models[1].modules())
+    second.__exit__(None, None, None)
+    assert source.apply_rotary_pos_emb is own
+    assert not any("forward" in vars(x) for model in models for x in model.modules())
 
-    with ThreadPoolExecutor(1) as pool, Overlay().applied():
-        assert pool.submit(enter).result(timeout=5) == 7
+
+def test_a_callback_may_wait_for_a_rollout_in_another_thread(make_model, prompts):
+    engine, other = (Engine(make_model("llama"), None) for _ in range(2))
+    expected = other.generate(prompts, max_tokens=3)
+
+    def wait(_stats):
+        found = pool.submit(other.generate, prompts, max_tokens=3).result(timeout=60)
+        np.testing.assert_array_equal(found.tokens.id, expected.tokens.id)
+
+    with ThreadPoolExecutor(1) as pool:
+        engine.generate(prompts, max_tokens=2, on_step=wait)
 
 
 def test_an_error_within_the_block_takes_the_overlay_off(make_model):

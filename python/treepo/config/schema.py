@@ -188,7 +188,9 @@ def layered(cls: type[Section], low: Mapping[str, Any], high: Mapping[str, Any])
 
 
 def _keyed(cls: type[Section], data: Any) -> Any:
-    """Return a section's short form written out."""
+    """Return a section, or its short form, written out."""
+    if isinstance(data, Section):
+        return data.to_dict()
     return {cls.SHORT: data} if isinstance(data, str) and cls.SHORT is not None else data
 
 

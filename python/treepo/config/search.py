@@ -157,7 +157,7 @@ class SearchConfig(Section):
         return cls(
             width=n,
             segment_len=segment_len,
-            max_depth=-(-max_tokens // segment_len),
+            max_depth=-(-max_tokens // max(1, segment_len)),
             max_completion_len=max_tokens,
             branch_factor=1,
             initial_divergence=n,

@@ -36,6 +36,8 @@ MAX_DEATHS = 32
 a new process."""
 MAX_LOST_CALLS = 40
 """Calls for several completions that may hang or kill their process before the rest is given up."""
+MAX_LOST_AT_FIRST = 12
+"""The same as long as no call of the batch has come back: the function may not work at all."""
 _NUM_PARTS = 4
 """Parts in which a call that failed is made again: what is to blame is found in few calls."""
 
@@ -91,6 +93,7 @@ class _Batch:
     _num_deaths: int = field(default=0)
     _num_hung: int = field(default=0)
     _num_lost_calls: int = field(default=0)
+    _has_worked: bool = field(default=False)
 
     def slice(self, span: range) -> Arguments:
         """The arguments of the completions of a span."""
@@ -101,6 +104,7 @@ class _Batch:
         match reply:
             case Values(values=values):
                 self.values[span.start : span.stop] = values
+                self._has_worked = True
             case Refusal(message=message):
                 raise RewardError(message)
             case Failure(message=message, is_death=is_death):
@@ -130,7 +134,8 @@ class _Batch:
     def _is_hopeless(self) -> bool:
         """Whether so much hung or died that the rest would take too long."""
         counts = (self._num_hung, self._num_deaths, self._num_lost_calls)
-        limits = (MAX_TIMEOUTS, MAX_DEATHS, MAX_LOST_CALLS)
+        most = MAX_LOST_CALLS if self._has_worked else MAX_LOST_AT_FIRST
+        limits = (MAX_TIMEOUTS, MAX_DEATHS, most)
         return any(count >= limit for count, limit in zip(counts, limits, strict=True))
 
     def _fail(self, span: range) -> int:

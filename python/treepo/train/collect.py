@@ -141,13 +141,13 @@ class Collector:
             forest, score, training_rewards = batch.forest, batch.scores, batch.rewards
             forests.append(forest)
             scores.append(score)
+            require_some(scores)
             stats += batch.stats
             chosen = trees_with_signal(batch.signal, forest.trees.path_start)
             if len(chosen):
                 forest.set_rewards(training_rewards)
                 kept.append(forest.select(chosen))
                 forest.set_rewards(score.values)
-        require_some(scores)
         sampled = Forest.concatenate(forests)
         self._latest = None if self._open is None else self._open.to_bytes()
         return Batch(
@@ -193,7 +193,7 @@ class Collector:
         wanted = count + config.max_unfinished_trees
         keys = range(cursor, cursor + max(0, wanted - self._open.num_open))
         if keys:
-            self._open.add([self._row(key)["prompt"] for key in keys], keys)
+            self._open.add([self._checked_row(key)["prompt"] for key in keys], keys)
         # Trees that are done are in memory until all are: now and then all are waited for.
         at_once = config.prompts_per_step + config.max_unfinished_trees
         is_full = self._open.num_trees > _MAX_KEPT_TREES * at_once
@@ -217,6 +217,12 @@ class Collector:
     def _row(self, key: int) -> Mapping[str, Any]:
         return self._source.take(key, 1)[0]
 
+    def _checked_row(self, key: int) -> Mapping[str, Any]:
+        """Return a row whose prompt can be continued; an error names the row."""
+        row = self._row(key)
+        self._engine.token_ids(row["prompt"], self._source.name(key))
+        return row
+
     def _sample_shares(self, cursor: int, count: int, progress: float) -> _Sample:
         """Sample and score `count` prompts, each process its share; all get all of them."""
         mine = list(range(self._group.rank, count, self._group.size))
@@ -225,7 +231,7 @@ class Collector:
         return parts[0] if len(parts) == 1 else _interleaved(parts)
 
     def _sample_own(self, keys: Sequence[int], progress: float) -> _Sample:
-        rows = [self._row(key) for key in keys]
+        rows = [self._checked_row(key) for key in keys]
         forest = self._engine.rollout(
             [row["prompt"] for row in rows],
             self._config.search,

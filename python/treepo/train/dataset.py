@@ -74,12 +74,16 @@ class PromptSource:
             DataError: One has no prompt.
         """
         found = []
-        for index in map(self._index, range(cursor, cursor + count)):
-            row = self._rows[index]
+        for position in range(cursor, cursor + count):
+            row = self._rows[self._index(position)]
             if "prompt" not in row:
-                raise DataError(f"row {index} of the training data set has no 'prompt'")
+                raise DataError(f"{self.name(position)} has no 'prompt'")
             found.append(row)
         return found
+
+    def name(self, cursor: int) -> str:
+        """What the row at a position of the stream is called in messages."""
+        return f"row {self._index(cursor)} of the training data set"
 
     def check(self, encode: Callable[[Prompt], object], count: int) -> None:
         """Check the first `count` rows of the stream; see `check_rows`."""

@@ -123,14 +123,19 @@ impl Search {
         self.0.set_policy_version(version).into_py()
     }
 
-    fn finish_path(
+    #[allow(clippy::too_many_arguments, reason = "columns of tokens")]
+    fn complete_path(
         &mut self,
         #[pyo3(from_py_with = int)] tree: u32,
         #[pyo3(from_py_with = int)] path: u32,
+        token_ids: Vector<'_, u32>,
+        logprobs: Vector<'_, f32>,
+        entropies: Vector<'_, f32>,
         #[pyo3(from_py_with = int)] reason: u8,
     ) -> PyResult<()> {
+        let tokens = sampled_tokens(&token_ids, &logprobs, &entropies)?;
         let reason = finish_reason(reason)?;
-        self.0.finish_path(TreeId(tree), PathId(path), reason).into_py()
+        self.0.complete_path(TreeId(tree), PathId(path), &tokens, reason).into_py()
     }
 
     fn is_tree_done(&self, #[pyo3(from_py_with = int)] tree: u32) -> bool {

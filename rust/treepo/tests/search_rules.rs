@@ -502,7 +502,8 @@ fn each_weighting_reads_its_own_numbers() {
 #[test]
 fn a_path_that_the_engine_ends_is_a_leaf_and_the_tree_goes_on() {
     let mut search = search(&small());
-    let finish = |search: &mut Search, path, reason| search.finish_path(TREE, PathId(path), reason);
+    let finish =
+        |search: &mut Search, path, reason| search.complete_path(TREE, PathId(path), &[], reason);
     assert!(finish(&mut search, 0, FinishReason::Stop).is_err(), "it has no token yet");
     search.complete_segment(TREE, PathId(0), &[token(1, -1.0, 1.0)]).unwrap();
     assert!(finish(&mut search, 0, FinishReason::Pruned).is_err());

@@ -94,7 +94,12 @@ def gate_activation(module: nn.Module) -> Activation | None:
 
 def _activation(function: nn.Module) -> Activation | None:
     x = torch.linspace(-6.0, 6.0, 64)
-    got = function(x)
+    try:
+        got = function(x)
+    except (TypeError, RuntimeError, ValueError):  # It is something else, by the same name.
+        return None
+    if not isinstance(got, Tensor) or got.shape != x.shape:
+        return None
     for activation, reference in _ACTIVATIONS.items():
         if torch.allclose(got, reference(x), rtol=1e-6, atol=1e-6):
             return activation

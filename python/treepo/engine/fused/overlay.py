@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
-from threading import RLock
+from threading import Lock
 from typing import Any
 
 from torch import nn
@@ -72,30 +72,54 @@ class Overlay:
     def applied(self) -> Iterator[None]:
         """Put the replacements in place within a `with` block, and back what was there.
 
-        One thread at a time: functions of a model's source file are replaced too, which are the
-        process's.
+        Several overlays may be in place at once, also of several threads and left in any order:
+        functions of a model's source file are the process's.
         """
-        if not self.replacements:
+        with _swapping:
+            for x in self.replacements:
+                _put(x)
+        try:
             yield
-            return
-        with _one_thread:
-            before = [(x, vars(x.owner).get(x.name, _ABSENT)) for x in self.replacements]
-            try:
-                for x in self.replacements:
-                    setattr(x.owner, x.name, x.function)
-                yield
-            finally:
-                for x, old in reversed(before):
-                    if old is _ABSENT:
-                        delattr(x.owner, x.name)
-                    else:
-                        setattr(x.owner, x.name, old)
-                for shared in self.shared:
-                    shared.clear()
+        finally:
+            with _swapping:
+                for x in reversed(self.replacements):
+                    _take_off(x)
+            for shared in self.shared:
+                shared.clear()
+
+
+@dataclass(slots=True)
+class _Place:
+    """A replaced attribute: what it was, and what is in force, the last of it on top."""
+
+    before: Any
+    functions: list[Callable[..., Any]] = field(default_factory=list)
 
 
 _ABSENT = object()
-_one_thread = RLock()
+_swapping = Lock()
+_places: dict[tuple[int, str], _Place] = {}
+"""Where replacements are in force now, by owner and name."""
+
+
+def _put(x: Replacement) -> None:
+    before = vars(x.owner).get(x.name, _ABSENT)
+    place = _places.setdefault((id(x.owner), x.name), _Place(before))
+    place.functions.append(x.function)
+    setattr(x.owner, x.name, x.function)
+
+
+def _take_off(x: Replacement) -> None:
+    place = _places[id(x.owner), x.name]
+    place.functions.remove(x.function)
+    if place.functions:
+        setattr(x.owner, x.name, place.functions[-1])
+        return
+    del _places[id(x.owner), x.name]
+    if place.before is _ABSENT:
+        delattr(x.owner, x.name)
+    else:
+        setattr(x.owner, x.name, place.before)
 
 
 def forward_of(module: nn.Module, function: Callable[..., Any]) -> Replacement:

@@ -77,29 +77,6 @@ impl Search {
         self.end_round_if_over(tree)
     }
 
-    /// Ends a running path where it is, as the engine did by a rule of its own: a stop string of a
-    /// server, or its limit. The tree stays replayable by whoever ends the same paths.
-    ///
-    /// # Errors
-    /// `InvalidInput` unless the path has a running segment and a sampled token, or for a reason
-    /// other than [`FinishReason::Stop`] and [`FinishReason::Length`]; nothing has changed then.
-    pub fn finish_path(&mut self, tree: TreeId, path: PathId, reason: FinishReason) -> Result<()> {
-        let own = self.forest.path(tree, path)?;
-        let has_own_tokens = own.len() > own.at.max(self.forest.tree(tree)?.prompt_len);
-        let phase = self.trees[tree.index()].path(path).phase;
-        let problem = if !matches!(phase, Phase::Runs { .. }) {
-            "has no running segment"
-        } else if !has_own_tokens {
-            "has no token of its own to end with"
-        } else if !matches!(reason, FinishReason::Stop | FinishReason::Length) {
-            "ends by stop or length only"
-        } else {
-            self.events.clear(); // as in `complete_segment`
-            return self.end_segment(tree, path, Some(reason));
-        };
-        Err(Error::InvalidInput(format!("path {path} of tree {tree} {problem}")))
-    }
-
     /// Starts a path that shares the first `at` tokens of `path`; it joins the round. The tree is
     /// no longer replayable. O(ancestors).
     ///
