@@ -163,7 +163,7 @@ def test_reward_without_its_column_is_refused(train, write_rows):
         ("return [1.0]", "returned 1 values, expected 16"),
         ("return 1.0", "returned float, expected a list of 16 values"),
         ("return ['high'] * len(completions)", "'high'"),
-        ("raise KeyError('gold')", "the reward failed on all 48 completions: KeyError"),
+        ("raise KeyError('gold')", "the reward failed on all 16 completions: KeyError"),
     ],
 )
 def test_reward_that_breaks_its_contract_is_refused(

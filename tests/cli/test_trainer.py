@@ -528,7 +528,7 @@ def test_rewards_that_fail_on_everything_of_a_step_end_the_run(tiny_model_dir, t
         raise ValueError("no judge")
 
     own = config(tmp_path / "run", max_sampling_batches=2, eval=EvalConfig(num_prompts=0))
-    with pytest.raises(RewardError, match="failed on all 24 completions: ValueError: no judge"):
+    with pytest.raises(RewardError, match="failed on all 12 completions: ValueError: no judge"):
         trainer(tiny_model_dir, own, fails).train()
 
 
