@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -65,6 +65,11 @@ class _Sample:
     signal: F32
     stats: list[EngineStats]
 
+    @classmethod
+    def of(cls, forest: Forest, scores: Scores, stats: list[EngineStats]) -> Self:
+        """Return trees that are trained on by their scores alone."""
+        return cls(forest, scores, scores.values, scores.values, stats)
+
 
 def _interleaved(parts: Sequence[_Sample]) -> _Sample:
     """Join the shares of processes, which took prompts in turn, in the order of the prompts."""
@@ -77,7 +82,7 @@ def _interleaved(parts: Sequence[_Sample]) -> _Sample:
     order = np.concatenate([np.arange(starts[tree], starts[tree + 1]) for tree in trees])
     scores = Scores.joined([part.scores for part in parts], order.astype(np.int64))
     stats = [x for part in parts for x in part.stats]
-    return _Sample(forest.select(trees), scores, scores.values, scores.values, stats)
+    return _Sample.of(forest.select(trees), scores, stats)
 
 
 class Collector:
@@ -202,9 +207,7 @@ class Collector:
             self._open = None
         scores = self._scorer.score(forest, [self._row(int(key)) for key in forest.trees.key])
         self._check()
-        return _Sample(
-            forest, scores, scores.values, scores.values, [self._engine.stats]
-        ), cursor + len(keys)
+        return _Sample.of(forest, scores, [self._engine.stats]), cursor + len(keys)
 
     def commit(self) -> None:
         """Say that the step of the latest batch is made; one that is given up begins again."""
@@ -243,7 +246,7 @@ class Collector:
         )
         scores = self._scorer.score(forest, rows)
         self._check()
-        return _Sample(forest, scores, scores.values, scores.values, [self._engine.stats])
+        return _Sample.of(forest, scores, [self._engine.stats])
 
     def _overlong(self, forest: Forest) -> F32:
         config = self._config
