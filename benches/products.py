@@ -18,6 +18,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import environment
+from treepo import core
 from treepo.engine.fused import products
 from treepo.engine.kernels import Kernels
 
@@ -27,17 +28,21 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     load = list(os.getloadavg())
     shapes = layer_shapes(options.model)
-    kinds = {"treepo": products.panels(Kernels()), "onednn": products.onednn}
+    kernels = Kernels(level=options.level)
+    dtype = getattr(torch, options.dtype)
+    kinds = {"treepo": products.panels(kernels), "onednn": products.onednn}
+    if not products.can_pack(dtype):
+        del kinds["onednn"]
     figures = {}
     with torch.inference_mode():
         packed = {
-            name: [pack(torch.randn(shape) * 0.05, True) for shape in shapes]
+            name: [pack((torch.randn(shape) * 0.05).to(dtype), True) for shape in shapes]
             for name, pack in kinds.items()
         }
         for num_rows in options.rows:
-            rows = {width: torch.randn(num_rows, width) for _, width in shapes}
+            rows = {width: torch.randn(num_rows, width).to(dtype) for _, width in shapes}
             steps = {name: step(weights, shapes, rows) for name, weights in packed.items()}
-            figures[num_rows] = measure(steps, shapes, num_rows, options.repeats)
+            figures[num_rows] = measure(steps, shapes, num_rows, dtype.itemsize, options.repeats)
     file = environment.write(
         "products",
         {"options": vars(options), "load_average_before": load, "rows": figures},
@@ -81,6 +86,7 @@ def measure(
     steps: dict[str, Callable[[], None]],
     shapes: list[tuple[int, int]],
     num_rows: int,
+    itemsize: int,
     repeats: int,
 ) -> dict[str, float]:
     """Medians of one number of rows; prints a line."""
@@ -96,16 +102,21 @@ def measure(
     line = f"{num_rows:5} rows:"
     for name, value in medians.items():
         line += f"  {name} {2 * num_rows * size / value / 1e9:6.1f} GFLOP/s"
-        line += f" {4 * size / value / 1e9:5.1f} GB/s"
-    ratio = medians["onednn"] / medians["treepo"]
-    print(f"{line}  treepo is {ratio:.2f} x", flush=True)
-    return {**{f"{name}_s": value for name, value in medians.items()}, "treepo_over": ratio}
+        line += f" {itemsize * size / value / 1e9:5.1f} GB/s"
+    figures = {f"{name}_s": value for name, value in medians.items()}
+    if "onednn" in medians:
+        figures["treepo_over"] = medians["onednn"] / medians["treepo"]
+        line += f"  treepo is {figures['treepo_over']:.2f} x"
+    print(line, flush=True)
+    return figures
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default=environment.SMOLLM2, help="folder of a Llama-like model")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64, 128, 1024])
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--level", choices=core.Kernels.levels(), help="instructions of treepo's")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
     return parser.parse_args()

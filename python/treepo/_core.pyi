@@ -759,7 +759,7 @@ class Kernels:
     ) -> None:
         """Writes keys and values, then attends; output [num_tokens, num_heads, value_dim]."""
 
-    def packed_len(self, shape: tuple[int, int]) -> int:
+    def packed_len(self, element: Element, shape: tuple[int, int]) -> int:
         """Elements of a packed weight; shape: inputs, outputs."""
 
     def pack(self, element: Element, shape: tuple[int, int], weight: _Rows, packed: int) -> None:

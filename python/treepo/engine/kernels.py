@@ -23,7 +23,7 @@ class Kernels:
     """CPU kernels on torch's own threads.
 
     Attributes:
-        level: Instruction set: portable, neon, avx2 or avx512.
+        level: Instruction set: portable, neon, avx2, avx512 or avx512_bf16.
     """
 
     def __init__(self, num_threads: int | None = None, *, level: str | None = None) -> None:
@@ -122,9 +122,9 @@ class Kernels:
         """
         weight = weight.contiguous()
         shape = weight.shape[1], weight.shape[0]
-        packed = weight.new_empty(self._kernels.packed_len(shape))
-        prepare(packed.data_ptr(), packed.nbytes)
         element = _element(weight)
+        packed = weight.new_empty(self._kernels.packed_len(element, shape))
+        prepare(packed.data_ptr(), packed.nbytes)
         rows = weight.data_ptr(), weight.stride(0)
         self._kernels.pack(element, shape, rows, packed.data_ptr())
         return packed
@@ -149,7 +149,7 @@ class Kernels:
         Raises:
             InvalidInputError: If the weight was packed for wider or narrower rows.
         """
-        if packed.numel() != self._kernels.packed_len((x.shape[-1], out_features)):
+        if packed.numel() != self._kernels.packed_len(_element(packed), (x.shape[-1], out_features)):
             raise InvalidInputError(
                 f"{packed.numel()} packed elements are no weight of {out_features} outputs and "
                 f"{x.shape[-1]} inputs"

@@ -11,6 +11,8 @@ use crate::simd::Simd;
 pub unsafe trait Element: Copy + Send + Sync + 'static {
     /// Zero.
     const ZERO: Self;
+    /// Elements of 32 bits, a word.
+    const PER_WORD: usize;
     /// Widens to f32, exactly.
     fn to_f32(self) -> f32;
     /// Rounds to nearest, ties to even.
@@ -23,6 +25,10 @@ pub unsafe trait Element: Copy + Send + Sync + 'static {
     unsafe fn store<S: Simd>(to: *mut Self, x: S::F32);
     /// Rounds and writes the first `count <= S::LANES` elements.
     unsafe fn store_first<S: Simd>(to: *mut Self, count: usize, x: S::F32);
+    /// z + the products of the elements of words `x` and `y`, given by their bits.
+    unsafe fn mul_add_words<S: Simd>(x: S::F32, y: S::F32, z: S::F32) -> S::F32;
+    /// The bits of a word with this element first, zeros behind it.
+    fn word(self) -> f32;
 }
 
 /// A bf16 number: the upper half of an f32.
@@ -34,6 +40,7 @@ pub struct Bf16(pub u16);
 #[allow(clippy::inline_always, reason = "inlined into functions that enable the instructions")]
 unsafe impl Element for f32 {
     const ZERO: Self = 0.0;
+    const PER_WORD: usize = 1;
     #[inline(always)]
     fn to_f32(self) -> f32 {
         self
@@ -58,12 +65,21 @@ unsafe impl Element for f32 {
     unsafe fn store_first<S: Simd>(to: *mut Self, count: usize, x: S::F32) {
         unsafe { if count < S::LANES { S::store_first(to, count, x) } else { S::store(to, x) } }
     }
+    #[inline(always)]
+    unsafe fn mul_add_words<S: Simd>(x: S::F32, y: S::F32, z: S::F32) -> S::F32 {
+        unsafe { S::mul_add(x, y, z) }
+    }
+    #[inline(always)]
+    fn word(self) -> f32 {
+        self
+    }
 }
 
 // SAFETY: `load_bf16` and `store_bf16` touch LANES elements; less are copied one by one.
 #[allow(clippy::inline_always, reason = "inlined into functions that enable the instructions")]
 unsafe impl Element for Bf16 {
     const ZERO: Self = Self(0);
+    const PER_WORD: usize = 2;
     #[inline(always)]
     fn to_f32(self) -> f32 {
         f32::from_bits(u32::from(self.0) << 16)
@@ -105,6 +121,14 @@ unsafe impl Element for Bf16 {
         for (i, lane) in lanes.into_iter().enumerate().take(count) {
             unsafe { *to.add(i) = lane }
         }
+    }
+    #[inline(always)]
+    unsafe fn mul_add_words<S: Simd>(x: S::F32, y: S::F32, z: S::F32) -> S::F32 {
+        unsafe { S::mul_add_pairs(x, y, z) }
+    }
+    #[inline(always)]
+    fn word(self) -> f32 {
+        f32::from_bits(u32::from(self.0))
     }
 }
 

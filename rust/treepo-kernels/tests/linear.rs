@@ -47,7 +47,7 @@ impl<T: Unwritten> Layer<T> {
     /// The rows from `first` on.
     fn run(&self, team: &Team, level: Level, first: usize, num_rows: usize) -> Vec<T> {
         let LinearShape { in_features, out_features } = self.shape;
-        let mut packed = vec![T::NOT_A_NUMBER; packed_len(level, self.shape)];
+        let mut packed = vec![T::NOT_A_NUMBER; packed_len::<T>(level, self.shape)];
         let mut output = vec![T::NOT_A_NUMBER; num_rows * out_features];
         let weight = Rows { data: self.weight.as_ptr(), stride: in_features };
         let residual = self.residual.as_ref().map(|x| Rows {
@@ -128,7 +128,7 @@ proptest! {
 
     #[test]
     fn rows_are_the_sums_of_their_products_and_have_the_same_bits_alone(
-        num_rows in 0..15_usize,
+        num_rows in 0..28_usize,
         in_features in 1..40_usize,
         out_features in 1..70_usize,
         has in any::<(bool, bool)>(),
@@ -143,5 +143,7 @@ proptest! {
 #[test]
 fn work_for_several_threads_and_blocks_gives_the_same() {
     // Rows of several blocks, in tasks of several panels.
-    check::<f32>(75, LinearShape { in_features: 1200, out_features: 130 }, (true, true), 0);
+    let shape = LinearShape { in_features: 1200, out_features: 130 };
+    check::<f32>(75, shape, (true, true), 0);
+    check::<Bf16>(150, shape, (true, true), 0);
 }

@@ -259,8 +259,9 @@ impl Kernels {
     }
 
     /// `shape`: inputs, outputs.
-    fn packed_len(&self, shape: (usize, usize)) -> usize {
-        linear::packed_len(self.level, linear_shape(shape))
+    fn packed_len(&self, element: Element, shape: (usize, usize)) -> usize {
+        let (level, shape) = (self.level, linear_shape(shape));
+        of_element!(element, T => linear::packed_len::<T>(level, shape))
     }
 
     fn pack(

@@ -15,7 +15,8 @@ mod pack;
 mod tile;
 
 pub use pack::{pack, packed_len, panel_width};
-use tile::{MAX_ROWS, Tiles};
+use pack::panel_len;
+use tile::{Tiles, max_rows};
 
 /// Inputs and outputs of a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,11 +61,12 @@ pub unsafe fn linear<T: Element>(
     summands: Summands<T>,
     output: *mut T,
 ) {
-    let weight = Rows { data: weight, stride: shape.in_features * panel_width(level) };
+    let weight = Rows { data: weight, stride: panel_len::<T>(level, shape) };
     let output = Output(output);
     let num_panels = shape.out_features.div_ceil(panel_width(level));
+    let max_rows = max_rows(level);
     let work = |rows: Range<usize>, panels: Range<usize>| {
-        run(level, Tiles { shape, rows, panels, input, weight, summands, output });
+        run(level, Tiles { max_rows, shape, rows, panels, input, weight, summands, output });
     };
     let num_products = num_rows * shape.in_features * shape.out_features;
     if !team.is_worth_sharing(num_products / PRODUCTS_PER_NANO) {
@@ -72,7 +74,7 @@ pub unsafe fn linear<T: Element>(
     }
     let row_bytes = shape.in_features * size_of::<T>();
     let fair = num_rows.div_ceil((num_rows * row_bytes).div_ceil(BLOCK_BYTES).max(1));
-    let rows_per_block = fair.next_multiple_of(MAX_ROWS);
+    let rows_per_block = fair.next_multiple_of(max_rows);
     let runs = runs(num_panels, team.num_threads());
     team.run(num_rows.div_ceil(rows_per_block) * runs.len(), |task| {
         let first = task / runs.len() * rows_per_block;

@@ -14,17 +14,22 @@ pub fn panel_width(level: Level) -> usize {
     VECTORS
         * match level {
             Level::Portable | Level::Neon | Level::Avx2 => 8,
-            Level::Avx512 => 16,
+            Level::Avx512 | Level::Avx512Bf16 => 16,
         }
 }
 
 /// Elements of a packed weight.
-pub fn packed_len(level: Level, shape: LinearShape) -> usize {
-    shape.out_features.next_multiple_of(panel_width(level)) * shape.in_features
+pub fn packed_len<T: Element>(level: Level, shape: LinearShape) -> usize {
+    shape.out_features.div_ceil(panel_width(level)) * panel_len::<T>(level, shape)
 }
 
-/// Packs a weight. Panel p holds, for each input i, outputs p * width.. of that input; outputs
-/// that the last panel has too many are zeros.
+/// Elements of a panel.
+pub(super) fn panel_len<T: Element>(level: Level, shape: LinearShape) -> usize {
+    panel_width(level) * shape.in_features.next_multiple_of(T::PER_WORD)
+}
+
+/// Packs a weight. Panel p holds, for each word of inputs, that word of outputs p * width..; outputs
+/// and inputs that are too many are zeros.
 ///
 /// # Safety
 /// `weight` holds `out_features` rows of `in_features` elements, and `packed` has room for
@@ -37,20 +42,22 @@ pub unsafe fn pack<T: Element>(
     packed: *mut T,
 ) {
     let width = panel_width(level);
-    let panel_len = width * shape.in_features;
+    let panel_len = panel_len::<T>(level, shape);
     let packed = Output(packed);
     let nanos = nanos_of_bytes(4 * panel_len * size_of::<T>());
     spread(team, shape.out_features.div_ceil(width), nanos, |panels| {
         for panel in panels {
             for lane in 0..width {
                 let output = panel * width + lane;
-                // SAFETY: the panel lies within `packed`, and the row exists.
-                unsafe {
-                    let to = packed.pointer().add(panel * panel_len + lane);
-                    let from = weight.row(output);
-                    for i in 0..shape.in_features {
-                        let is_there = output < shape.out_features;
-                        *to.add(i * width) = if is_there { *from.add(i) } else { T::ZERO };
+                let from = weight.row(output);
+                for i in 0..panel_len / width {
+                    let (word, part) = (i / T::PER_WORD, i % T::PER_WORD);
+                    let is_there = output < shape.out_features && i < shape.in_features;
+                    let at = (word * width + lane) * T::PER_WORD + part;
+                    // SAFETY: the panel lies within `packed`, and the element exists.
+                    unsafe {
+                        let to = packed.pointer().add(panel * panel_len + at);
+                        *to = if is_there { *from.add(i) } else { T::ZERO };
                     }
                 }
             }

@@ -6,19 +6,28 @@ use super::pack::VECTORS;
 use super::{LinearShape, Summands};
 use crate::element::Element;
 use crate::elementwise::{Output, Rows};
-use crate::simd::{Kernel, Simd, prefetch_far};
+use crate::simd::{Kernel, Level, Simd, prefetch_far};
 
-/// Rows of a tile: their sums, a panel's vectors and one factor fill sixteen registers.
-pub(super) const MAX_ROWS: usize = 6;
+/// Rows of a tile: their sums, a panel's vectors and one factor fill the registers.
+pub(super) fn max_rows(level: Level) -> usize {
+    match level {
+        Level::Portable | Level::Neon | Level::Avx2 => 6,
+        Level::Avx512 | Level::Avx512Bf16 => MAX_ROWS,
+    }
+}
+
+const MAX_ROWS: usize = 12;
 const LINE_BYTES: usize = 64;
 /// Lanes of the widest level.
 const MAX_LANES: usize = 16;
-/// Products that are summed one after another; the sums of such chains are added up. A sum of
+/// Words that are summed one after another; the sums of such chains are added up. A sum of
 /// 1,536 products then has a quarter of one chain's rounding error.
 const CHAIN: usize = 64;
 
 /// Rows times panels.
 pub(super) struct Tiles<T> {
+    /// Of a tile.
+    pub(super) max_rows: usize,
     pub(super) shape: LinearShape,
     pub(super) rows: Range<usize>,
     pub(super) panels: Range<usize>,
@@ -36,7 +45,7 @@ impl<T: Element> Kernel for Tiles<T> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let num_rows = self.rows.len();
-        let num_tiles = num_rows.div_ceil(MAX_ROWS);
+        let num_tiles = num_rows.div_ceil(self.max_rows);
         for panel in self.panels.clone() {
             for tile in 0..num_tiles {
                 let first = |tile: usize| tile * num_rows / num_tiles;
@@ -50,6 +59,12 @@ impl<T: Element> Kernel for Tiles<T> {
                         3 => self.tile::<S, 3>(at),
                         4 => self.tile::<S, 4>(at),
                         5 => self.tile::<S, 5>(at),
+                        6 => self.tile::<S, 6>(at),
+                        7 => self.tile::<S, 7>(at),
+                        8 => self.tile::<S, 8>(at),
+                        9 => self.tile::<S, 9>(at),
+                        10 => self.tile::<S, 10>(at),
+                        11 => self.tile::<S, 11>(at),
                         _ => self.tile::<S, MAX_ROWS>(at),
                     }
                 }
@@ -71,20 +86,27 @@ struct At {
 impl<T: Element> Tiles<T> {
     #[inline(always)]
     unsafe fn tile<S: Simd, const HEIGHT: usize>(&self, at: At) {
-        let depth = self.shape.in_features;
+        // Words, the last of which may be cut.
+        let depth = self.shape.in_features.div_ceil(T::PER_WORD);
+        let whole = self.shape.in_features / T::PER_WORD;
         let mut totals = [0.0; MAX_ROWS * VECTORS * MAX_LANES];
         // Meanwhile the next panel comes from memory, a part of it in each tile.
         let next = self.weight.row(at.panel + 1).cast::<u8>();
         let num_lines = self.weight.stride * size_of::<T>() / LINE_BYTES;
         let first_line = at.tile * num_lines / at.num_tiles;
         let num_asked = (at.tile + 1) * num_lines / at.num_tiles - first_line;
+        let width = VECTORS * S::LANES;
         for first in (0..depth).step_by(CHAIN) {
             let end = depth.min(first + CHAIN);
             let [ask, ask_end] = [first, end].map(|i| i * num_asked / depth);
             let chain = Chain::<T, HEIGHT> {
-                len: end - first,
-                input: Rows { data: self.input.row(at.row).wrapping_add(first), ..self.input },
-                weight: self.weight.row(at.panel).wrapping_add(first * VECTORS * S::LANES),
+                len: whole.min(end) - first,
+                is_cut: whole < end,
+                input: Rows {
+                    data: self.input.row(at.row).wrapping_add(first * T::PER_WORD),
+                    ..self.input
+                },
+                weight: self.weight.row(at.panel).cast::<f32>().wrapping_add(first * width),
                 ahead: next.wrapping_add((first_line + ask) * LINE_BYTES),
                 num_asked: ask_end - ask,
                 totals: totals.as_mut_ptr(),
@@ -132,11 +154,14 @@ fn sums_at<S: Simd>(totals: *mut f32, row: usize) -> [*mut f32; VECTORS] {
     std::array::from_fn(|vector| totals.wrapping_add((row * VECTORS + vector) * S::LANES))
 }
 
-/// Products of a few inputs of a tile: a function of its own, as the sums fill the registers.
+/// Products of a few words of a tile: a function of its own, as the sums fill the registers.
 struct Chain<T, const HEIGHT: usize> {
+    /// Whole words.
     len: usize,
+    /// Whether the first element of another word follows.
+    is_cut: bool,
     input: Rows<T>,
-    weight: *const T,
+    weight: *const f32,
     ahead: *const u8,
     num_asked: usize,
     /// What the sums are added to.
@@ -162,6 +187,10 @@ impl<T: Element, const HEIGHT: usize> Kernel for Chain<T, HEIGHT> {
             // SAFETY: the caller's condition.
             unsafe { self.add_products::<S>(i, &mut sums) }
         }
+        if self.is_cut {
+            // SAFETY: the caller's condition.
+            unsafe { self.add_cut_word::<S>(&mut sums) }
+        }
         for (row, sums) in sums.into_iter().enumerate() {
             for (total, sum) in sums_at::<S>(self.totals, row).into_iter().zip(sums) {
                 // SAFETY: the totals have room for the tile.
@@ -175,15 +204,40 @@ impl<T: Element, const HEIGHT: usize> Kernel for Chain<T, HEIGHT> {
 impl<T: Element, const HEIGHT: usize> Chain<T, HEIGHT> {
     #[inline(always)]
     unsafe fn add_products<S: Simd>(&self, i: usize, sums: &mut [[S::F32; VECTORS]; HEIGHT]) {
+        // SAFETY: the word exists.
+        let word = |row: *const T| unsafe {
+            row.add(i * T::PER_WORD).cast::<f32>().read_unaligned()
+        };
+        // SAFETY: the caller's condition.
+        unsafe { self.add::<S>(i, word, sums) }
+    }
+
+    /// The first element of the word behind the last whole one.
+    #[inline(always)]
+    unsafe fn add_cut_word<S: Simd>(&self, sums: &mut [[S::F32; VECTORS]; HEIGHT]) {
+        // SAFETY: the element exists.
+        let word = |row: *const T| unsafe { (*row.add(self.len * T::PER_WORD)).word() };
+        // SAFETY: the caller's condition.
+        unsafe { self.add::<S>(self.len, word, sums) }
+    }
+
+    /// Adds the products of the panel's word `i` with a word of each row.
+    #[inline(always)]
+    unsafe fn add<S: Simd>(
+        &self,
+        i: usize,
+        word: impl Fn(*const T) -> f32,
+        sums: &mut [[S::F32; VECTORS]; HEIGHT],
+    ) {
         // SAFETY: the caller's condition.
         unsafe {
             let from = self.weight.add(i * VECTORS * S::LANES);
-            let left = T::load::<S>(from);
-            let right = T::load::<S>(from.add(S::LANES));
+            let weights = [S::load(from), S::load(from.add(S::LANES))];
             for (row, sums) in sums.iter_mut().enumerate() {
-                let factor = S::splat((*self.input.data.add(row * self.input.stride + i)).to_f32());
-                sums[0] = S::mul_add(factor, left, sums[0]);
-                sums[1] = S::mul_add(factor, right, sums[1]);
+                let factor = S::splat(word(self.input.row(row)));
+                for (sum, weight) in sums.iter_mut().zip(weights) {
+                    *sum = T::mul_add_words::<S>(factor, weight, *sum);
+                }
             }
         }
     }

@@ -101,6 +101,16 @@ unsafe impl Simd for Avx2 {
         unsafe { _mm256_fmadd_ps(x, y, z) }
     }
     #[inline(always)]
+    unsafe fn mul_add_pairs(x: __m256, y: __m256, z: __m256) -> __m256 {
+        unsafe {
+            let [x, y] = [x, y].map(|pairs| _mm256_castps_si256(pairs));
+            let first = |pairs| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(pairs));
+            let upper = _mm256_set1_epi32(0xffff_0000_u32 as i32);
+            let second = |pairs| _mm256_castsi256_ps(_mm256_and_si256(pairs, upper));
+            _mm256_fmadd_ps(second(x), second(y), _mm256_fmadd_ps(first(x), first(y), z))
+        }
+    }
+    #[inline(always)]
     unsafe fn max(x: __m256, y: __m256) -> __m256 {
         unsafe { _mm256_max_ps(x, y) }
     }

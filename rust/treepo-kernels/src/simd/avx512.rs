@@ -2,11 +2,13 @@
 
 #[allow(clippy::wildcard_imports, reason = "intrinsics carry their own prefix")]
 use core::arch::x86_64::*;
+use core::mem::transmute;
 
 use super::{Kernel, Simd};
 
+/// With or without AVX512_BF16.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Avx512;
+pub(super) struct Avx512<const BF16: bool>;
 
 /// # Safety
 /// The processor has AVX-512 F, BW, DQ and VL, AVX2 and FMA.
@@ -14,7 +16,16 @@ pub(super) struct Avx512;
 #[inline(never)]
 pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
     // SAFETY: this function's own condition.
-    unsafe { kernel.run::<Avx512>() }
+    unsafe { kernel.run::<Avx512<false>>() }
+}
+
+/// # Safety
+/// The same, and it has AVX512_BF16.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+#[inline(never)]
+pub(super) unsafe fn run_bf16<K: Kernel>(kernel: K) -> K::Output {
+    // SAFETY: this function's own condition.
+    unsafe { kernel.run::<Avx512<true>>() }
 }
 
 fn first(count: usize) -> __mmask16 {
@@ -24,13 +35,13 @@ fn first(count: usize) -> __mmask16 {
 
 // SAFETY: each operation is the intrinsic of its name; loads and stores touch what they say.
 #[allow(clippy::inline_always, reason = "inlined into functions that enable the instructions")]
-unsafe impl Simd for Avx512 {
+unsafe impl<const BF16: bool> Simd for Avx512<BF16> {
     const LANES: usize = 16;
     type F32 = __m512;
 
     #[inline(always)]
     unsafe fn enter<K: Kernel>(kernel: K) -> K::Output {
-        unsafe { run(kernel) }
+        unsafe { if BF16 { run_bf16(kernel) } else { run(kernel) } }
     }
     #[inline(always)]
     unsafe fn splat(x: f32) -> __m512 {
@@ -92,6 +103,20 @@ unsafe impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn mul_add(x: __m512, y: __m512, z: __m512) -> __m512 {
         unsafe { _mm512_fmadd_ps(x, y, z) }
+    }
+    #[inline(always)]
+    unsafe fn mul_add_pairs(x: __m512, y: __m512, z: __m512) -> __m512 {
+        unsafe {
+            let [x, y] = [x, y].map(|pairs| _mm512_castps_si512(pairs));
+            if BF16 {
+                let [x, y] = [x, y].map(|pairs| transmute::<__m512i, __m512bh>(pairs));
+                return _mm512_dpbf16_ps(z, x, y);
+            }
+            let first = |pairs| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(pairs));
+            let upper = _mm512_set1_epi32(0xffff_0000_u32 as i32);
+            let second = |pairs| _mm512_castsi512_ps(_mm512_and_si512(pairs, upper));
+            _mm512_fmadd_ps(second(x), second(y), _mm512_fmadd_ps(first(x), first(y), z))
+        }
     }
     #[inline(always)]
     unsafe fn max(x: __m512, y: __m512) -> __m512 {

@@ -19,11 +19,14 @@ pub enum Level {
     Avx2,
     /// AVX-512 (F, BW, DQ, VL), sixteen lanes.
     Avx512,
+    /// The same with products of bf16 pairs (AVX512_BF16).
+    Avx512Bf16,
 }
 
 impl Level {
     /// Every level, slowest first.
-    pub const ALL: [Self; 4] = [Self::Portable, Self::Neon, Self::Avx2, Self::Avx512];
+    pub const ALL: [Self; 5] =
+        [Self::Portable, Self::Neon, Self::Avx2, Self::Avx512, Self::Avx512Bf16];
 
     /// The fastest level of this processor.
     pub fn detect() -> Self {
@@ -49,8 +52,12 @@ impl Level {
                     && is_x86_feature_detected!("avx512dq")
                     && is_x86_feature_detected!("avx512vl")
             }
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Bf16 => {
+                Self::Avx512.is_available() && is_x86_feature_detected!("avx512bf16")
+            }
             #[cfg(not(target_arch = "x86_64"))]
-            Self::Avx2 | Self::Avx512 => false,
+            Self::Avx2 | Self::Avx512 | Self::Avx512Bf16 => false,
         }
     }
 
@@ -61,6 +68,7 @@ impl Level {
             Self::Neon => "neon",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
+            Self::Avx512Bf16 => "avx512_bf16",
         }
     }
 }
@@ -111,6 +119,9 @@ pub unsafe trait Simd: Copy {
     unsafe fn div(x: Self::F32, y: Self::F32) -> Self::F32;
     /// x * y + z, rounded once where the level has a fused product.
     unsafe fn mul_add(x: Self::F32, y: Self::F32, z: Self::F32) -> Self::F32;
+    /// x * y + z where each lane of `x` and `y` holds the bits of two bf16 numbers: the sum of both
+    /// products and `z`. Numbers below 2^-126 may count as 0.
+    unsafe fn mul_add_pairs(x: Self::F32, y: Self::F32, z: Self::F32) -> Self::F32;
     /// The larger of each lane; a NaN in `x` gives `y`.
     unsafe fn max(x: Self::F32, y: Self::F32) -> Self::F32;
     /// The smaller of each lane; a NaN in `x` gives `y`.
@@ -170,8 +181,10 @@ pub fn run<K: Kernel>(level: Level, kernel: K) -> K::Output {
             Level::Avx2 => avx2::run(kernel),
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 => avx512::run(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512Bf16 => avx512::run_bf16(kernel),
             #[cfg(not(target_arch = "x86_64"))]
-            Level::Avx2 | Level::Avx512 => unreachable!(),
+            Level::Avx2 | Level::Avx512 | Level::Avx512Bf16 => unreachable!(),
         }
     }
 }

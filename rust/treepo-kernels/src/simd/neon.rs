@@ -137,6 +137,23 @@ unsafe impl Simd for Neon {
     unsafe fn mul_add(x: float32x4x2_t, y: float32x4x2_t, z: float32x4x2_t) -> float32x4x2_t {
         unsafe { float32x4x2_t(vfmaq_f32(z.0, x.0, y.0), vfmaq_f32(z.1, x.1, y.1)) }
     }
+    #[inline(always)]
+    unsafe fn mul_add_pairs(
+        x: float32x4x2_t,
+        y: float32x4x2_t,
+        z: float32x4x2_t,
+    ) -> float32x4x2_t {
+        unsafe {
+            let first = |pairs| {
+                vreinterpretq_f32_u32(vshlq_n_u32::<16>(vreinterpretq_u32_f32(pairs)))
+            };
+            let upper = vdupq_n_u32(0xffff_0000);
+            let second =
+                |pairs| vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(pairs), upper));
+            let sum = |x, y, z| vfmaq_f32(vfmaq_f32(z, first(x), first(y)), second(x), second(y));
+            float32x4x2_t(sum(x.0, y.0, z.0), sum(x.1, y.1, z.1))
+        }
+    }
     // Not FMAX, which keeps a NaN of either side, nor FMAXNM, which keeps none.
     #[inline(always)]
     unsafe fn max(x: float32x4x2_t, y: float32x4x2_t) -> float32x4x2_t {

@@ -95,6 +95,14 @@ unsafe impl Simd for Portable {
         std::array::from_fn(|i| fused(x[i], y[i], z[i]))
     }
     #[inline(always)]
+    unsafe fn mul_add_pairs(x: Lanes, y: Lanes, z: Lanes) -> Lanes {
+        let first = |pair: f32| f32::from_bits(pair.to_bits() << 16);
+        let second = |pair: f32| f32::from_bits(pair.to_bits() & 0xffff_0000);
+        std::array::from_fn(|i| {
+            fused(second(x[i]), second(y[i]), fused(first(x[i]), first(y[i]), z[i]))
+        })
+    }
+    #[inline(always)]
     unsafe fn max(x: Lanes, y: Lanes) -> Lanes {
         each(x, y, |a, b| if a > b { a } else { b })
     }
