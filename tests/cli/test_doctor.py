@@ -18,7 +18,7 @@ def test_doctor_says_what_computes_and_that_sampling_and_training_agree(capsys, 
     assert main(["doctor"]) == 0
     lines = report(capsys)
     assert "torch 2" in lines["versions"]
-    assert re.search(r"level (avx512|avx2|neon|portable)$", lines["processor"])
+    assert re.search(r"level (avx512_bf16|avx512|avx2|neon|portable)$", lines["processor"])
     assert lines["wait policy"].startswith("PASSIVE")
     assert "decoder_layer" in lines["fused"]
     assert re.search(r"\d+ tokens differ by 0 at most: the same bits$", lines["training"])

@@ -136,7 +136,7 @@ def test_new_weights_are_sampled_from(make_model, announced):
 
 @pytest.mark.parametrize("packing", Packing)
 def test_a_bfloat16_copy_follows_its_masters(make_model, packing):
-    if packing is Packing.AUTO and not can_pack(torch.bfloat16):
+    if packing is Packing.AUTO and products.packing(torch.bfloat16, Kernels()) is None:
         with pytest.raises(UnsupportedModelError, match="no fast products in bfloat16"):
             Engine(make_model("llama"), None, EngineConfig(rollout_dtype=Dtype.BFLOAT16))
         return

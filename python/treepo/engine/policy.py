@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from treepo.config import EngineConfig, Packing
 from treepo.engine.exact import ExactForward
-from treepo.engine.fused import Fusion, Overlay, build_overlay, can_pack
+from treepo.engine.fused import Fusion, Overlay, build_overlay, packing
 from treepo.engine.hook import evaluating, install
 from treepo.engine.kernels import ELEMENTS, Kernels
 from treepo.errors import UnsupportedModelError
@@ -43,9 +43,8 @@ class SamplingPolicy:
         is_on_cpu = trained.device.type == "cpu"
         self.kernels = Kernels() if is_on_cpu and dtype in ELEMENTS else None
         self._overlay = Overlay()
-        if is_on_cpu and config.packing is Packing.AUTO:
-            _check_is_fast(dtype)
         if self.kernels is not None and config.packing is Packing.AUTO:
+            _check_is_fast(dtype, self.kernels)
             self._overlay = build_overlay(self.model, self.kernels)
 
     @property
@@ -100,11 +99,11 @@ def _copy_weights(source: PreTrainedModel, target: PreTrainedModel) -> None:
         old.copy_(new)
 
 
-def _check_is_fast(dtype: torch.dtype) -> None:
+def _check_is_fast(dtype: torch.dtype, kernels: Kernels) -> None:
     """Refuse bfloat16 on a processor whose products in it are several times slower."""
-    if dtype == torch.bfloat16 and not can_pack(dtype):
+    if dtype == torch.bfloat16 and packing(dtype, kernels) is None:
         raise UnsupportedModelError(
-            "this processor has no fast products in bfloat16 (AVX-512 or AVX-NE-CONVERT), float32 "
-            "is several times faster: set dtype to float32, and kv_dtype to bfloat16 for half the "
-            "KV cache; packing=never samples in bfloat16 all the same"
+            "there are no fast products in bfloat16 on this processor (AVX2 or more has them), "
+            "float32 is several times faster: set dtype to float32, and kv_dtype to bfloat16 for "
+            "half the KV cache; packing=never samples in bfloat16 all the same"
         )

@@ -1,8 +1,8 @@
 """Products with packed weights, in which a row has the same bits in every batch (law S6).
 
-float32 on AVX2 runs on this package's own kernel, which is faster there at every number of rows
-(`benches/products.py`). Elsewhere oneDNN does the work, through operators that are torch's own but
-private; `can_pack` tries them before anything relies on them.
+With AVX2 or more they run on this package's own kernel (`benches/products.py` holds it beside
+oneDNN). Elsewhere oneDNN does the work, through operators that are torch's own but private;
+`can_pack` tries them before anything relies on them.
 """
 
 from collections.abc import Callable
@@ -11,9 +11,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from treepo.engine.kernels import Kernels
+from treepo.engine.kernels import ELEMENTS, Kernels
 from treepo.engine.memory import ask_for_large_pages, enlarge_pages
 
+_PANEL_LEVELS = ("avx2", "avx512", "avx512_bf16")
+"""Instruction sets on which the own kernel is known to be fast."""
 _MIN_ROWS = 2
 """Rows from which on a row's bits do not depend on their number, in oneDNN."""
 _TRIAL = (48, 40)
@@ -47,7 +49,7 @@ def packing(dtype: torch.dtype, kernels: Kernels) -> Pack | None:
 
 def uses_panels(dtype: torch.dtype, kernels: Kernels) -> bool:
     """Whether `packing` packs for the kernel of this package."""
-    return dtype == torch.float32 and kernels.level == "avx2"
+    return dtype in ELEMENTS and kernels.level in _PANEL_LEVELS
 
 
 def panels(kernels: Kernels) -> Pack:

@@ -64,7 +64,7 @@ pub unsafe fn linear<T: Element>(
     let weight = Rows { data: weight, stride: panel_len::<T>(level, shape) };
     let output = Output(output);
     let num_panels = shape.out_features.div_ceil(panel_width(level));
-    let max_rows = max_rows(level);
+    let max_rows = max_rows::<T>(level);
     let work = |rows: Range<usize>, panels: Range<usize>| {
         run(level, Tiles { max_rows, shape, rows, panels, input, weight, summands, output });
     };

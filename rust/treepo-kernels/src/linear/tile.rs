@@ -9,8 +9,9 @@ use crate::elementwise::{Output, Rows};
 use crate::simd::{Kernel, Level, Simd, prefetch_far};
 
 /// Rows of a tile: their sums, a panel's vectors and one factor fill the registers.
-pub(super) fn max_rows(level: Level) -> usize {
+pub(super) fn max_rows<T: Element>(level: Level) -> usize {
     match level {
+        Level::Portable | Level::Neon | Level::Avx2 if T::PER_WORD > 1 => 4,
         Level::Portable | Level::Neon | Level::Avx2 => 6,
         Level::Avx512 | Level::Avx512Bf16 => MAX_ROWS,
     }
