@@ -690,6 +690,44 @@ class AttentionLayer:
         sinks: Sequence[float] | None = None,
     ) -> AttentionLayer: ...
 
+_Norm = tuple[int, int, float, float]
+"""Address of the weight, width, eps, offset."""
+_Packed = tuple[int, tuple[int, int], int | None]
+"""Address of the packed weight, inputs and outputs, address of the bias."""
+
+@final
+class DecoderLayer:
+    """A pre-norm decoder layer whose parts are all kernels.
+
+    Args:
+        element: number format of all its buffers.
+        attention: its attention; values are as wide as keys.
+        activation: function of the gate.
+        norms: in front of attention and of the feed-forward part.
+        head_norms: of each head's queries and keys.
+        qkv: queries, keys and values side by side.
+        output: product behind attention.
+        gate_up: gate and up side by side.
+        down: product behind the gate.
+
+    Raises:
+        InvalidInputError: The parts do not fit together.
+    """
+
+    def __new__(
+        cls,
+        element: Element,
+        attention: AttentionLayer,
+        activation: Activation,
+        *,
+        norms: Sequence[_Norm],
+        head_norms: Sequence[_Norm] | None,
+        qkv: _Packed,
+        output: _Packed,
+        gate_up: _Packed,
+        down: _Packed,
+    ) -> DecoderLayer: ...
+
 @final
 class Kernels:
     """CPU kernels: threads and an instruction set.
@@ -758,6 +796,23 @@ class Kernels:
         output: int,
     ) -> None:
         """Writes keys and values, then attends; output [num_tokens, num_heads, value_dim]."""
+
+    def decoder_layer(
+        self,
+        layer: DecoderLayer,
+        step: AttentionStep,
+        num_rows: int,
+        rotary: tuple[int, int, int] | None,
+        input: _Rows,
+        output: int,
+    ) -> None:
+        """Computes a layer for a step's tokens; output [num_rows, width].
+
+        rotary: rotated width, addresses of cosines and sines [num_rows, rotated width].
+
+        Raises:
+            InvalidInputError: The step has not `num_rows` tokens.
+        """
 
     def packed_len(self, element: Element, shape: tuple[int, int]) -> int:
         """Elements of a packed weight; shape: inputs, outputs."""

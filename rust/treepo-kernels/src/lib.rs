@@ -15,6 +15,7 @@
 #![deny(unsafe_op_in_unsafe_fn)]
 
 pub mod attention;
+pub mod decoder;
 pub mod element;
 pub mod elementwise;
 pub mod linear;

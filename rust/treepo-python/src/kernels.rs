@@ -4,9 +4,12 @@
 
 #![allow(unsafe_code, reason = "buffers of torch tensors are given by their addresses")]
 
+use std::sync::{Mutex, PoisonError};
+
 use numpy::{PyReadonlyArray1, PyReadonlyArray2, PyReadwriteArray1};
 use pyo3::prelude::*;
 use treepo_kernels::attention::{self, Buffers, Layer, Shape, Step, StepArrays, Strided};
+use treepo_kernels::decoder::{self, Norm, Packed, Rotary, Workspace};
 use treepo_kernels::element::Bf16;
 use treepo_kernels::elementwise::{self, RmsNorm, RopeShape, Rows, Strided3};
 use treepo_kernels::linear::{self, LinearShape, Summands};
@@ -66,6 +69,8 @@ impl From<Activation> for elementwise::Activation {
 #[pyclass(module = "treepo.core", frozen)]
 pub(crate) struct AttentionStep {
     inner: Step,
+    /// Of whole layers.
+    workspace: Mutex<Workspace>,
 }
 
 /// What one layer's attention computes, and its keys and values.
@@ -114,6 +119,84 @@ impl AttentionLayer {
         let shape = Shape { num_heads, num_kv_heads, key_dim, value_dim };
         Ok(Self { shape, scaling, window, softcap, sinks, keys, values })
     }
+}
+
+impl AttentionLayer {
+    fn layer(&self) -> Layer<'_> {
+        let Self { shape, scaling, window, softcap, ref sinks, .. } = *self;
+        Layer { shape, scaling, window, softcap, sinks: sinks.as_deref() }
+    }
+}
+
+type NormArgs = (usize, usize, f32, f32);
+type PackedArgs = (usize, (usize, usize), Option<usize>);
+
+/// A pre-norm decoder layer whose parts are all kernels, and its weights by address.
+#[pyclass(module = "treepo.core", frozen)]
+pub(crate) struct DecoderLayer {
+    element: Element,
+    attention: Py<AttentionLayer>,
+    activation: Activation,
+    norms: [NormArgs; 2],
+    head_norms: Option<[NormArgs; 2]>,
+    qkv: PackedArgs,
+    output: PackedArgs,
+    gate_up: PackedArgs,
+    down: PackedArgs,
+}
+
+#[pymethods]
+impl DecoderLayer {
+    #[new]
+    #[pyo3(signature = (element, attention, activation, *, norms, head_norms, qkv, output,
+                        gate_up, down))]
+    #[allow(clippy::too_many_arguments, reason = "each is a part of the layer")]
+    fn new(
+        element: Element,
+        attention: Py<AttentionLayer>,
+        activation: Activation,
+        norms: [NormArgs; 2],
+        head_norms: Option<[NormArgs; 2]>,
+        qkv: PackedArgs,
+        output: PackedArgs,
+        gate_up: PackedArgs,
+        down: PackedArgs,
+    ) -> PyResult<Self> {
+        let layer =
+            Self { element, attention, activation, norms, head_norms, qkv, output, gate_up, down };
+        of_element!(element, T => layer.with_parts::<T, _>(|parts| parts.check()))
+            .map_err(|error| invalid(error.to_string()))?;
+        Ok(layer)
+    }
+}
+
+impl DecoderLayer {
+    fn with_parts<T, R>(&self, work: impl FnOnce(&decoder::DecoderLayer<'_, T>) -> R) -> R {
+        let attention = self.attention.get();
+        let [attention_norm, feed_forward_norm] = self.norms.map(norm::<T>);
+        work(&decoder::DecoderLayer {
+            attention_norm,
+            qkv: packed(self.qkv),
+            head_norms: self.head_norms.map(|norms| norms.map(norm)),
+            attention: attention.layer(),
+            keys: at(attention.keys),
+            values: at(attention.values),
+            output: packed(self.output),
+            feed_forward_norm,
+            gate_up: packed(self.gate_up),
+            activation: self.activation.into(),
+            down: packed(self.down),
+        })
+    }
+}
+
+fn norm<T>((weight, width, eps, offset): NormArgs) -> Norm<T> {
+    Norm { norm: RmsNorm { width, eps, offset }, weight: at(weight) }
+}
+
+fn packed<T>((weight, shape, bias): PackedArgs) -> Packed<T> {
+    let bias = bias.map(|bias| at::<T>(bias).cast_const());
+    Packed { shape: linear_shape(shape), weight: at(weight), bias }
 }
 
 /// Threads of a team at most.
@@ -206,7 +289,8 @@ impl Kernels {
             groups: groups.as_slice()?,
         };
         let inner = Step::new(num_blocks, block_size, &arrays);
-        Ok(AttentionStep { inner: inner.map_err(|error| invalid(error.to_string()))? })
+        let inner = inner.map_err(|error| invalid(error.to_string()))?;
+        Ok(AttentionStep { inner, workspace: Mutex::default() })
     }
 
     #[allow(clippy::too_many_arguments, reason = "buffers of one call")]
@@ -223,9 +307,7 @@ impl Kernels {
     ) {
         let Self { team, level } = self;
         let step = &step.inner;
-        let sinks = layer.sinks.as_deref();
-        let AttentionLayer { shape, scaling, window, softcap, keys, values, .. } = *layer;
-        let of_layer = Layer { shape, scaling, window, softcap, sinks };
+        let (of_layer, keys, values) = (layer.layer(), layer.keys, layer.values);
         // SAFETY: the caller vouches for the buffers; the step's slots lie within the pool.
         py.detach(|| unsafe {
             of_element!(element, T => {
@@ -233,6 +315,41 @@ impl Kernels {
                 attention::attend(team, *level, step, &of_layer, &buffers);
             });
         });
+    }
+
+    /// `input`: address, elements from row to row; `rotary`: width, cosines, sines.
+    #[allow(clippy::too_many_arguments, reason = "buffers of one call")]
+    fn decoder_layer(
+        &self,
+        py: Python<'_>,
+        layer: &DecoderLayer,
+        step: &AttentionStep,
+        num_rows: usize,
+        rotary: Option<(usize, usize, usize)>,
+        input: (usize, usize),
+        output: usize,
+    ) -> PyResult<()> {
+        if num_rows != step.inner.num_tokens() {
+            let num_tokens = step.inner.num_tokens();
+            return Err(invalid(format!("{num_rows} rows for a step of {num_tokens} tokens")));
+        }
+        let (team, level) = (&self.team, self.level);
+        // SAFETY: the caller vouches for the buffers; the step's slots lie within the pool.
+        py.detach(|| unsafe {
+            let mut workspace = step.workspace.lock().unwrap_or_else(PoisonError::into_inner);
+            let workspace = &mut *workspace;
+            of_element!(layer.element, T => layer.with_parts::<T, _>(|parts| {
+                let rotary = rotary.map(|(dim, cos, sin)| Rotary {
+                    dim,
+                    cos: at::<T>(cos).cast_const(),
+                    sin: at::<T>(sin).cast_const(),
+                });
+                let (input, output) = (rows(input), at(output));
+                let step = &step.inner;
+                decoder::decoder_layer(team, level, parts, step, rotary, workspace, input, output);
+            }));
+        });
+        Ok(())
     }
 
     #[allow(clippy::too_many_arguments, reason = "buffers of one call")]

@@ -26,6 +26,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<kernels::Activation>()?;
     module.add_class::<kernels::AttentionLayer>()?;
     module.add_class::<kernels::AttentionStep>()?;
+    module.add_class::<kernels::DecoderLayer>()?;
     module.add_class::<kernels::Element>()?;
     module.add_class::<kernels::Kernels>()?;
     module.add_class::<pool::BlockPool>()?;

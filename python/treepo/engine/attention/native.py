@@ -74,10 +74,25 @@ class NativeBackend:
         if query.dtype != pool.dtype:
             q, k, v = (x.to(pool.dtype) for x in (query, key, value))
             return self.attend(layer, q, k, v, pool, inputs, call).to(query.dtype)
+        heads = query.shape[1], key.shape[1], key.shape[2], value.shape[2]
+        described = self.described(layer, heads, pool, call)
+        return self._kernels.attend(inputs.arrangement.state, described, query, key, value)
+
+    def described(
+        self, layer: int, heads: tuple[int, int, int, int], pool: KVPool, call: LayerCall
+    ) -> AttentionLayer:
+        """Return a layer as the kernels know it.
+
+        Args:
+            layer: Its index.
+            heads: Heads of queries, heads of keys, width of a key, width of a value.
+            pool: The block pool.
+            call: What it asks for.
+        """
         known = self._layers.get(layer)
         if known is None or not _is_same(known, pool, call):
-            known = self._layers[layer] = _describe(pool, layer, query, key, value, call)
-        return self._kernels.attend(inputs.arrangement.state, known.layer, query, key, value)
+            known = self._layers[layer] = _describe(pool, layer, heads, call)
+        return known.layer
 
 
 def _is_same(known: _Known, pool: KVPool, call: LayerCall) -> bool:
@@ -98,14 +113,15 @@ def _version(tensor: Tensor | None) -> tuple[int, int] | None:
 
 
 def _describe(
-    pool: KVPool, layer: int, query: Tensor, key: Tensor, value: Tensor, call: LayerCall
+    pool: KVPool, layer: int, heads: tuple[int, int, int, int], call: LayerCall
 ) -> _Known:
     keys, values = pool.layer(layer)
+    num_heads, num_kv_heads, key_dim, value_dim = heads
     described = AttentionLayer(
-        num_heads=query.shape[1],
-        num_kv_heads=key.shape[1],
-        key_dim=key.shape[2],
-        value_dim=value.shape[2],
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        key_dim=key_dim,
+        value_dim=value_dim,
         scaling=call.scaling,
         keys=keys.data_ptr(),
         values=values.data_ptr(),

@@ -1,8 +1,11 @@
 """The attention context of sampling: write a step's keys and values, then read the pool."""
 
+import torch
 from torch import Tensor, nn
 
+from treepo.core import AttentionLayer, AttentionStep
 from treepo.engine.attention.base import AttentionBackend, LayerCall, check_features
+from treepo.engine.attention.native import NativeBackend
 from treepo.engine.inputs import StepInputs
 from treepo.engine.kv import KVPool
 
@@ -39,3 +42,40 @@ class PagedContext:
         check_features(self._backend, call.features(), layer)
         q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
         return self._backend.attend(layer, q, k, v, self._pool, self._inputs, call).unsqueeze(0)
+
+    def native(
+        self,
+        module: nn.Module,
+        heads: tuple[int, int, int, int],
+        dtype: torch.dtype,
+        *,
+        scaling: float | None,
+        sliding_window: int | None,
+        softcap: float | None,
+        sinks: Tensor | None,
+    ) -> tuple[AttentionStep, AttentionLayer] | None:
+        """Return what the kernels need to attend as a part of a whole layer.
+
+        Args:
+            module: The attention module, as in `attend`.
+            heads: Heads of queries, heads of keys, width of a key, width of a value.
+            dtype: Number format of queries, keys and values.
+            scaling: As in `attend`, as the others.
+            sliding_window: See there.
+            softcap: See there.
+            sinks: See there.
+
+        Returns:
+            The step and the layer; None if attention is not that of the kernels, or converts.
+        """
+        if not isinstance(self._backend, NativeBackend) or dtype != self._pool.dtype:
+            return None
+        call = LayerCall(
+            scaling=heads[2] ** -0.5 if scaling is None else scaling,
+            sliding_window=sliding_window,
+            softcap=softcap,
+            sinks=sinks,
+        )
+        layer = int(module.layer_idx)  # type: ignore[arg-type]
+        described = self._backend.described(layer, heads, self._pool, call)
+        return self._inputs.arrangement.state, described

@@ -17,6 +17,7 @@ from treepo.core import Activation
 from treepo.engine.fused.linear import PackedLinear
 from treepo.engine.fused.modules import gate_activation, has_rotary, norm_settings, rotary_of
 from treepo.engine.fused.overlay import Replacement, forward_of
+from treepo.engine.fused.whole import Norm, Parts, WholeLayer
 from treepo.engine.kernels import Kernels
 
 _CHILDREN = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
@@ -24,7 +25,6 @@ _CHILDREN = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 _HEAD_NORMS = ("q_norm", "k_norm")
 
-Function = Callable[[Tensor], Tensor]
 Rotate = Callable[..., tuple[Tensor, Tensor]]
 Packed = Mapping[tuple[nn.Linear, ...], PackedLinear]
 AttentionCall = Mapping[str, Any]
@@ -68,7 +68,7 @@ class _Attention:
     module: Any
     qkv: PackedLinear
     output: PackedLinear
-    head_norms: tuple[Function, Function] | None
+    head_norms: tuple[Norm, Norm] | None
     rotate: Rotate | None
     call: AttentionCall
 
@@ -105,12 +105,16 @@ class _FeedForward:
 class _Layer:
     """A decoder layer."""
 
-    attention_norm: Function
+    attention_norm: Norm
     attention: _Attention
-    feed_forward_norm: Function
+    feed_forward_norm: Norm
     feed_forward: _FeedForward
+    whole: WholeLayer
 
     def __call__(self, x: Tensor, rotary: Any, context: Any) -> Tensor:
+        y = self.whole(x, rotary, context)
+        if y is not None:
+            return y
         x = self.attention(self.attention_norm(x), x, rotary, context)
         return self.feed_forward(self.feed_forward_norm(x), x)
 
@@ -126,15 +130,22 @@ def _layer(
     feed_forward = _feed_forward(children["mlp"], kernels, packed)
     if norms[0] is None or norms[1] is None or attention is None or feed_forward is None:
         return None
-    return _Layer(norms[0], attention, norms[1], feed_forward)
+    parts = Parts(
+        module=attention.module,
+        call=call,
+        rotates=attention.rotate is not None,
+        norms=(norms[0], norms[1]),
+        head_norms=attention.head_norms,
+        linears=(attention.qkv, attention.output, feed_forward.gate_up, feed_forward.down),
+        activation=feed_forward.activation,
+    )
+    whole = WholeLayer(kernels, parts)
+    return _Layer(norms[0], attention, norms[1], feed_forward, whole)
 
 
-def _norm(module: nn.Module, kernels: Kernels) -> Function | None:
+def _norm(module: nn.Module, kernels: Kernels) -> Norm | None:
     settings = norm_settings(module)
-    if settings is None:
-        return None
-    parameters: Any = module._parameters
-    return lambda x: kernels.rms_norm(x, parameters["weight"], *settings)
+    return None if settings is None else Norm(kernels, module, *settings)
 
 
 def _attention(

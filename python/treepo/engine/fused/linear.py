@@ -55,6 +55,21 @@ class PackedLinear:
         self._seen = seen
         return True
 
+    @property
+    def address(self) -> int | None:
+        """Where a kernel of this package reads the packed weights; None if another library does."""
+        assert self._packed is not None
+        return self._packed.address
+
+    def described(self) -> tuple[int, tuple[int, int], int | None]:
+        """Address of the packed weights, inputs and outputs, address of the bias.
+
+        Only where `address` is not None.
+        """
+        assert self.address is not None
+        shape = self.modules[0].in_features, sum(self._sizes)
+        return self.address, shape, None if self._bias is None else self._bias.data_ptr()
+
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return every layer's output for x [..., in_features]; slices of one tensor.
 

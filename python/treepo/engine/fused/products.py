@@ -23,7 +23,13 @@ _TRIAL = (48, 40)
 
 
 class PackedWeight(Protocol):
-    """A weight [out_features, in_features] in the order in which its product reads it."""
+    """A weight [out_features, in_features] in the order in which its product reads it.
+
+    Attributes:
+        address: Where a kernel of this package reads it; None if another library does.
+    """
+
+    address: int | None
 
     def product(self, x: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
         """Return x W^T + bias + residual, rounded once.
@@ -84,6 +90,7 @@ class _Panels:
         self._kernels = kernels
         self._shape = weight.shape
         self._packed = kernels.pack(weight, enlarge_pages if stays else ask_for_large_pages)
+        self.address: int | None = self._packed.data_ptr()
 
     def product(self, x: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
         return self._kernels.linear(x, self._packed, self._shape[0], bias, residual)
@@ -91,6 +98,8 @@ class _Panels:
 
 class _OneDnn:
     """Packed for oneDNN; a lone row is computed twice over."""
+
+    address: int | None = None
 
     def __init__(self, weight: Tensor, stays: bool) -> None:
         operators = torch.ops.mkldnn

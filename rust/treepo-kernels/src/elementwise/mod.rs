@@ -11,7 +11,7 @@ mod norm;
 mod rope;
 
 pub use gate::{Activation, gate};
-pub use norm::{RmsNorm, rms_norm};
+pub use norm::{RmsNorm, rms_norm, rms_norm_heads};
 pub use rope::{RopeShape, Strided3, rope, rope_pair};
 
 /// Rows of contiguous elements.

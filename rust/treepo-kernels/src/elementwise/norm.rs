@@ -41,6 +41,31 @@ pub unsafe fn rms_norm<T: Element>(
     });
 }
 
+/// Normalises the heads of tokens in place; a token's heads stand side by side.
+///
+/// # Safety
+/// As [`rms_norm`] for `counts[0]` tokens of `counts[1]` heads, `stride` elements from token to token.
+pub unsafe fn rms_norm_heads<T: Element>(
+    team: &Team,
+    level: Level,
+    counts: [usize; 2],
+    stride: usize,
+    norm: &RmsNorm,
+    weight: *const T,
+    data: *mut T,
+) {
+    let [num_tokens, num_heads] = counts;
+    let nanos = nanos_of_bytes(2 * num_heads * norm.width * size_of::<T>());
+    let (weight, data) = (Rows { data: weight, stride: 0 }, Output(data));
+    spread(team, num_tokens, nanos, |tokens| {
+        for token in tokens {
+            let output = Output(data.pointer().wrapping_add(token * stride));
+            let input = Rows { data: output.pointer().cast_const(), stride: norm.width };
+            run(level, NormRows { norm, rows: 0..num_heads, input, weight, output });
+        }
+    });
+}
+
 struct NormRows<'a, T> {
     norm: &'a RmsNorm,
     rows: Range<usize>,

@@ -1,5 +1,6 @@
 //! Products of a few rows with a panel, all sums in registers.
 
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::pack::VECTORS;
@@ -90,7 +91,8 @@ impl<T: Element> Tiles<T> {
         // Words, the last of which may be cut.
         let depth = self.shape.in_features.div_ceil(T::PER_WORD);
         let whole = self.shape.in_features / T::PER_WORD;
-        let mut totals = [0.0; MAX_ROWS * VECTORS * MAX_LANES];
+        let mut totals = [MaybeUninit::<f32>::uninit(); MAX_ROWS * VECTORS * MAX_LANES];
+        let totals = totals.as_mut_ptr().cast::<f32>();
         // Meanwhile the next panel comes from memory, a part of it in each tile.
         let next = self.weight.row(at.panel + 1).cast::<u8>();
         let num_lines = self.weight.stride * size_of::<T>() / LINE_BYTES;
@@ -110,7 +112,8 @@ impl<T: Element> Tiles<T> {
                 weight: self.weight.row(at.panel).cast::<f32>().wrapping_add(first * width),
                 ahead: next.wrapping_add((first_line + ask) * LINE_BYTES),
                 num_asked: ask_end - ask,
-                totals: totals.as_mut_ptr(),
+                is_first: first == 0,
+                totals,
             };
             // SAFETY: inputs, rows and panel exist, and the totals are this function's.
             unsafe { S::call(chain) }
@@ -118,7 +121,7 @@ impl<T: Element> Tiles<T> {
         for row in 0..HEIGHT {
             // SAFETY: totals of `HEIGHT` rows have been written.
             unsafe {
-                let sums = sums_at::<S>(totals.as_mut_ptr(), row);
+                let sums = sums_at::<S>(totals, row);
                 self.finish::<S>(at.row + row, at.panel, sums.map(|sum| S::load(sum)));
             }
         }
@@ -165,6 +168,8 @@ struct Chain<T, const HEIGHT: usize> {
     weight: *const f32,
     ahead: *const u8,
     num_asked: usize,
+    /// Whether nothing has been added up so far.
+    is_first: bool,
     /// What the sums are added to.
     totals: *mut f32,
 }
@@ -194,8 +199,10 @@ impl<T: Element, const HEIGHT: usize> Kernel for Chain<T, HEIGHT> {
         }
         for (row, sums) in sums.into_iter().enumerate() {
             for (total, sum) in sums_at::<S>(self.totals, row).into_iter().zip(sums) {
-                // SAFETY: the totals have room for the tile.
-                unsafe { S::store(total, S::add(S::load(total), sum)) }
+                // SAFETY: the totals have room for the tile, and the first chain writes them.
+                unsafe {
+                    S::store(total, if self.is_first { sum } else { S::add(S::load(total), sum) });
+                }
             }
         }
     }
