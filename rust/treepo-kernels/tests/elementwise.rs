@@ -7,7 +7,7 @@ use std::ops::Range;
 use proptest::prelude::*;
 use treepo_kernels::element::{Bf16, Element};
 use treepo_kernels::elementwise::{
-    Activation, RmsNorm, RopeShape, Rows, Strided3, gate, rms_norm, rope, rope_pair,
+    Activation, RmsNorm, RopeShape, Rows, Strided3, gate, rms_norm, rms_norm_heads, rope, rope_pair,
 };
 use treepo_kernels::simd::Level;
 use treepo_kernels::team::Team;
@@ -79,6 +79,28 @@ fn check_norm<T: Element>(case: &NormCase, seed: u64) {
     for level in levels() {
         let actual = normed(&Team::alone(), level, case, &x, &w);
         check_close(&actual, &expected, 1e-5);
+    }
+}
+
+/// Heads of tokens with a gap behind each token, one after another and in one call.
+fn check_heads<T: Element>(team: &Team, counts: [usize; 2], norm: RmsNorm, gap: usize, seed: u64) {
+    let ([num_tokens, num_heads], width) = (counts, norm.width);
+    let stride = num_heads * width + gap;
+    let x = numbers::<T>(num_tokens * stride, seed, -3.0..3.0);
+    let w = numbers::<T>(width, seed + 1, -1.0..2.0);
+    for level in levels() {
+        let mut expected = x.clone();
+        for token in expected.chunks_exact_mut(stride) {
+            for head in token[..num_heads * width].chunks_exact_mut(width) {
+                let case = NormCase { num_rows: 1, norm, stride: width };
+                head.copy_from_slice(&normed(&Team::alone(), level, &case, head, &w));
+            }
+        }
+        let mut found = x.clone();
+        let (weight, data) = (w.as_ptr(), found.as_mut_ptr());
+        // SAFETY: the buffers have these sizes.
+        unsafe { rms_norm_heads(team, level, counts, stride, &norm, weight, data) }
+        assert_eq!(bits(&found), bits(&expected), "{}", level.name());
     }
 }
 
@@ -226,6 +248,21 @@ proptest! {
     }
 
     #[test]
+    fn heads_are_normed_each_for_itself_and_nothing_else_is(
+        num_tokens in 0..6_usize,
+        num_heads in 1..5_usize,
+        width in 1..90_usize,
+        gap in 0..40_usize,
+        offset in prop::sample::select(vec![0.0_f32, 1.0]),
+        seed in any::<u32>(),
+    ) {
+        let norm = RmsNorm { width, eps: 1e-5, offset };
+        let (team, counts, seed) = (Team::alone(), [num_tokens, num_heads], u64::from(seed));
+        check_heads::<f32>(&team, counts, norm, gap, seed);
+        check_heads::<Bf16>(&team, counts, norm, gap, seed);
+    }
+
+    #[test]
     fn rope_is_its_formula(
         num_tokens in 0..4_usize,
         num_heads in 1..4_usize,
@@ -296,6 +333,15 @@ fn a_row_has_the_same_bits_in_every_step_and_team() {
             let alone = gated(&Team::alone(), level, one, &x[at.clone()], &y[at.clone()]);
             assert_eq!(bits(&alone), gated_rows[at]);
         }
+    }
+}
+
+#[test]
+fn threads_that_share_the_heads_of_tokens_change_no_bit() {
+    let norm = RmsNorm { width: 96, eps: 1e-6, offset: 0.0 };
+    for team in [Team::alone(), Team::parked(3)] {
+        check_heads::<f32>(&team, [300, 8], norm, 100, 1);
+        check_heads::<Bf16>(&team, [700, 8], norm, 100, 2);
     }
 }
 

@@ -23,8 +23,11 @@ const LINE_BYTES: usize = 64;
 /// Lanes of the widest level.
 const MAX_LANES: usize = 16;
 /// Words that are summed one after another; the sums of such chains are added up. A sum of
-/// 1,536 products then has a quarter of one chain's rounding error.
-const CHAIN: usize = 64;
+/// 1,536 products of f32 then has a quarter of one chain's rounding error. Of bf16, whose results are
+/// rounded far more coarsely, a chain has as many words twice.
+fn chain<T: Element>() -> usize {
+    64 * T::PER_WORD
+}
 
 /// Rows times panels.
 pub(super) struct Tiles<T> {
@@ -99,8 +102,8 @@ impl<T: Element> Tiles<T> {
         let first_line = at.tile * num_lines / at.num_tiles;
         let num_asked = (at.tile + 1) * num_lines / at.num_tiles - first_line;
         let width = VECTORS * S::LANES;
-        for first in (0..depth).step_by(CHAIN) {
-            let end = depth.min(first + CHAIN);
+        for first in (0..depth).step_by(chain::<T>()) {
+            let end = depth.min(first + chain::<T>());
             let [ask, ask_end] = [first, end].map(|i| i * num_asked / depth);
             let chain = Chain::<T, HEIGHT> {
                 len: whole.min(end) - first,

@@ -1,0 +1,296 @@
+"""Decoder layers in one call have the bits of their parts, and run wherever they can."""
+
+import copy
+from contextlib import contextmanager
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from storms import differing_values, threads
+from tiny_models import MODELS, VOCAB_SIZE
+
+from treepo import core
+from treepo.config import (
+    Attention,
+    Dtype,
+    EngineConfig,
+    LossConfig,
+    Packing,
+    SamplingParams,
+    SearchConfig,
+)
+from treepo.engine import Engine
+from treepo.engine.fused import Fusion, products
+from treepo.engine.fused.whole import WholeLayer
+from treepo.engine.kernels import Kernels
+from treepo.train.pack import pack
+from treepo.train.step import TrainStep
+
+FAMILIES = ["llama", "mistral", "qwen2", "qwen2_window", "qwen3", "smollm3"]
+HAS_PANELS = products.uses_panels(torch.float32, Kernels())
+IS_FAST = products.packing(torch.bfloat16, Kernels()) is not None
+DTYPES = [torch.float32, *([torch.bfloat16] if IS_FAST else [])]
+LEVELS = core.Kernels.levels()
+SEARCH = SearchConfig(width=5, segment_len=8, max_depth=4)
+TEMPERATURE = 0.8
+CONFIG = EngineConfig(block_size=4, max_num_batched_tokens=24)
+
+
+def make(family, dtype=torch.float32, **settings):
+    return MODELS[family].make(**settings).to(dtype)
+
+
+def sample(engine, on_step=None):
+    """Trees of three prompts, longer and shorter than a window."""
+    rng = np.random.default_rng(4)
+    prompts = [rng.integers(0, VOCAB_SIZE, n).astype(np.uint32) for n in (1, 20, 33)]
+    params = SamplingParams(temperature=TEMPERATURE)
+    return engine.rollout(prompts, SEARCH, params, seed=3, on_step=on_step)
+
+
+@contextmanager
+def whole_layers():
+    """Yield a list that gets, for each call of a layer, whether it was computed as a whole."""
+    calls = []
+    own = WholeLayer.__call__
+
+    def call(self, *args):
+        output = own(self, *args)
+        calls.append(output is not None)
+        return output
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(WholeLayer, "__call__", call)
+        yield calls
+
+
+def in_parts(engine):
+    """What `sample` returns where no layer is computed as a whole."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(WholeLayer, "__call__", lambda *_: None)
+        return sample(engine)
+
+
+def check_same(forest, expected):
+    assert expected.num_tokens > 200
+    assert differing_values(forest.columns(), expected.columns()) == {}
+
+
+def check_whole(engine, expected):
+    """Every layer is computed as a whole, where the kernels have products, and no bit differs."""
+    with whole_layers() as calls:
+        forest = sample(engine)
+    num_layers = engine.model.config.num_hidden_layers
+    assert calls == [HAS_PANELS] * num_layers * engine.stats.steps
+    check_same(forest, expected)
+
+
+def check_parts(engine):
+    """No layer is computed as a whole, and no bit differs."""
+    with whole_layers() as calls:
+        forest = sample(engine)
+    assert set(calls) == {False}
+    check_same(forest, in_parts(engine))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_whole_layers_have_the_bits_of_their_parts(family, dtype):
+    engine = Engine(make(family, dtype), None, CONFIG)
+    expected = in_parts(engine)
+    engine.release()
+    check_whole(engine, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_biases_of_every_product_are_added(dtype):
+    model = make("llama", dtype, attention_bias=True, mlp_bias=True)
+    check_whole(Engine(model, None, CONFIG), in_parts(Engine(model, None, CONFIG)))
+
+
+@pytest.mark.parametrize("family", sorted(MODELS.keys() - set(FAMILIES)))
+def test_layers_of_other_shapes_have_no_whole(family):
+    with whole_layers() as calls:
+        sample(Engine(make(family), None, CONFIG))
+    assert calls == []
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("level", LEVELS)
+def test_whole_layers_run_at_every_level_that_has_products(level, dtype, monkeypatch):
+    kernels = Kernels(level=level)
+    if products.packing(dtype, kernels) is None:
+        pytest.skip(f"nothing packs {dtype} at {level}")
+    monkeypatch.setattr("treepo.engine.policy.Kernels", partial(Kernels, level=level))
+    engine = Engine(make("qwen3", dtype), None, CONFIG)
+    assert engine.policy.kernels.level == level
+    if products.uses_panels(dtype, kernels):
+        check_whole(engine, in_parts(engine))
+    else:
+        check_parts(engine)
+
+
+@pytest.mark.parametrize("level", [x for x in LEVELS if x not in ("portable", "neon")])
+def test_bfloat16_weights_are_packed_and_keep_their_bits_at_every_level(level, monkeypatch):
+    monkeypatch.setattr("treepo.engine.policy.Kernels", partial(Kernels, level=level))
+    model = make("llama", torch.bfloat16)
+    engine = Engine(model, None, CONFIG)
+    assert set(engine.fusions) == set(Fusion)
+    forest = sample(engine)
+    tight = CONFIG.replace(block_size=1, max_num_seqs=3, max_num_batched_tokens=9)
+    check_same(sample(Engine(model, None, tight)), forest)
+    packed = pack(forest)
+    step = TrainStep(model, LossConfig(), TEMPERATURE, exact=engine.exact_forward)
+    logprob, _ = step.logprobs(packed)
+    np.testing.assert_array_equal(logprob.detach().float().numpy(), packed.old_logprob)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "settings"),
+    [
+        (torch.float32, {"kv_dtype": Dtype.BFLOAT16}),
+        (torch.bfloat16, {"kv_dtype": Dtype.FLOAT32}),
+        (torch.float32, {"attention": Attention.TORCH}),
+    ],
+)
+def test_attention_that_converts_or_is_torchs_is_no_part_of_a_whole(dtype, settings):
+    if dtype not in DTYPES:
+        pytest.skip(f"nothing packs {dtype}")
+    check_parts(Engine(make("llama", dtype), None, CONFIG.replace(**settings)))
+
+
+def test_a_bfloat16_copy_is_computed_by_whole_layers():
+    if not IS_FAST:
+        pytest.skip("nothing packs bfloat16")
+    config = CONFIG.replace(rollout_dtype=Dtype.BFLOAT16)
+    model = make("llama")
+    check_whole(Engine(model, None, config), in_parts(Engine(model, None, config)))
+
+
+def test_without_packing_there_is_no_whole():
+    with whole_layers() as calls:
+        sample(Engine(make("llama"), None, CONFIG.replace(packing=Packing.NEVER)))
+    assert calls == []
+
+
+def fresh(engine):
+    """What a new engine computes in parts, with the weights that this one has."""
+    other = Engine(copy.deepcopy(engine.model), None, engine.config)
+    other.policy_version = engine.policy_version
+    return in_parts(other)
+
+
+@pytest.mark.parametrize("announced", [True, False])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_weights_that_change_in_place_are_followed(family, dtype, announced):
+    engine = Engine(make(family, dtype), None, CONFIG)
+    before = sample(engine)
+    for _ in range(2):
+        with torch.no_grad():
+            for parameter in engine.model.parameters():
+                parameter.mul_(1.1)
+        if announced:
+            engine.weights_changed()
+        expected = fresh(engine)
+        assert differing_values(expected.columns(), before.columns())["token_logprob"]
+        check_whole(engine, expected)
+
+
+@pytest.mark.parametrize(
+    "name", ["input_layernorm", "post_attention_layernorm", "self_attn.q_norm"]
+)
+def test_a_norm_with_another_tensor_is_followed(name):
+    engine = Engine(make("qwen3"), None, CONFIG)
+    before = sample(engine)
+    weight = engine.model.model.layers[1].get_submodule(name).weight
+    for new in (2 * weight.data, weight.data.flip(0)):
+        weight.data = new
+        expected = fresh(engine)
+        assert differing_values(expected.columns(), before.columns())
+        check_whole(engine, expected)
+
+
+def test_a_norm_whose_weight_has_gaps_is_computed_in_parts():
+    engine = Engine(make("qwen3"), None, CONFIG)
+    expected = sample(engine)
+    for layer in engine.model.model.layers:
+        weight = layer.input_layernorm.weight
+        weight.data = torch.stack([weight.data, -weight.data], 1)[:, 0]
+    check_parts(engine)
+    check_same(sample(engine), expected)
+
+
+def test_a_layer_whose_weights_are_replaced_is_followed():
+    engine = Engine(make("llama"), None, CONFIG)
+    sample(engine)
+    layer = engine.model.model.layers[0]
+    for module in (layer.self_attn.k_proj, layer.self_attn.o_proj, layer.mlp.down_proj):
+        module.weight.data = module.weight.data.flip(0)
+        check_whole(engine, fresh(engine))
+
+
+def test_a_pool_that_was_released_is_replaced():
+    engine = Engine(make("mistral"), None, CONFIG)
+    expected = in_parts(engine)
+    for _ in range(2):
+        engine.release()
+        check_whole(engine, expected)
+
+
+def test_engines_with_pools_of_their_own_run_one_model():
+    model = make("qwen3")
+    first = Engine(model, None, CONFIG)
+    second = Engine(model, None, CONFIG.replace(block_size=16, max_num_batched_tokens=100))
+    expected = in_parts(first)
+    for engine in (first, second, first, second):
+        check_whole(engine, expected)
+
+
+def test_an_engine_may_run_the_model_between_the_steps_of_another():
+    model = make("qwen3")
+    first, second = (Engine(model, None, CONFIG) for _ in range(2))
+    expected = in_parts(first)
+
+    def between(stats):
+        if stats.steps % 4 == 2:
+            check_whole(second, expected)
+
+    check_same(sample(first, between), expected)
+
+
+def test_threads_that_share_the_work_change_no_bit():
+    engine = Engine(make("llama", hidden_size=192, intermediate_size=512), None, CONFIG)
+    expected = in_parts(engine)
+    with threads(3):
+        check_whole(engine, expected)
+
+
+@pytest.mark.parametrize("with_gradients", [True, False])
+def test_training_computes_in_parts_the_bits_of_whole_layers(with_gradients):
+    engine = Engine(make("qwen3"), None, CONFIG)
+    packed = pack(sample(engine))
+    step = TrainStep(engine.model, LossConfig(), TEMPERATURE, exact=engine.exact_forward)
+    with whole_layers() as calls, torch.set_grad_enabled(with_gradients):
+        logprob, _ = step.logprobs(packed)
+    assert logprob.requires_grad == with_gradients
+    assert set(calls) == {False}
+    np.testing.assert_array_equal(logprob.detach().numpy(), packed.old_logprob)
+
+
+def test_a_step_under_gradients_is_computed_in_parts(monkeypatch):
+    engine = Engine(make("llama"), None, CONFIG)
+    expected = in_parts(engine)
+    monkeypatch.setattr(torch, "inference_mode", torch.enable_grad)
+    with whole_layers() as calls:
+        forest = sample(engine)
+    assert set(calls) == {False}
+    check_same(forest, expected)
+
+
+def test_steps_of_many_tokens_and_of_one_have_the_same_bits():
+    model = make("mistral")
+    expected = in_parts(Engine(model, None, CONFIG))
+    for config in (CONFIG.replace(max_num_batched_tokens=500), CONFIG.replace(max_num_seqs=1)):
+        check_whole(Engine(model, None, config), expected)
