@@ -84,6 +84,10 @@ bench-train *args:
 bench-products *args:
     {{python}} benches/products.py {{args}}
 
+# What the processor can do at most: products in registers, reading of memory.
+bench-peak *args:
+    cargo run --release -p treepo-kernels --example peak -- {{args}}
+
 # Decoding beside vLLM, llama.cpp, transformers and the roof of the linears.
 bench-decode *args:
     {{python}} benches/decode.py {{args}}

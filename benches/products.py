@@ -1,9 +1,12 @@
 """Products with packed weights: treepo's kernel beside oneDNN, for each number of rows.
 
 The linears of a model's decoder layers, each layer with weights of its own, and its head, in turns
-(ABAB); medians. Printed are both rates, the bytes of weights that pass a second, and the ratio.
+(ABAB); medians. As in the engine, threads stay awake through a step of treepo's. Printed are both
+rates, the bytes of weights that pass a second, and the ratio.
 
     python benches/products.py --model models/SmolLM2-135M-Instruct --rows 1 4 16 64 128 1024
+    python benches/products.py --dtype bfloat16
+    python benches/products.py --dtype bfloat16 --level avx2
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -42,9 +46,10 @@ def main() -> None:
         for num_rows in options.rows:
             rows = {width: torch.randn(num_rows, width).to(dtype) for _, width in shapes}
             steps = {name: step(weights, shapes, rows) for name, weights in packed.items()}
+            steps["treepo"] = partial(kernels.awake, steps["treepo"])
             figures[num_rows] = measure(steps, shapes, num_rows, dtype.itemsize, options.repeats)
     file = environment.write(
-        "products",
+        f"products_{options.dtype}_{options.level or environment.simd_level()}",
         {"options": vars(options), "load_average_before": load, "rows": figures},
     )
     print(file)

@@ -120,7 +120,7 @@ def _wait_policy() -> Finding:
 def _packed() -> Finding:
     import torch
 
-    from treepo.engine.fused import packing
+    from treepo.engine.fused import packing, uses_panels
     from treepo.engine.kernels import Kernels
 
     kernels = Kernels()
@@ -137,6 +137,12 @@ def _packed() -> Finding:
             "products",
             "packed in float32; bfloat16 is several times slower on this processor",
             "keep engine.dtype=float32; engine.kv_dtype=bfloat16 still halves the KV cache",
+        )
+    if uses_panels(torch.bfloat16, kernels) and kernels.level != "avx512_bf16":
+        return Finding(
+            "products",
+            "packed in float32 and bfloat16, which here saves memory and no time: the processor "
+            "has no products in it",
         )
     return Finding("products", "packed in float32 and bfloat16")
 

@@ -149,7 +149,8 @@ class Kernels:
         Raises:
             InvalidInputError: If the weight was packed for wider or narrower rows.
         """
-        if packed.numel() != self._kernels.packed_len(_element(packed), (x.shape[-1], out_features)):
+        shape = x.shape[-1], out_features
+        if packed.numel() != self._kernels.packed_len(_element(packed), shape):
             raise InvalidInputError(
                 f"{packed.numel()} packed elements are no weight of {out_features} outputs and "
                 f"{x.shape[-1]} inputs"

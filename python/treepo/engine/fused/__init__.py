@@ -3,6 +3,14 @@
 from treepo.engine.fused.build import build_overlay
 from treepo.engine.fused.linear import PackedLinear
 from treepo.engine.fused.overlay import Fusion, Overlay
-from treepo.engine.fused.products import can_pack, packing
+from treepo.engine.fused.products import can_pack, packing, uses_panels
 
-__all__ = ["Fusion", "Overlay", "PackedLinear", "build_overlay", "can_pack", "packing"]
+__all__ = [
+    "Fusion",
+    "Overlay",
+    "PackedLinear",
+    "build_overlay",
+    "can_pack",
+    "packing",
+    "uses_panels",
+]

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from treepo.engine.fused.products import Pack, PackedWeight
 
+PackedArgs = tuple[int, tuple[int, int], int | None]
+"""Address of packed weights, inputs and outputs, address of the bias."""
+
 
 class PackedLinear:
     """The layers that read one input: y_i = x W_i^T + b_i for every layer i.
@@ -55,20 +58,12 @@ class PackedLinear:
         self._seen = seen
         return True
 
-    @property
-    def address(self) -> int | None:
-        """Where a kernel of this package reads the packed weights; None if another library does."""
-        assert self._packed is not None
-        return self._packed.address
-
-    def described(self) -> tuple[int, tuple[int, int], int | None]:
-        """Address of the packed weights, inputs and outputs, address of the bias.
-
-        Only where `address` is not None.
-        """
-        assert self.address is not None
+    def described(self) -> PackedArgs | None:
+        """Return what `DecoderLayer` wants to know; None if another library packed the weights."""
+        if self._packed is None or self._packed.address is None:
+            return None
         shape = self.modules[0].in_features, sum(self._sizes)
-        return self.address, shape, None if self._bias is None else self._bias.data_ptr()
+        return self._packed.address, shape, None if self._bias is None else self._bias.data_ptr()
 
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return every layer's output for x [..., in_features]; slices of one tensor.

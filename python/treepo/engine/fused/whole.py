@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from treepo.core import Activation, AttentionLayer, DecoderLayer
-from treepo.engine.fused.linear import PackedLinear
+from treepo.engine.fused.linear import PackedArgs, PackedLinear
 from treepo.engine.kernels import ELEMENTS, Kernels
 
-_Key = tuple[AttentionLayer, tuple[int, ...]]
+_Norm = tuple[int, int, float, float]
+_Key = tuple[AttentionLayer, list[PackedArgs | None], list[_Norm]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +35,10 @@ class Norm:
     @property
     def weight(self) -> Tensor:
         """The module's weight now, [d]."""
-        weight: Any = self.module._parameters["weight"]
+        weight: Tensor = self.module._parameters["weight"]  # type: ignore[assignment]
         return weight
 
-    def described(self) -> tuple[int, int, float, float]:
+    def described(self) -> _Norm:
         """Address of the weight, width, eps and offset."""
         return self.weight.data_ptr(), len(self.weight), self.eps, self.offset
 
@@ -72,15 +73,16 @@ class WholeLayer:
         """Name the parts; the kernels get to know them at the first call."""
         self._kernels = kernels
         self._parts = parts
-        self._all_norms = (*parts.norms, *(parts.head_norms or ()))
+        self._norms = (*parts.norms, *(parts.head_norms or ()))
         dim = parts.module.head_dim
         query, key, value = (module.out_features for module in parts.linears[0].modules)
         self._heads = (query // dim, key // dim, dim, value * dim // key)
         self._known: tuple[_Key, DecoderLayer] | None = None
 
     def __call__(self, x: Tensor, rotary: Any, context: Any) -> Tensor | None:
-        """Return the layer's output for x [1, num_tokens, width]; None where it has to be computed
-        part by part: with gradients, or if attention is not that of the kernels.
+        """Return the output for x [1, num_tokens, width]; None if the parts must compute it.
+
+        They do with gradients, and where attention is not that of the kernels.
         """
         native = getattr(context, "native", None)
         if native is None or torch.is_grad_enabled() or x.dim() != 3 or not x.is_contiguous():
@@ -90,7 +92,7 @@ class WholeLayer:
         if attention is None or (self._parts.rotates and angles is None) or len(x) != 1:
             return None
         step, of_layer = attention
-        layer = self._described(x, of_layer)
+        layer = self._described(x.dtype, of_layer)
         if layer is None:
             return None
         output = torch.empty_like(x)
@@ -113,28 +115,25 @@ class WholeLayer:
         )
         return (dim, cos.data_ptr(), sin.data_ptr()) if fits else None
 
-    def _described(self, x: Tensor, attention: AttentionLayer) -> DecoderLayer | None:
+    def _described(self, dtype: torch.dtype, attention: AttentionLayer) -> DecoderLayer | None:
         """The layer as the kernels know it, anew where an address has changed."""
-        addresses = [linear.address for linear in self._parts.linears]
-        if None in addresses:
-            return None
-        key = (attention, (*addresses, *(norm.weight.data_ptr() for norm in self._all_norms)))
+        linears = [linear.described() for linear in self._parts.linears]
+        norms = [norm.described() for norm in self._norms]
+        key = attention, linears, norms
         if self._known is not None and self._known[0] == key:
             return self._known[1]
-        if any(x.dtype != norm.weight.dtype for norm in self._all_norms) or any(
-            not norm.weight.is_contiguous() for norm in self._all_norms
-        ):
+        qkv, output, gate_up, down = linears
+        if qkv is None or output is None or gate_up is None or down is None:
             return None
-        parts = self._parts
-        qkv, output, gate_up, down = (linear.described() for linear in parts.linears)
+        weights = [norm.weight for norm in self._norms]
+        if not all(weight.dtype == dtype and weight.stride(0) == 1 for weight in weights):
+            return None
         layer = DecoderLayer(
-            ELEMENTS[x.dtype],
+            ELEMENTS[dtype],
             attention,
-            parts.activation,
-            norms=tuple(norm.described() for norm in parts.norms),
-            head_norms=None
-            if parts.head_norms is None
-            else tuple(norm.described() for norm in parts.head_norms),
+            self._parts.activation,
+            norms=norms[:2],
+            head_norms=norms[2:] or None,
             qkv=qkv,
             output=output,
             gate_up=gate_up,
