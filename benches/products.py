@@ -49,7 +49,7 @@ def main() -> None:
             steps["treepo"] = partial(kernels.awake, steps["treepo"])
             figures[num_rows] = measure(steps, shapes, num_rows, dtype.itemsize, options.repeats)
     file = environment.write(
-        f"products_{options.dtype}_{options.level or environment.simd_level()}",
+        f"products_{options.dtype}_{kernels.level}",
         {"options": vars(options), "load_average_before": load, "rows": figures},
     )
     print(file)

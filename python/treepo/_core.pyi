@@ -739,7 +739,7 @@ class Kernels:
         num_threads: threads that share a kernel's work.
         gomp_parallel: address of OpenMP's function of that name, whose threads do the work; a
             parked pool does without.
-        level: portable, neon, avx2 or avx512; the fastest of this processor if absent.
+        level: portable, neon, avx2, avx512 or avx512_bf16; the fastest of this processor if absent.
 
     Raises:
         InvalidInputError: this processor lacks the level.

@@ -9,8 +9,10 @@ from tiny_models import MODELS, VOCAB_SIZE
 
 from treepo.config import Dtype, EngineConfig
 from treepo.engine import Engine
+from treepo.engine.fused import packing
+from treepo.engine.kernels import Kernels
 
-HAS_FAST_BFLOAT16 = torch.cpu._is_avx512_bf16_supported()
+HAS_FAST_BFLOAT16 = packing(torch.bfloat16, Kernels()) is not None
 DTYPES = [Dtype.FLOAT32, *([Dtype.BFLOAT16] if HAS_FAST_BFLOAT16 else [])]
 TINY_PROMPT = 60
 

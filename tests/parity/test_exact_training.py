@@ -17,13 +17,15 @@ from treepo.config import (
     SearchConfig,
 )
 from treepo.engine import Engine
+from treepo.engine.fused import packing
+from treepo.engine.kernels import Kernels
 from treepo.train import optimizer
 from treepo.train.pack import pack
 from treepo.train.step import TrainStep
 
 SEARCH = SearchConfig(width=6, segment_len=9, max_depth=5)
 TEMPERATURE = 0.8
-HAS_FAST_BFLOAT16 = torch.cpu._is_avx512_bf16_supported()
+HAS_FAST_BFLOAT16 = packing(torch.bfloat16, Kernels()) is not None
 DTYPES = [torch.float32, *([torch.bfloat16] if HAS_FAST_BFLOAT16 else [])]
 # Torch's product of a group of experts rounds by the number of rows in float32.
 GROUPED_EXPERTS = {"mixtral", "qwen3_moe"}

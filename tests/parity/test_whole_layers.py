@@ -24,6 +24,7 @@ from treepo.engine import Engine
 from treepo.engine.fused import Fusion, products
 from treepo.engine.fused.whole import WholeLayer
 from treepo.engine.kernels import Kernels
+from treepo.errors import InvalidInputError
 from treepo.train.pack import pack
 from treepo.train.step import TrainStep
 
@@ -78,11 +79,12 @@ def check_same(forest, expected):
 
 
 def check_whole(engine, expected):
-    """Every layer is computed as a whole, where the kernels have products, and no bit differs."""
+    """Every layer is computed as a whole, where products are the kernels', and no bit differs."""
     with whole_layers() as calls:
         forest = sample(engine)
-    num_layers = engine.model.config.num_hidden_layers
-    assert calls == [HAS_PANELS] * num_layers * engine.stats.steps
+    policy, num_layers = engine.policy, engine.model.config.num_hidden_layers
+    is_whole = products.uses_panels(policy.model.dtype, policy.kernels)
+    assert calls == [is_whole] * num_layers * engine.stats.steps
     check_same(forest, expected)
 
 
@@ -212,12 +214,30 @@ def test_a_norm_with_another_tensor_is_followed(name):
         check_whole(engine, expected)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["self_attn.q_proj", "self_attn.o_proj", "mlp.down_proj"])
+def test_a_bias_with_another_tensor_is_followed(name, dtype):
+    # Weights that are packed anew may lie where they lay, and the bias elsewhere.
+    engine = Engine(make("llama", dtype, attention_bias=True, mlp_bias=True), None, CONFIG)
+    before = sample(engine)
+    bias = engine.model.model.layers[1].get_submodule(name).bias
+    for _ in range(3):
+        bias.data = -2 * bias.data
+        expected = fresh(engine)
+        assert differing_values(expected.columns(), before.columns())
+        check_whole(engine, expected)
+
+
 def test_a_norm_whose_weight_has_gaps_is_computed_in_parts():
     engine = Engine(make("qwen3"), None, CONFIG)
     expected = sample(engine)
-    for layer in engine.model.model.layers:
-        weight = layer.input_layernorm.weight
-        weight.data = torch.stack([weight.data, -weight.data], 1)[:, 0]
+    norms = [layer.input_layernorm for layer in engine.model.model.layers]
+    pairs = [torch.stack([norm.weight.data, -norm.weight.data], 1) for norm in norms]
+    for norm, pair in zip(norms, pairs, strict=True):
+        norm.weight.data = pair.flatten()[: len(pair)]
+    assert differing_values(sample(engine).columns(), expected.columns())
+    for norm, pair in zip(norms, pairs, strict=True):  # At the address of the weight before.
+        norm.weight.data = pair[:, 0]
     check_parts(engine)
     check_same(sample(engine), expected)
 
@@ -294,3 +314,13 @@ def test_steps_of_many_tokens_and_of_one_have_the_same_bits():
     expected = in_parts(Engine(model, None, CONFIG))
     for config in (CONFIG.replace(max_num_batched_tokens=500), CONFIG.replace(max_num_seqs=1)):
         check_whole(Engine(model, None, config), expected)
+
+
+@pytest.mark.skipif(not HAS_PANELS, reason="another library packs here")
+def test_products_of_another_format_than_the_rest_are_refused_as_in_parts():
+    engine = Engine(make("llama"), None, CONFIG)
+    for module in engine.model.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.to(torch.bfloat16)
+    with pytest.raises(InvalidInputError, match="one number format"):
+        sample(engine)

@@ -3,7 +3,7 @@
 //! A step of few rows is hundreds of kernels that take microseconds each; calling them one by one
 //! from another language costs as much as they do. The bits are those of the single kernels.
 
-use std::ops::Range;
+use std::collections::TryReserveError;
 
 use crate::attention::{self, Buffers, Step, Strided};
 use crate::element::Element;
@@ -91,27 +91,44 @@ struct Line([u8; LINE_BYTES]);
 const LINE_BYTES: usize = 64;
 
 impl Workspace {
-    /// Room for arrays of so many elements, each from a line's begin on.
-    fn arrays<T, const N: usize>(&mut self, lens: [usize; N]) -> [*mut T; N] {
-        let lines = lens.map(|len| (len * size_of::<T>()).div_ceil(LINE_BYTES));
-        let needed = lines.iter().sum();
+    /// Makes room for the layer's arrays.
+    fn reserve<T>(&mut self, layer: &DecoderLayer<'_, T>, num_rows: usize) -> Result<(), Error> {
+        let needed = |lens: &[usize]| lens.iter().map(|&len| lines::<T>(len)).sum::<usize>();
+        let needed = needed(&layer.attention_arrays(num_rows))
+            .max(needed(&layer.feed_forward_arrays(num_rows)));
         if self.lines.len() < needed {
+            self.lines.clear();
+            self.lines.try_reserve_exact(needed)?;
             self.lines.resize(needed, Line([0; LINE_BYTES]));
         }
+        Ok(())
+    }
+
+    /// Arrays of so many elements, each from a line's begin on, for which there is room.
+    fn arrays<T, const N: usize>(&mut self, lens: [usize; N]) -> [*mut T; N] {
         let first = self.lines.as_mut_ptr();
-        let mut from = 0;
-        lines.map(|count| {
-            let Range { start, end } = from..from + count;
-            from = end;
+        let mut end = 0;
+        lens.map(|len| {
+            let start = end;
+            end += lines::<T>(len);
+            debug_assert!(end <= self.lines.len());
             first.wrapping_add(start).cast()
         })
     }
 }
 
+/// Lines of so many elements.
+fn lines<T>(len: usize) -> usize {
+    (len * size_of::<T>()).div_ceil(LINE_BYTES)
+}
+
 /// Computes a layer for the tokens of a step: reads rows of x, writes rows of y.
 ///
+/// # Errors
+/// If the widths of its parts do not fit together, or there is no memory for what lies between them.
+///
 /// # Panics
-/// If the widths of its parts do not fit together, or as [`attention::attend`].
+/// As [`attention::attend`].
 ///
 /// # Safety
 /// Pointers hold what their fields say, in the shapes of the layer and the step; `output` has room
@@ -127,24 +144,15 @@ pub unsafe fn decoder_layer<T: Element>(
     workspace: &mut Workspace,
     input: Rows<T>,
     output: *mut T,
-) {
-    if let Err(error) = layer.check() {
-        panic!("{error}");
-    }
+) -> Result<(), Error> {
+    layer.check()?;
     let num_rows = step.num_tokens();
     let heads = layer.attention.shape;
     let (dim, width) = (heads.key_dim, layer.attention_norm.norm.width);
     let hidden = layer.down.shape.in_features;
-    let arrays = workspace.arrays::<T, 7>([
-        num_rows * width,
-        num_rows * layer.qkv.shape.out_features,
-        num_rows * heads.num_heads * dim,
-        num_rows * heads.num_kv_heads * dim,
-        num_rows * heads.num_heads * dim,
-        num_rows * 2 * hidden,
-        num_rows * hidden,
-    ]);
-    let [normal, qkv, query, key, attended, gate_up, gated] = arrays;
+    workspace.reserve(layer, num_rows)?;
+    let arrays = workspace.arrays(layer.attention_arrays(num_rows));
+    let [normal, qkv, query, key, attended] = arrays;
     let contiguous = |data: *mut T, stride: usize| Rows { data: data.cast_const(), stride };
     let norm = |norm: Norm<T>, from: Rows<T>| {
         // SAFETY: the caller's condition.
@@ -198,6 +206,8 @@ pub unsafe fn decoder_layer<T: Element>(
     }
     product(layer.output, attended, Some(input), output);
     norm(layer.feed_forward_norm, contiguous(output, width));
+    // What attention needed is no longer: these lie in its place.
+    let [normal, gate_up, gated] = workspace.arrays(layer.feed_forward_arrays(num_rows));
     product(layer.gate_up, normal, None, gate_up);
     let half = |from: usize| contiguous(gate_up.wrapping_add(from), 2 * hidden);
     // SAFETY: the arrays have the sizes of the layer's parts.
@@ -205,26 +215,56 @@ pub unsafe fn decoder_layer<T: Element>(
         gate(team, level, num_rows, hidden, layer.activation, half(0), half(hidden), gated);
     }
     product(layer.down, gated, Some(contiguous(output, width)), output);
+    Ok(())
 }
 
-/// The parts of a layer do not fit together.
+/// A layer cannot be computed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LayerError(String);
+pub enum Error {
+    /// Its parts do not fit together.
+    Parts(String),
+    /// There is no memory for what lies between its kernels.
+    Memory(TryReserveError),
+}
 
-impl std::fmt::Display for LayerError {
+impl std::fmt::Display for Error {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.fmt(f)
+        match self {
+            Self::Parts(found) => found.fmt(f),
+            Self::Memory(error) => error.fmt(f),
+        }
     }
 }
 
-impl std::error::Error for LayerError {}
+impl std::error::Error for Error {}
+
+impl From<TryReserveError> for Error {
+    fn from(error: TryReserveError) -> Self {
+        Self::Memory(error)
+    }
+}
 
 impl<T> DecoderLayer<'_, T> {
+    /// Elements of what lies between the kernels of attention: the norm, queries with keys and values,
+    /// rotated queries and keys, results.
+    fn attention_arrays(&self, num_rows: usize) -> [usize; 5] {
+        let heads = self.attention.shape;
+        let [queries, keys] = [heads.num_heads, heads.num_kv_heads].map(|n| n * heads.key_dim);
+        let width = self.attention_norm.norm.width;
+        [width, self.qkv.shape.out_features, queries, keys, queries].map(|len| num_rows * len)
+    }
+
+    /// The same of the feed-forward part: the norm, gate with up, their product.
+    fn feed_forward_arrays(&self, num_rows: usize) -> [usize; 3] {
+        let hidden = self.down.shape.in_features;
+        [self.attention_norm.norm.width, 2 * hidden, hidden].map(|len| num_rows * len)
+    }
+
     /// Whether its parts fit together.
     ///
     /// # Errors
-    /// [`LayerError`] names the part that does not.
-    pub fn check(&self) -> Result<(), LayerError> {
+    /// [`Error::Parts`] names the part that does not.
+    pub fn check(&self) -> Result<(), Error> {
         let heads = self.attention.shape;
         let width = self.attention_norm.norm.width;
         let attended = heads.num_heads * heads.key_dim;
@@ -239,7 +279,7 @@ impl<T> DecoderLayer<'_, T> {
         for (name, LinearShape { in_features, out_features }, expected) in products {
             let found = (in_features, out_features);
             if found != expected {
-                return Err(LayerError(format!(
+                return Err(Error::Parts(format!(
                     "{name} has inputs and outputs {found:?}, the other parts want {expected:?}"
                 )));
             }
@@ -248,12 +288,12 @@ impl<T> DecoderLayer<'_, T> {
         for (norm, expected) in head_norms.chain([(&self.feed_forward_norm, width)]) {
             if norm.norm.width != expected {
                 let found = norm.norm.width;
-                return Err(LayerError(format!("a norm of {found} where {expected} are normed")));
+                return Err(Error::Parts(format!("a norm of {found} where {expected} are normed")));
             }
         }
         if heads.key_dim != heads.value_dim {
             let (key, value) = (heads.key_dim, heads.value_dim);
-            return Err(LayerError(format!("keys of {key} and values of {value} elements")));
+            return Err(Error::Parts(format!("keys of {key} and values of {value} elements")));
         }
         Ok(())
     }

@@ -128,7 +128,8 @@ unsafe impl Element for Bf16 {
     }
     #[inline(always)]
     fn word(self) -> f32 {
-        f32::from_bits(u32::from(self.0))
+        let place = if cfg!(target_endian = "big") { 16 } else { 0 };
+        f32::from_bits(u32::from(self.0) << place)
     }
 }
 

@@ -7,6 +7,7 @@
 use std::sync::{Mutex, PoisonError};
 
 use numpy::{PyReadonlyArray1, PyReadonlyArray2, PyReadwriteArray1};
+use pyo3::exceptions::PyMemoryError;
 use pyo3::prelude::*;
 use treepo_kernels::attention::{self, Buffers, Layer, Shape, Step, StepArrays, Strided};
 use treepo_kernels::decoder::{self, Norm, Packed, Rotary, Workspace};
@@ -164,7 +165,7 @@ impl DecoderLayer {
     ) -> PyResult<Self> {
         let layer =
             Self { element, attention, activation, norms, head_norms, qkv, output, gate_up, down };
-        of_element!(element, T => layer.with_parts::<T, _>(|parts| parts.check()))
+        of_element!(element, T => layer.with_parts::<T, _>(decoder::DecoderLayer::check))
             .map_err(|error| invalid(error.to_string()))?;
         Ok(layer)
     }
@@ -335,7 +336,7 @@ impl Kernels {
         }
         let (team, level) = (&self.team, self.level);
         // SAFETY: the caller vouches for the buffers; the step's slots lie within the pool.
-        py.detach(|| unsafe {
+        let result = py.detach(|| unsafe {
             let mut workspace = step.workspace.lock().unwrap_or_else(PoisonError::into_inner);
             let workspace = &mut *workspace;
             of_element!(layer.element, T => layer.with_parts::<T, _>(|parts| {
@@ -346,10 +347,13 @@ impl Kernels {
                 });
                 let (input, output) = (rows(input), at(output));
                 let step = &step.inner;
-                decoder::decoder_layer(team, level, parts, step, rotary, workspace, input, output);
-            }));
+                decoder::decoder_layer(team, level, parts, step, rotary, workspace, input, output)
+            }))
         });
-        Ok(())
+        result.map_err(|error| match error {
+            decoder::Error::Memory(_) => PyMemoryError::new_err(error.to_string()),
+            decoder::Error::Parts(found) => invalid(found),
+        })
     }
 
     #[allow(clippy::too_many_arguments, reason = "buffers of one call")]

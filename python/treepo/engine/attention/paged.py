@@ -33,12 +33,7 @@ class PagedContext:
     ) -> Tensor:
         """Attend through the back end; shapes as in `AttentionContext.attend`."""
         layer = int(module.layer_idx)  # type: ignore[arg-type]
-        call = LayerCall(
-            scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
-            sliding_window=sliding_window,
-            softcap=softcap,
-            sinks=sinks,
-        )
+        call = _call(query.shape[-1], scaling, sliding_window, softcap, sinks)
         check_features(self._backend, call.features(), layer)
         q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
         return self._backend.attend(layer, q, k, v, self._pool, self._inputs, call).unsqueeze(0)
@@ -70,12 +65,18 @@ class PagedContext:
         """
         if not isinstance(self._backend, NativeBackend) or dtype != self._pool.dtype:
             return None
-        call = LayerCall(
-            scaling=heads[2] ** -0.5 if scaling is None else scaling,
-            sliding_window=sliding_window,
-            softcap=softcap,
-            sinks=sinks,
-        )
+        call = _call(heads[2], scaling, sliding_window, softcap, sinks)
         layer = int(module.layer_idx)  # type: ignore[arg-type]
         described = self._backend.described(layer, heads, self._pool, call)
         return self._inputs.arrangement.state, described
+
+
+def _call(
+    key_dim: int,
+    scaling: float | None,
+    sliding_window: int | None,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> LayerCall:
+    scaling = key_dim**-0.5 if scaling is None else scaling
+    return LayerCall(scaling=scaling, sliding_window=sliding_window, softcap=softcap, sinks=sinks)

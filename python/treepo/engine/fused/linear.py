@@ -5,7 +5,7 @@ by the first of them.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,33 @@ from treepo.engine.fused.products import Pack, PackedWeight
 
 PackedArgs = tuple[int, tuple[int, int], int | None]
 """Address of packed weights, inputs and outputs, address of the bias."""
+
+
+class Panels(NamedTuple):
+    """Packed weights that the kernels of this package read.
+
+    Attributes:
+        weight: Flat, see `Kernels.pack`.
+        shape: [out_features, in_features].
+        bias: [out_features].
+    """
+
+    weight: Tensor
+    shape: torch.Size
+    bias: Tensor | None
+
+    def fits(self, dtype: torch.dtype) -> bool:
+        """Whether weight and bias have a number format and each other's length."""
+        bias = self.bias
+        return self.weight.dtype == dtype and (
+            bias is None or (bias.dtype == dtype and bias.shape == self.shape[:1])
+        )
+
+    def described(self) -> PackedArgs:
+        """Return them by address, as `DecoderLayer` wants them."""
+        out_features, in_features = self.shape
+        bias = None if self.bias is None else self.bias.data_ptr()
+        return self.weight.data_ptr(), (in_features, out_features), bias
 
 
 class PackedLinear:
@@ -58,12 +85,12 @@ class PackedLinear:
         self._seen = seen
         return True
 
-    def described(self) -> PackedArgs | None:
-        """Return what `DecoderLayer` wants to know; None if another library packed the weights."""
-        if self._packed is None or self._packed.address is None:
+    @property
+    def panels(self) -> Panels | None:
+        """The packed weights and biases; None if another library than this package reads them."""
+        if self._packed is None or self._packed.panels is None:
             return None
-        shape = self.modules[0].in_features, sum(self._sizes)
-        return self._packed.address, shape, None if self._bias is None else self._bias.data_ptr()
+        return Panels(self._packed.panels, self._packed.shape, self._bias)
 
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return every layer's output for x [..., in_features]; slices of one tensor.

@@ -26,10 +26,12 @@ class PackedWeight(Protocol):
     """A weight [out_features, in_features] in the order in which its product reads it.
 
     Attributes:
-        address: Where a kernel of this package reads it; None if another library does.
+        panels: What the kernel of this package reads; None if another library does the work.
+        shape: [out_features, in_features].
     """
 
-    address: int | None
+    panels: Tensor | None
+    shape: torch.Size
 
     def product(self, x: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
         """Return x W^T + bias + residual, rounded once.
@@ -55,7 +57,15 @@ def packing(dtype: torch.dtype, kernels: Kernels) -> Pack | None:
 
 def uses_panels(dtype: torch.dtype, kernels: Kernels) -> bool:
     """Whether `packing` packs for the kernel of this package."""
+    if dtype == torch.bfloat16 and _has_tiles() and can_pack(dtype):
+        return False
     return dtype in ELEMENTS and kernels.level in _PANEL_LEVELS
+
+
+def _has_tiles() -> bool:
+    """Whether the processor multiplies whole tiles of bfloat16 (AMX), as oneDNN does then."""
+    is_supported = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return bool(is_supported is not None and is_supported())
 
 
 def panels(kernels: Kernels) -> Pack:
@@ -88,18 +98,20 @@ class _Panels:
 
     def __init__(self, kernels: Kernels, weight: Tensor, stays: bool) -> None:
         self._kernels = kernels
-        self._shape = weight.shape
-        self._packed = kernels.pack(weight, enlarge_pages if stays else ask_for_large_pages)
-        self.address: int | None = self._packed.data_ptr()
+        self.shape = weight.shape
+        self.panels: Tensor | None = kernels.pack(
+            weight, enlarge_pages if stays else ask_for_large_pages
+        )
 
     def product(self, x: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
-        return self._kernels.linear(x, self._packed, self._shape[0], bias, residual)
+        assert self.panels is not None
+        return self._kernels.linear(x, self.panels, self.shape[0], bias, residual)
 
 
 class _OneDnn:
     """Packed for oneDNN; a lone row is computed twice over."""
 
-    address: int | None = None
+    panels: Tensor | None = None
 
     def __init__(self, weight: Tensor, stays: bool) -> None:
         operators = torch.ops.mkldnn
@@ -108,14 +120,14 @@ class _OneDnn:
             enlarge = enlarge_pages if stays else ask_for_large_pages
             enlarge(operators.data_ptr(packed), operators._nbytes(packed))
         self._packed = packed
-        self._out_features = len(weight)
+        self.shape = weight.shape
 
     def product(self, x: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
         num_rows = x.numel() // x.shape[-1]
         if num_rows >= _MIN_ROWS:
             return self._product(x, bias, residual)
         if num_rows == 0:
-            return x.new_empty((*x.shape[:-1], self._out_features))
+            return x.new_empty((*x.shape[:-1], self.shape[0]))
         summand = None if residual is None else _doubled(residual)
         return self._product(_doubled(x), bias, summand)[:1].view(*x.shape[:-1], -1)
 

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from treepo.core import Activation, AttentionLayer, DecoderLayer
-from treepo.engine.fused.linear import PackedArgs, PackedLinear
+from treepo.engine.fused.linear import PackedArgs, PackedLinear, Panels
 from treepo.engine.kernels import ELEMENTS, Kernels
 
 _Norm = tuple[int, int, float, float]
-_Key = tuple[AttentionLayer, list[PackedArgs | None], list[_Norm]]
+_Key = tuple[AttentionLayer, list[PackedArgs], list[_Norm]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +91,13 @@ class WholeLayer:
         angles = self._angles(x, rotary) if self._parts.rotates else None
         if attention is None or (self._parts.rotates and angles is None) or len(x) != 1:
             return None
-        step, of_layer = attention
-        layer = self._described(x.dtype, of_layer)
-        if layer is None:
+        # Held during the call: another thread may pack the weights anew meanwhile.
+        panels = [linear.panels for linear in self._parts.linears]
+        weights = [norm.weight for norm in self._norms]
+        if not _fit(x, panels, weights):
             return None
+        step, of_layer = attention
+        layer = self._described(x.dtype, of_layer, [x for x in panels if x is not None])
         output = torch.empty_like(x)
         self._kernels.native.decoder_layer(
             layer, step, x.shape[1], angles, (x.data_ptr(), x.shape[2]), output.data_ptr()
@@ -115,19 +118,16 @@ class WholeLayer:
         )
         return (dim, cos.data_ptr(), sin.data_ptr()) if fits else None
 
-    def _described(self, dtype: torch.dtype, attention: AttentionLayer) -> DecoderLayer | None:
+    def _described(
+        self, dtype: torch.dtype, attention: AttentionLayer, panels: list[Panels]
+    ) -> DecoderLayer:
         """The layer as the kernels know it, anew where an address has changed."""
-        linears = [linear.described() for linear in self._parts.linears]
+        linears = [x.described() for x in panels]
         norms = [norm.described() for norm in self._norms]
-        key = attention, linears, norms
-        if self._known is not None and self._known[0] == key:
-            return self._known[1]
+        key, known = (attention, linears, norms), self._known
+        if known is not None and known[0] == key:
+            return known[1]
         qkv, output, gate_up, down = linears
-        if qkv is None or output is None or gate_up is None or down is None:
-            return None
-        weights = [norm.weight for norm in self._norms]
-        if not all(weight.dtype == dtype and weight.stride(0) == 1 for weight in weights):
-            return None
         layer = DecoderLayer(
             ELEMENTS[dtype],
             attention,
@@ -141,3 +141,12 @@ class WholeLayer:
         )
         self._known = key, layer
         return layer
+
+
+def _fit(x: Tensor, panels: list[Panels | None], norms: list[Tensor]) -> bool:
+    """Whether packed weights and norms are there in the format of x, and as wide as it."""
+    return (
+        all(of is not None and of.fits(x.dtype) for of in panels)
+        and all(weight.dtype == x.dtype and weight.stride(0) == 1 for weight in norms)
+        and len(norms[0]) == x.shape[-1]
+    )

@@ -44,7 +44,8 @@ pub unsafe fn rms_norm<T: Element>(
 /// Normalises the heads of tokens in place; a token's heads stand side by side.
 ///
 /// # Safety
-/// As [`rms_norm`] for `counts[0]` tokens of `counts[1]` heads, `stride` elements from token to token.
+/// As [`rms_norm`] for `counts[0]` tokens of `counts[1]` heads, `stride` elements from token to token,
+/// at least as many as the heads of a token have.
 pub unsafe fn rms_norm_heads<T: Element>(
     team: &Team,
     level: Level,

@@ -14,8 +14,8 @@ use crate::team::Team;
 mod pack;
 mod tile;
 
-pub use pack::{pack, packed_len, panel_width};
 use pack::panel_len;
+pub use pack::{pack, packed_len, panel_width};
 use tile::{Tiles, max_rows};
 
 /// Inputs and outputs of a layer.

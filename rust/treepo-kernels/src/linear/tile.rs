@@ -95,6 +95,9 @@ impl<T: Element> Tiles<T> {
         let depth = self.shape.in_features.div_ceil(T::PER_WORD);
         let whole = self.shape.in_features / T::PER_WORD;
         let mut totals = [MaybeUninit::<f32>::uninit(); MAX_ROWS * VECTORS * MAX_LANES];
+        if depth == 0 {
+            totals.fill(MaybeUninit::new(0.0)); // No chain writes them.
+        }
         let totals = totals.as_mut_ptr().cast::<f32>();
         // Meanwhile the next panel comes from memory, a part of it in each tile.
         let next = self.weight.row(at.panel + 1).cast::<u8>();
@@ -216,9 +219,8 @@ impl<T: Element, const HEIGHT: usize> Chain<T, HEIGHT> {
     #[inline(always)]
     unsafe fn add_products<S: Simd>(&self, i: usize, sums: &mut [[S::F32; VECTORS]; HEIGHT]) {
         // SAFETY: the word exists.
-        let word = |row: *const T| unsafe {
-            row.add(i * T::PER_WORD).cast::<f32>().read_unaligned()
-        };
+        let word =
+            |row: *const T| unsafe { row.add(i * T::PER_WORD).cast::<f32>().read_unaligned() };
         // SAFETY: the caller's condition.
         unsafe { self.add::<S>(i, word, sums) }
     }

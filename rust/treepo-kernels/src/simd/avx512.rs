@@ -6,7 +6,7 @@ use core::mem::transmute;
 
 use super::{Kernel, Simd};
 
-/// With or without AVX512_BF16.
+/// With or without `AVX512_BF16`.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Avx512<const BF16: bool>;
 
@@ -20,7 +20,7 @@ pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
 }
 
 /// # Safety
-/// The same, and it has AVX512_BF16.
+/// The same, and it has `AVX512_BF16`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
 #[inline(never)]
 pub(super) unsafe fn run_bf16<K: Kernel>(kernel: K) -> K::Output {

@@ -19,7 +19,7 @@ pub enum Level {
     Avx2,
     /// AVX-512 (F, BW, DQ, VL), sixteen lanes.
     Avx512,
-    /// The same with products of bf16 pairs (AVX512_BF16).
+    /// The same with products of bf16 pairs (`AVX512_BF16`).
     Avx512Bf16,
 }
 

@@ -138,15 +138,10 @@ unsafe impl Simd for Neon {
         unsafe { float32x4x2_t(vfmaq_f32(z.0, x.0, y.0), vfmaq_f32(z.1, x.1, y.1)) }
     }
     #[inline(always)]
-    unsafe fn mul_add_pairs(
-        x: float32x4x2_t,
-        y: float32x4x2_t,
-        z: float32x4x2_t,
-    ) -> float32x4x2_t {
+    unsafe fn mul_add_pairs(x: float32x4x2_t, y: float32x4x2_t, z: float32x4x2_t) -> float32x4x2_t {
         unsafe {
-            let first = |pairs| {
-                vreinterpretq_f32_u32(vshlq_n_u32::<16>(vreinterpretq_u32_f32(pairs)))
-            };
+            let first =
+                |pairs| vreinterpretq_f32_u32(vshlq_n_u32::<16>(vreinterpretq_u32_f32(pairs)));
             let upper = vdupq_n_u32(0xffff_0000);
             let second =
                 |pairs| vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(pairs), upper));
