@@ -165,8 +165,10 @@ impl DecoderLayer {
     ) -> PyResult<Self> {
         let layer =
             Self { element, attention, activation, norms, head_norms, qkv, output, gate_up, down };
-        of_element!(element, T => layer.with_parts::<T, _>(decoder::DecoderLayer::check))
-            .map_err(|error| invalid(error.to_string()))?;
+        of_element!(element, T => layer.with_parts(|parts: &decoder::DecoderLayer<'_, T>| {
+            parts.check()
+        }))
+        .map_err(|error| invalid(error.to_string()))?;
         Ok(layer)
     }
 }
