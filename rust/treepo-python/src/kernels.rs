@@ -9,198 +9,18 @@ use std::sync::{Mutex, PoisonError};
 use numpy::{PyReadonlyArray1, PyReadonlyArray2, PyReadwriteArray1};
 use pyo3::exceptions::PyMemoryError;
 use pyo3::prelude::*;
-use treepo_kernels::attention::{self, Buffers, Layer, Shape, Step, StepArrays, Strided};
-use treepo_kernels::decoder::{self, Norm, Packed, Rotary, Workspace};
-use treepo_kernels::element::Bf16;
+use treepo_kernels::attention::{self, Buffers, Step, StepArrays, Strided};
+use treepo_kernels::decoder::{self, Rotary};
 use treepo_kernels::elementwise::{self, RmsNorm, RopeShape, Rows, Strided3};
-use treepo_kernels::linear::{self, LinearShape, Summands};
+use treepo_kernels::linear::{self, Summands};
 use treepo_kernels::sampler::{self, Draws, Logits, NotFinite, SamplingParams};
 use treepo_kernels::simd::Level;
 use treepo_kernels::team::{GompParallel, Team};
 
 use crate::argument::invalid;
-
-/// Number format of a buffer.
-#[pyclass(module = "treepo.core", eq, eq_int, frozen, hash, from_py_object)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum Element {
-    F32,
-    BF16,
-}
-
-/// Compiles `$body` for each number format and runs the one of `$element`.
-macro_rules! of_element {
-    ($element:expr, $format:ident => $body:expr) => {
-        match $element {
-            Element::F32 => {
-                type $format = f32;
-                $body
-            }
-            Element::BF16 => {
-                type $format = Bf16;
-                $body
-            }
-        }
-    };
-}
-
-/// Function of a gated feed-forward layer.
-#[pyclass(module = "treepo.core", eq, eq_int, frozen, hash, from_py_object)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum Activation {
-    #[pyo3(name = "SILU")]
-    Silu,
-    #[pyo3(name = "GELU")]
-    Gelu,
-    #[pyo3(name = "GELU_TANH")]
-    GeluTanh,
-}
-
-impl From<Activation> for elementwise::Activation {
-    fn from(activation: Activation) -> Self {
-        match activation {
-            Activation::Silu => Self::Silu,
-            Activation::Gelu => Self::Gelu,
-            Activation::GeluTanh => Self::GeluTanh,
-        }
-    }
-}
-
-/// The rows of one step and where their keys and values are.
-#[pyclass(module = "treepo.core", frozen)]
-pub(crate) struct AttentionStep {
-    inner: Step,
-    /// Of whole layers.
-    workspace: Mutex<Workspace>,
-}
-
-/// What one layer's attention computes, and its keys and values.
-#[pyclass(module = "treepo.core", frozen)]
-pub(crate) struct AttentionLayer {
-    shape: Shape,
-    scaling: f32,
-    window: Option<usize>,
-    softcap: Option<f32>,
-    sinks: Option<Vec<f32>>,
-    keys: usize,
-    values: usize,
-}
-
-#[pymethods]
-impl AttentionLayer {
-    #[new]
-    #[pyo3(signature = (*, num_heads, num_kv_heads, key_dim, value_dim, scaling, keys, values,
-                        window=None, softcap=None, sinks=None))]
-    #[allow(clippy::too_many_arguments, reason = "each is a keyword")]
-    fn new(
-        num_heads: usize,
-        num_kv_heads: usize,
-        key_dim: usize,
-        value_dim: usize,
-        scaling: f32,
-        keys: usize,
-        values: usize,
-        window: Option<usize>,
-        softcap: Option<f32>,
-        sinks: Option<Vec<f32>>,
-    ) -> PyResult<Self> {
-        if num_kv_heads == 0 || !num_heads.is_multiple_of(num_kv_heads) {
-            return Err(invalid(format!(
-                "{num_heads} query heads cannot share {num_kv_heads} key heads evenly"
-            )));
-        }
-        if num_heads == 0 || window == Some(0) {
-            return Err(invalid(format!(
-                "{num_heads} heads and a window of {window:?}: both are at least 1"
-            )));
-        }
-        if let Some(sinks) = sinks.as_ref().filter(|sinks| sinks.len() != num_heads) {
-            return Err(invalid(format!("{} sinks for {num_heads} heads", sinks.len())));
-        }
-        let shape = Shape { num_heads, num_kv_heads, key_dim, value_dim };
-        Ok(Self { shape, scaling, window, softcap, sinks, keys, values })
-    }
-}
-
-impl AttentionLayer {
-    fn layer(&self) -> Layer<'_> {
-        let Self { shape, scaling, window, softcap, ref sinks, .. } = *self;
-        Layer { shape, scaling, window, softcap, sinks: sinks.as_deref() }
-    }
-}
-
-type NormArgs = (usize, usize, f32, f32);
-type PackedArgs = (usize, (usize, usize), Option<usize>);
-
-/// A pre-norm decoder layer whose parts are all kernels, and its weights by address.
-#[pyclass(module = "treepo.core", frozen)]
-pub(crate) struct DecoderLayer {
-    element: Element,
-    attention: Py<AttentionLayer>,
-    activation: Activation,
-    norms: [NormArgs; 2],
-    head_norms: Option<[NormArgs; 2]>,
-    qkv: PackedArgs,
-    output: PackedArgs,
-    gate_up: PackedArgs,
-    down: PackedArgs,
-}
-
-#[pymethods]
-impl DecoderLayer {
-    #[new]
-    #[pyo3(signature = (element, attention, activation, *, norms, head_norms, qkv, output,
-                        gate_up, down))]
-    #[allow(clippy::too_many_arguments, reason = "each is a part of the layer")]
-    fn new(
-        element: Element,
-        attention: Py<AttentionLayer>,
-        activation: Activation,
-        norms: [NormArgs; 2],
-        head_norms: Option<[NormArgs; 2]>,
-        qkv: PackedArgs,
-        output: PackedArgs,
-        gate_up: PackedArgs,
-        down: PackedArgs,
-    ) -> PyResult<Self> {
-        let layer =
-            Self { element, attention, activation, norms, head_norms, qkv, output, gate_up, down };
-        of_element!(element, T => layer.with_parts(|parts: &decoder::DecoderLayer<'_, T>| {
-            parts.check()
-        }))
-        .map_err(|error| invalid(error.to_string()))?;
-        Ok(layer)
-    }
-}
-
-impl DecoderLayer {
-    fn with_parts<T, R>(&self, work: impl FnOnce(&decoder::DecoderLayer<'_, T>) -> R) -> R {
-        let attention = self.attention.get();
-        let [attention_norm, feed_forward_norm] = self.norms.map(norm::<T>);
-        work(&decoder::DecoderLayer {
-            attention_norm,
-            qkv: packed(self.qkv),
-            head_norms: self.head_norms.map(|norms| norms.map(norm)),
-            attention: attention.layer(),
-            keys: at(attention.keys),
-            values: at(attention.values),
-            output: packed(self.output),
-            feed_forward_norm,
-            gate_up: packed(self.gate_up),
-            activation: self.activation.into(),
-            down: packed(self.down),
-        })
-    }
-}
-
-fn norm<T>((weight, width, eps, offset): NormArgs) -> Norm<T> {
-    Norm { norm: RmsNorm { width, eps, offset }, weight: at(weight) }
-}
-
-fn packed<T>((weight, shape, bias): PackedArgs) -> Packed<T> {
-    let bias = bias.map(|bias| at::<T>(bias).cast_const());
-    Packed { shape: linear_shape(shape), weight: at(weight), bias }
-}
+use crate::layers::{
+    Activation, AttentionLayer, AttentionStep, DecoderLayer, Element, at, linear_shape, of_element,
+};
 
 /// Threads of a team at most.
 const MAX_THREADS: usize = 1024;
@@ -570,14 +390,6 @@ fn named(name: &str) -> PyResult<Level> {
             Err(invalid(format!("this processor has no level {name}; it has {names}")))
         }
     }
-}
-
-fn at<T>(address: usize) -> *mut T {
-    std::ptr::with_exposed_provenance_mut(address)
-}
-
-fn linear_shape((in_features, out_features): (usize, usize)) -> LinearShape {
-    LinearShape { in_features, out_features }
 }
 
 fn rows<T>((address, stride): (usize, usize)) -> Rows<T> {
