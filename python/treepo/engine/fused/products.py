@@ -1,8 +1,8 @@
 """Products with packed weights, in which a row has the same bits in every batch (law S6).
 
 With AVX2 or more they run on this package's own kernel (`benches/products.py` holds it beside
-oneDNN). Elsewhere oneDNN does the work, through operators that are torch's own but private;
-`can_pack` tries them before anything relies on them.
+oneDNN). Elsewhere, and in bfloat16 on processors with AMX, oneDNN does the work, through operators
+that are torch's own but private; `can_pack` tries them before anything relies on them.
 """
 
 from collections.abc import Callable
