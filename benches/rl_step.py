@@ -50,7 +50,8 @@ def main() -> None:
         "trl_over_flat": medians["trl"] / medians["flat"],
     }
     print({key: result[key] for key in ("seconds", "trl_over_tree", "trl_over_flat")})
-    print(environment.write(f"rl_step_smollm2_{options.omp}", result))
+    name = f"rl_step_smollm2_{options.omp}_{environment.simd_level()}"
+    print(environment.write(name, result))
 
 
 def run(name: str, python: str, options: argparse.Namespace) -> dict[str, Any]:
