@@ -32,7 +32,15 @@ FAMILIES = ["llama", "mistral", "qwen2", "qwen2_window", "qwen3", "smollm3"]
 HAS_PANELS = products.uses_panels(torch.float32, Kernels())
 IS_FAST = products.packing(torch.bfloat16, Kernels()) is not None
 DTYPES = [torch.float32, *([torch.bfloat16] if IS_FAST else [])]
+NAMES = {torch.float32: Dtype.FLOAT32, torch.bfloat16: Dtype.BFLOAT16}
+OTHER = {torch.float32: Dtype.BFLOAT16, torch.bfloat16: Dtype.FLOAT32}
 LEVELS = core.Kernels.levels()
+PLACES = [
+    (level, dtype)
+    for level in LEVELS
+    for dtype in DTYPES
+    if products.packing(dtype, Kernels(level=level)) is not None
+]
 SEARCH = SearchConfig(width=5, segment_len=8, max_depth=4)
 TEMPERATURE = 0.8
 CONFIG = EngineConfig(block_size=4, max_num_batched_tokens=24)
@@ -118,12 +126,9 @@ def test_layers_of_other_shapes_have_no_whole(family):
     assert calls == []
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize(("level", "dtype"), PLACES)
 def test_whole_layers_run_at_every_level_that_has_products(level, dtype, monkeypatch):
     kernels = Kernels(level=level)
-    if products.packing(dtype, kernels) is None:
-        pytest.skip(f"nothing packs {dtype} at {level}")
     monkeypatch.setattr("treepo.engine.policy.Kernels", partial(Kernels, level=level))
     engine = Engine(make("qwen3", dtype), None, CONFIG)
     assert engine.policy.kernels.level == level
@@ -151,21 +156,17 @@ def test_bfloat16_weights_are_packed_and_keep_their_bits_at_every_level(level, m
 @pytest.mark.parametrize(
     ("dtype", "settings"),
     [
-        (torch.float32, {"kv_dtype": Dtype.BFLOAT16}),
-        (torch.bfloat16, {"kv_dtype": Dtype.FLOAT32}),
+        *((dtype, {"kv_dtype": OTHER[dtype]}) for dtype in DTYPES),
         (torch.float32, {"attention": Attention.TORCH}),
     ],
 )
 def test_attention_that_converts_or_is_torchs_is_no_part_of_a_whole(dtype, settings):
-    if dtype not in DTYPES:
-        pytest.skip(f"nothing packs {dtype}")
     check_parts(Engine(make("llama", dtype), None, CONFIG.replace(**settings)))
 
 
-def test_a_bfloat16_copy_is_computed_by_whole_layers():
-    if not IS_FAST:
-        pytest.skip("nothing packs bfloat16")
-    config = CONFIG.replace(rollout_dtype=Dtype.BFLOAT16)
+@pytest.mark.parametrize("rollout_dtype", [NAMES[dtype] for dtype in DTYPES])
+def test_a_copy_that_samples_is_computed_by_whole_layers(rollout_dtype):
+    config = CONFIG.replace(rollout_dtype=rollout_dtype)
     model = make("llama")
     check_whole(Engine(model, None, config), in_parts(Engine(model, None, config)))
 
