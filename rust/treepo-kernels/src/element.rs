@@ -171,7 +171,7 @@ mod tests {
             0.0,
             -0.0,
             f32::from_bits(1),
-            -1e-40,
+            f32::MIN_POSITIVE,
             -2.7,
             1e30,
         ];
@@ -179,6 +179,17 @@ mod tests {
             let mut rounded = [Bf16::ZERO; 16];
             run(level, Round(&special, &mut rounded));
             assert_eq!(rounded, special.map(Bf16::from_f32), "{level:?}");
+        }
+    }
+
+    #[test]
+    fn every_level_rounds_what_is_below_the_normal_numbers_or_makes_it_0() {
+        let small = [-1e-40; 16];
+        for level in Level::ALL.into_iter().filter(|level| level.is_available()) {
+            let mut rounded = [Bf16::ZERO; 16];
+            run(level, Round(&small, &mut rounded));
+            let expected = if level == Level::Avx512Bf16 { -0.0 } else { small[0] };
+            assert_eq!(rounded, [Bf16::from_f32(expected); 16], "{level:?}");
         }
     }
 }

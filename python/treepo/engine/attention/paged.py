@@ -1,5 +1,7 @@
 """The attention context of sampling: write a step's keys and values, then read the pool."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -11,13 +13,18 @@ from treepo.engine.kv import KVPool
 
 
 class PagedContext:
-    """Attention of one step over a block pool; an `AttentionContext`."""
+    """Attention of one step over a block pool; an `AttentionContext`.
+
+    Attributes:
+        kept: What those who compute with it keep for the step, each under a key of its own.
+    """
 
     def __init__(self, pool: KVPool, backend: AttentionBackend, inputs: StepInputs) -> None:
         """Bind a step's inputs to the pool and the back end that computes it."""
         self._pool = pool
         self._backend = backend
         self._inputs = inputs
+        self.kept: dict[object, Any] = {}
 
     def attend(
         self,

@@ -17,7 +17,7 @@ from treepo.core import Activation
 from treepo.engine.fused.linear import PackedLinear
 from treepo.engine.fused.modules import gate_activation, has_rotary, norm_settings, rotary_of
 from treepo.engine.fused.overlay import Replacement, forward_of
-from treepo.engine.fused.whole import Norm, Parts, WholeLayer
+from treepo.engine.fused.whole import Norm, Parts, WholeLayer, WholeLayers
 from treepo.engine.kernels import Kernels
 
 _CHILDREN = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
@@ -46,10 +46,11 @@ def layers(
         calls: What each attention module asks for.
     """
     packed = {linear.modules: linear for linear in linears}
+    whole = WholeLayers(kernels)
     for module in model.modules():
         children = dict(module.named_children())
         if is_layer(module) and children["self_attn"] in calls:
-            layer = _layer(children, kernels, packed, calls[children["self_attn"]])
+            layer = _layer(children, whole, packed, calls[children["self_attn"]])
             if layer is not None:
                 yield forward_of(module, _forward(module, layer))
 
@@ -121,10 +122,11 @@ class _Layer:
 
 def _layer(
     children: dict[str, nn.Module],
-    kernels: Kernels,
+    layers: WholeLayers,
     packed: Packed,
     call: AttentionCall,
 ) -> _Layer | None:
+    kernels = layers.kernels
     norms = [_norm(children[x], kernels) for x in ("input_layernorm", "post_attention_layernorm")]
     attention = _attention(children["self_attn"], kernels, packed, call)
     feed_forward = _feed_forward(children["mlp"], kernels, packed)
@@ -139,8 +141,7 @@ def _layer(
         linears=(attention.qkv, attention.output, feed_forward.gate_up, feed_forward.down),
         activation=feed_forward.activation,
     )
-    whole = WholeLayer(kernels, parts)
-    return _Layer(norms[0], attention, norms[1], feed_forward, whole)
+    return _Layer(norms[0], attention, norms[1], feed_forward, layers.add(parts))
 
 
 def _norm(module: nn.Module, kernels: Kernels) -> Norm | None:

@@ -20,27 +20,30 @@ class Panels(NamedTuple):
     """Packed weights that the kernels of this package read.
 
     Attributes:
-        weight: Flat, see `Kernels.pack`.
-        shape: [out_features, in_features].
-        bias: [out_features].
+        tensors: The weight, flat (see `Kernels.pack`), and the bias.
+        described: They by address, as `DecoderLayer` wants them.
+        dtype: Their number format; None if the bias does not fit the weight.
     """
 
-    weight: Tensor
-    shape: torch.Size
-    bias: Tensor | None
+    tensors: tuple[Tensor, Tensor | None]
+    described: PackedArgs
+    dtype: torch.dtype | None
 
-    def fits(self, dtype: torch.dtype) -> bool:
-        """Whether weight and bias have a number format and each other's length."""
-        bias = self.bias
-        return self.weight.dtype == dtype and (
-            bias is None or (bias.dtype == dtype and bias.shape == self.shape[:1])
-        )
+    @classmethod
+    def of(cls, packed: PackedWeight, bias: Tensor | None) -> "Panels | None":
+        """Return what was packed; None if another library than this package reads it.
 
-    def described(self) -> PackedArgs:
-        """Return them by address, as `DecoderLayer` wants them."""
-        out_features, in_features = self.shape
-        bias = None if self.bias is None else self.bias.data_ptr()
-        return self.weight.data_ptr(), (in_features, out_features), bias
+        Args:
+            packed: The weight.
+            bias: [out_features].
+        """
+        weight, shape = packed.panels, packed.shape
+        if weight is None:
+            return None
+        fits = bias is None or (bias.dtype == weight.dtype and bias.shape == shape[:1])
+        address = None if bias is None else bias.data_ptr()
+        described = weight.data_ptr(), (shape[1], shape[0]), address
+        return cls((weight, bias), described, weight.dtype if fits else None)
 
 
 class PackedLinear:
@@ -48,6 +51,7 @@ class PackedLinear:
 
     Attributes:
         modules: The layers, in the order in which the model calls them.
+        panels: The packed weights and biases; None if another library than this package reads them.
     """
 
     def __init__(self, modules: Sequence[nn.Linear], pack: Pack) -> None:
@@ -61,6 +65,7 @@ class PackedLinear:
         self._pack = pack
         self._sizes = [module.out_features for module in modules]
         self._packed: PackedWeight | None = None
+        self.panels: Panels | None = None
         self._bias: Tensor | None = None
         self._seen: list[tuple[int, int]] = []
 
@@ -76,21 +81,15 @@ class PackedLinear:
         if seen == self._seen and self._packed is not None and not force:
             return False
         with torch.no_grad():
-            self._packed = None  # Free the old copy before the new one is made.
+            self._packed = self.panels = None  # Free the old copy before the new one is made.
             # Weights that change once will change again: only the first copy is worth moving.
             stays = not self._seen
             self._packed = self._pack(_joined([module.weight for module in self.modules]), stays)
             biases = [module.bias for module in self.modules if module.bias is not None]
             self._bias = _joined(biases) if biases else None
+        self.panels = Panels.of(self._packed, self._bias)
         self._seen = seen
         return True
-
-    @property
-    def panels(self) -> Panels | None:
-        """The packed weights and biases; None if another library than this package reads them."""
-        if self._packed is None or self._packed.panels is None:
-            return None
-        return Panels(self._packed.panels, self._packed.shape, self._bias)
 
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return every layer's output for x [..., in_features]; slices of one tensor.

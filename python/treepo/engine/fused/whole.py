@@ -6,17 +6,19 @@ Python takes as long. The bits are those of the single calls, which training mak
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from treepo.core import Activation, AttentionLayer, DecoderLayer
+from treepo.core import Activation, AttentionLayer, AttentionStep, DecoderLayer
 from treepo.engine.fused.linear import PackedArgs, PackedLinear, Panels
 from treepo.engine.kernels import ELEMENTS, Kernels
 
 _Norm = tuple[int, int, float, float]
 _Key = tuple[AttentionLayer, list[PackedArgs], list[_Norm]]
+_Attention = tuple[AttentionStep, AttentionLayer]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +40,9 @@ class Norm:
         weight: Tensor = self.module._parameters["weight"]  # type: ignore[assignment]
         return weight
 
-    def described(self) -> _Norm:
-        """Address of the weight, width, eps and offset."""
-        return self.weight.data_ptr(), len(self.weight), self.eps, self.offset
+    def described(self, weight: Tensor) -> _Norm:
+        """Address of its weight, width, eps and offset."""
+        return weight.data_ptr(), weight.shape[0], self.eps, self.offset
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,88 +67,175 @@ class Parts:
     linears: tuple[PackedLinear, PackedLinear, PackedLinear, PackedLinear]
     activation: Activation
 
+    @property
+    def heads(self) -> tuple[int, int, int, int]:
+        """Heads of queries, heads of keys, width of a key, width of a value."""
+        dim = self.module.head_dim
+        query, key, value = (module.out_features for module in self.linears[0].modules)
+        return query // dim, key // dim, dim, value * dim // key
+
+    @property
+    def all_norms(self) -> tuple[Norm, ...]:
+        """Those of the layer, then those of its heads."""
+        return (*self.norms, *(self.head_norms or ()))
+
+
+class WholeLayers:
+    """The decoder layers of a model, each in one call of the kernels."""
+
+    def __init__(self, kernels: Kernels) -> None:
+        """Start without layers; the kernels get to know them in the first step."""
+        self.kernels = kernels
+        self._parts: list[Parts] = []
+        self._linears: list[PackedLinear] = []
+        self._norms: list[Norm] = []
+        self._known: tuple[_Key, list[DecoderLayer]] | None = None
+
+    def add(self, parts: Parts) -> "WholeLayer":
+        """Return one more layer, which consists of these parts."""
+        self._parts.append(parts)
+        self._linears += parts.linears
+        self._norms += parts.all_norms
+        head_dim = parts.heads[2] if parts.rotates else None
+        return WholeLayer(self, len(self._parts) - 1, head_dim)
+
+    def in_step(self, context: Any, x: Tensor) -> "_LayersInStep | None":
+        """Return the layers in the step of a context; None if their parts must compute it.
+
+        Args:
+            context: Of attention; keeps what is returned for the step's other layers.
+            x: Input of a layer.
+        """
+        kept = getattr(context, "kept", None)
+        if kept is None:  # Attention is not that of the kernels.
+            return None
+        if self not in kept:
+            kept[self] = self._in_step(context, x)
+        in_step: _LayersInStep | None = kept[self]
+        return in_step
+
+    def _in_step(self, context: Any, x: Tensor) -> "_LayersInStep | None":
+        attention = _attention(context, self._parts[0], x.dtype)
+        panels = [linear.panels for linear in self._linears]
+        weights = [norm.weight for norm in self._norms]
+        if attention is None or not _fit(x, panels, weights):
+            return None
+        step, of_first = attention
+        known = [x for x in panels if x is not None]
+        norms = [norm.described(weight) for norm, weight in zip(self._norms, weights, strict=True)]
+        key = of_first, [x.described for x in known], norms
+        if self._known is None or self._known[0] != key:
+            self._known = key, self._described(context, x.dtype, *key[1:])
+        return _LayersInStep(step, self._known[1], known, x)
+
+    def _described(
+        self, context: Any, dtype: torch.dtype, panels: list[PackedArgs], norms: list[_Norm]
+    ) -> list[DecoderLayer]:
+        """The layers as the kernels know them."""
+        of_panels, of_norms = iter(panels), iter(norms)
+        layers = []
+        for parts in self._parts:
+            attention = _attention(context, parts, dtype)
+            assert attention is not None
+            qkv, output, gate_up, down = islice(of_panels, len(parts.linears))
+            of_layer = list(islice(of_norms, len(parts.all_norms)))
+            layers.append(
+                DecoderLayer(
+                    ELEMENTS[dtype],
+                    attention[1],
+                    parts.activation,
+                    norms=of_layer[:2],
+                    head_norms=of_layer[2:] or None,
+                    qkv=qkv,
+                    output=output,
+                    gate_up=gate_up,
+                    down=down,
+                )
+            )
+        return layers
+
+
+class _LayersInStep:
+    """Layers and the rows of one step."""
+
+    def __init__(
+        self, step: AttentionStep, layers: list[DecoderLayer], panels: list[Panels], x: Tensor
+    ) -> None:
+        self.step = step
+        self.layers = layers
+        self.shape, self.dtype = x.shape, x.dtype
+        # Held: another thread may pack the weights anew meanwhile.
+        self._panels = panels
+        self._rotary: Any = None
+        self._angles: tuple[int, int, int] | None = None
+
+    def fits(self, x: Tensor) -> bool:
+        """Whether the kernels take this input of a layer."""
+        return x.shape == self.shape and x.dtype == self.dtype and x.is_contiguous()
+
+    def angles(self, rotary: Any) -> tuple[int, int, int] | None:
+        """Width, cosines and sines, [1, num_tokens, width] each, where they fit."""
+        if rotary is not self._rotary:  # Mostly it is the one of the layer before.
+            self._rotary, self._angles = rotary, self._described(*rotary)
+        return self._angles
+
+    def _described(self, cos: Tensor, sin: Tensor) -> tuple[int, int, int] | None:
+        dim = cos.shape[-1]
+        fits = (
+            cos.shape == sin.shape == (1, self.shape[1], dim)
+            and cos.dtype == sin.dtype == self.dtype
+            and dim % 2 == 0
+            and cos.is_contiguous()
+            and sin.is_contiguous()
+        )
+        return (dim, cos.data_ptr(), sin.data_ptr()) if fits else None
+
 
 class WholeLayer:
     """A decoder layer in one call of the kernels."""
 
-    def __init__(self, kernels: Kernels, parts: Parts) -> None:
-        """Name the parts; the kernels get to know them at the first call."""
-        self._kernels = kernels
-        self._parts = parts
-        self._norms = (*parts.norms, *(parts.head_norms or ()))
-        dim = parts.module.head_dim
-        query, key, value = (module.out_features for module in parts.linears[0].modules)
-        self._heads = (query // dim, key // dim, dim, value * dim // key)
-        self._known: tuple[_Key, DecoderLayer] | None = None
+    def __init__(self, layers: WholeLayers, index: int, rotated_dim: int | None) -> None:
+        """Name its place among the layers, and the width of heads whose queries are rotated."""
+        self._layers = layers
+        self._index = index
+        self._rotated_dim = rotated_dim
 
     def __call__(self, x: Tensor, rotary: Any, context: Any) -> Tensor | None:
         """Return the output for x [1, num_tokens, width]; None if the parts must compute it.
 
         They do with gradients, and where attention is not that of the kernels.
         """
-        native = getattr(context, "native", None)
-        if native is None or torch.is_grad_enabled() or x.dim() != 3 or not x.is_contiguous():
+        in_step = None if torch.is_grad_enabled() else self._layers.in_step(context, x)
+        if in_step is None or not in_step.fits(x):
             return None
-        attention = native(self._parts.module, self._heads, x.dtype, **self._parts.call)
-        angles = self._angles(x, rotary) if self._parts.rotates else None
-        if attention is None or (self._parts.rotates and angles is None) or len(x) != 1:
-            return None
-        # Held during the call: another thread may pack the weights anew meanwhile.
-        panels = [linear.panels for linear in self._parts.linears]
-        weights = [norm.weight for norm in self._norms]
-        if not _fit(x, panels, weights):
-            return None
-        step, of_layer = attention
-        layer = self._described(x.dtype, of_layer, [x for x in panels if x is not None])
+        angles = None
+        if self._rotated_dim is not None:
+            angles = in_step.angles(rotary)
+            if angles is None or angles[0] > self._rotated_dim:
+                return None
         output = torch.empty_like(x)
-        self._kernels.native.decoder_layer(
-            layer, step, x.shape[1], angles, (x.data_ptr(), x.shape[2]), output.data_ptr()
+        self._layers.kernels.native.decoder_layer(
+            in_step.layers[self._index],
+            in_step.step,
+            x.shape[1],
+            angles,
+            (x.data_ptr(), x.shape[2]),
+            output.data_ptr(),
         )
         return output
 
-    def _angles(self, x: Tensor, rotary: Any) -> tuple[int, int, int] | None:
-        """Width, cosines and sines of `rotary`, [1, num_tokens, width] each, where they fit."""
-        cos, sin = rotary
-        dim = cos.shape[-1]
-        fits = (
-            cos.shape == sin.shape == (1, x.shape[1], dim)
-            and cos.dtype == sin.dtype == x.dtype
-            and dim % 2 == 0
-            and dim <= self._heads[2]
-            and cos.is_contiguous()
-            and sin.is_contiguous()
-        )
-        return (dim, cos.data_ptr(), sin.data_ptr()) if fits else None
 
-    def _described(
-        self, dtype: torch.dtype, attention: AttentionLayer, panels: list[Panels]
-    ) -> DecoderLayer:
-        """The layer as the kernels know it, anew where an address has changed."""
-        linears = [x.described() for x in panels]
-        norms = [norm.described() for norm in self._norms]
-        key, known = (attention, linears, norms), self._known
-        if known is not None and known[0] == key:
-            return known[1]
-        qkv, output, gate_up, down = linears
-        layer = DecoderLayer(
-            ELEMENTS[dtype],
-            attention,
-            self._parts.activation,
-            norms=norms[:2],
-            head_norms=norms[2:] or None,
-            qkv=qkv,
-            output=output,
-            gate_up=gate_up,
-            down=down,
-        )
-        self._known = key, layer
-        return layer
+def _attention(context: Any, parts: Parts, dtype: torch.dtype) -> _Attention | None:
+    attention: _Attention | None = context.native(parts.module, parts.heads, dtype, **parts.call)
+    return attention
 
 
 def _fit(x: Tensor, panels: list[Panels | None], norms: list[Tensor]) -> bool:
     """Whether packed weights and norms are there in the format of x, and as wide as it."""
     return (
-        all(of is not None and of.fits(x.dtype) for of in panels)
+        x.dim() == 3
+        and len(x) == 1
+        and all(of is not None and of.dtype == x.dtype for of in panels)
         and all(weight.dtype == x.dtype and weight.stride(0) == 1 for weight in norms)
         and len(norms[0]) == x.shape[-1]
     )

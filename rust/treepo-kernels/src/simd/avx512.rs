@@ -65,6 +65,11 @@ unsafe impl<const BF16: bool> Simd for Avx512<BF16> {
     #[inline(always)]
     unsafe fn store_bf16(to: *mut u16, x: __m512) {
         unsafe {
+            if BF16 {
+                let rounded = transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(x));
+                _mm256_storeu_si256(to.cast(), rounded);
+                return;
+            }
             let bits = _mm512_castps_si512(x);
             let upper = _mm512_srli_epi32::<16>(bits);
             let odd = _mm512_and_si512(upper, _mm512_set1_epi32(1));

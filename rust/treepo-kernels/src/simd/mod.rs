@@ -104,6 +104,7 @@ pub unsafe trait Simd: Copy {
     /// Reads `LANES` bf16 numbers, given by their bits.
     unsafe fn load_bf16(from: *const u16) -> Self::F32;
     /// Rounds to nearest, ties to even, and writes the bits of `LANES` bf16 numbers; a NaN stays one.
+    /// Numbers below 2^-126 may become 0.
     unsafe fn store_bf16(to: *mut u16, x: Self::F32);
     /// Writes `LANES` elements.
     unsafe fn store(to: *mut f32, x: Self::F32);
