@@ -703,6 +703,7 @@ class DecoderLayer:
         element: number format of all its buffers.
         attention: its attention; values are as wide as keys.
         activation: function of the gate.
+        rotates: whether queries and keys are rotated by their positions.
         norms: in front of attention and of the feed-forward part.
         head_norms: of each head's queries and keys.
         qkv: queries, keys and values side by side.
@@ -720,6 +721,7 @@ class DecoderLayer:
         attention: AttentionLayer,
         activation: Activation,
         *,
+        rotates: bool,
         norms: Sequence[_Norm],
         head_norms: Sequence[_Norm] | None,
         qkv: _Packed,
@@ -797,16 +799,16 @@ class Kernels:
     ) -> None:
         """Writes keys and values, then attends; output [num_tokens, num_heads, value_dim]."""
 
-    def decoder_layer(
+    def decoder_layers(
         self,
-        layer: DecoderLayer,
+        layers: Sequence[DecoderLayer],
         step: AttentionStep,
         num_rows: int,
         rotary: tuple[int, int, int] | None,
         input: _Rows,
         output: int,
     ) -> None:
-        """Computes a layer for a step's tokens; output [num_rows, width].
+        """Computes layers, one after another, for a step's tokens; output [num_rows, width].
 
         rotary: rotated width, addresses of cosines and sines [num_rows, rotated width].
 

@@ -24,7 +24,7 @@ from treepo.engine import Engine
 from treepo.engine.fused import Fusion, products
 from treepo.engine.fused.whole import WholeLayer
 from treepo.engine.kernels import Kernels
-from treepo.errors import InvalidInputError
+from treepo.errors import InvalidInputError, UnsupportedModelError
 from treepo.train.pack import pack
 from treepo.train.step import TrainStep
 
@@ -325,3 +325,108 @@ def test_products_of_another_format_than_the_rest_are_refused_as_in_parts():
             module.to(torch.bfloat16)
     with pytest.raises(InvalidInputError, match="one number format"):
         sample(engine)
+
+
+@contextmanager
+def calls_of_kernels():
+    """Yield a list that gets the number of layers of each call of the kernels."""
+    numbers = []
+
+    class Counted:
+        def __init__(self, kernels):
+            self._kernels = kernels
+
+        def __getattr__(self, name):
+            return getattr(self._kernels, name)
+
+        def decoder_layers(self, layers, *args):
+            numbers.append(len(layers))
+            return self._kernels.decoder_layers(layers, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Kernels, "native", property(lambda self: Counted(self._kernels)))
+        yield numbers
+
+
+def check_layers_a_call(engine, num_layers, expected):
+    """Every call of the kernels computes so many layers, and no bit differs."""
+    with calls_of_kernels() as numbers:
+        check_whole(engine, expected)
+    assert set(numbers) <= {num_layers}
+    assert bool(numbers) == products.uses_panels(engine.policy.model.dtype, engine.policy.kernels)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_all_layers_are_one_call(family, dtype):
+    engine = Engine(make(family, dtype), None, CONFIG)
+    check_layers_a_call(engine, engine.model.config.num_hidden_layers, in_parts(engine))
+
+
+@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize("kind", ["forward_hook", "forward_pre_hook"])
+def test_hooks_of_layers_act_between_them(kind, index):
+    engine = Engine(make("llama"), None, CONFIG)
+    plain = sample(engine)
+    layer = engine.model.model.layers[index]
+
+    def steer(_module, inputs, output=None):
+        return (1.25 * inputs[0],) if output is None else 1.25 * output
+
+    handle = getattr(layer, f"register_{kind}")(steer)
+    steered = in_parts(engine)
+    assert differing_values(steered.columns(), plain.columns())
+    check_layers_a_call(engine, 1, steered)
+    handle.remove()
+    check_layers_a_call(engine, engine.model.config.num_hidden_layers, plain)
+
+
+def between_layers(model, change):
+    """Have a model do something to the input of its last layer, unseen by hooks."""
+    last = model.model.layers[-1]
+    own = type(last).__call__
+
+    class Changed(type(last)):
+        def __call__(self, hidden_states, *args, **kwargs):
+            return own(self, change(hidden_states), *args, **kwargs)
+
+    last.__class__ = Changed
+
+
+def test_a_model_that_does_something_between_its_layers_has_a_call_for_each():
+    model = make("llama")
+    plain = sample(Engine(model, None, CONFIG))
+    between_layers(model, lambda x: 1.25 * x)
+    expected = in_parts(Engine(model, None, CONFIG))
+    assert differing_values(expected.columns(), plain.columns())
+    check_layers_a_call(Engine(model, None, CONFIG), 1, expected)
+
+
+@pytest.mark.skipif(not HAS_PANELS, reason="another library packs here")
+def test_a_model_that_only_later_does_something_between_its_layers_is_refused():
+    model = make("llama")
+    engine = Engine(model, None, CONFIG)
+    sample(engine)
+    between_layers(model, lambda x: 1.25 * x)
+    with pytest.raises(UnsupportedModelError, match="decoder layer 2 is not the output"):
+        sample(engine)
+    sample(Engine(model, None, CONFIG))
+
+
+def test_a_norm_that_changes_between_steps_is_followed():
+    engine = Engine(make("llama"), None, CONFIG)
+    weight = engine.model.model.layers[1].input_layernorm.weight
+
+    def change(stats):
+        if stats.steps == 5:
+            weight.data = 2 * weight.data
+
+    def changed():
+        weight.data = torch.ones_like(weight)
+        return sample(engine, change)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(WholeLayer, "__call__", lambda *_: None)
+        expected = changed()
+    assert differing_values(sample(engine).columns(), expected.columns())
+    check_same(changed(), expected)

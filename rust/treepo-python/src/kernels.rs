@@ -140,12 +140,14 @@ impl Kernels {
         });
     }
 
-    /// `input`: address, elements from row to row; `rotary`: width, cosines, sines.
+    /// `input`: address, elements from row to row; `rotary`: width, cosines, sines. Each layer but
+    /// the first reads what the one before it wrote to `output`.
     #[allow(clippy::too_many_arguments, reason = "buffers of one call")]
-    fn decoder_layer(
+    #[allow(clippy::needless_pass_by_value, reason = "made from a list")]
+    fn decoder_layers(
         &self,
         py: Python<'_>,
-        layer: &DecoderLayer,
+        layers: Vec<Py<DecoderLayer>>,
         step: &AttentionStep,
         num_rows: usize,
         rotary: Option<(usize, usize, usize)>,
@@ -160,17 +162,21 @@ impl Kernels {
         // SAFETY: the caller vouches for the buffers; the step's slots lie within the pool.
         let result = py.detach(|| unsafe {
             let mut workspace = step.workspace.lock().unwrap_or_else(PoisonError::into_inner);
-            let workspace = &mut *workspace;
-            of_element!(layer.element, T => layer.with_parts::<T, _>(|parts| {
-                let rotary = rotary.map(|(dim, cos, sin)| Rotary {
-                    dim,
-                    cos: at::<T>(cos).cast_const(),
-                    sin: at::<T>(sin).cast_const(),
-                });
-                let (input, output) = (rows(input), at(output));
-                let step = &step.inner;
-                decoder::decoder_layer(team, level, parts, step, rotary, workspace, input, output)
-            }))
+            let (workspace, step) = (&mut *workspace, &step.inner);
+            layers.iter().enumerate().try_for_each(|(index, layer)| {
+                let layer = layer.get();
+                let input = if index == 0 { input } else { (output, layer.width()) };
+                let rotary = rotary.filter(|_| layer.rotates);
+                of_element!(layer.element, T => layer.with_parts::<T, _>(|parts| {
+                    let rotary = rotary.map(|(dim, cos, sin)| Rotary {
+                        dim,
+                        cos: at::<T>(cos).cast_const(),
+                        sin: at::<T>(sin).cast_const(),
+                    });
+                    let (from, to) = (rows(input), at(output));
+                    decoder::decoder_layer(team, level, parts, step, rotary, workspace, from, to)
+                }))
+            })
         });
         result.map_err(|error| match error {
             decoder::Error::Memory(_) => PyMemoryError::new_err(error.to_string()),

@@ -130,6 +130,7 @@ type PackedArgs = (usize, (usize, usize), Option<usize>);
 pub(crate) struct DecoderLayer {
     pub(crate) element: Element,
     attention: Py<AttentionLayer>,
+    pub(crate) rotates: bool,
     activation: Activation,
     norms: [NormArgs; 2],
     head_norms: Option<[NormArgs; 2]>,
@@ -142,13 +143,14 @@ pub(crate) struct DecoderLayer {
 #[pymethods]
 impl DecoderLayer {
     #[new]
-    #[pyo3(signature = (element, attention, activation, *, norms, head_norms, qkv, output,
+    #[pyo3(signature = (element, attention, activation, *, rotates, norms, head_norms, qkv, output,
                         gate_up, down))]
     #[allow(clippy::too_many_arguments, reason = "each is a part of the layer")]
     fn new(
         element: Element,
         attention: Py<AttentionLayer>,
         activation: Activation,
+        rotates: bool,
         norms: [NormArgs; 2],
         head_norms: Option<[NormArgs; 2]>,
         qkv: PackedArgs,
@@ -156,8 +158,18 @@ impl DecoderLayer {
         gate_up: PackedArgs,
         down: PackedArgs,
     ) -> PyResult<Self> {
-        let layer =
-            Self { element, attention, activation, norms, head_norms, qkv, output, gate_up, down };
+        let layer = Self {
+            element,
+            attention,
+            rotates,
+            activation,
+            norms,
+            head_norms,
+            qkv,
+            output,
+            gate_up,
+            down,
+        };
         of_element!(element, T => layer.with_parts(|parts: &decoder::DecoderLayer<'_, T>| {
             parts.check()
         }))
@@ -167,6 +179,11 @@ impl DecoderLayer {
 }
 
 impl DecoderLayer {
+    /// Elements of a row.
+    pub(crate) fn width(&self) -> usize {
+        self.norms[0].1
+    }
+
     pub(crate) fn with_parts<T, R>(
         &self,
         work: impl FnOnce(&decoder::DecoderLayer<'_, T>) -> R,

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -39,11 +40,14 @@ class _Trial(NamedTuple):
         linears: The linear layers that ran, in order, with their inputs.
         attention: What each attention module without sinks asked for: keywords of
             `AttentionContext.attend`.
+        chain: The decoder layers if each but the first read what the one before it returned, and
+            all the same rotary embedding.
     """
 
     logits: Tensor
     linears: list[tuple[nn.Linear, Tensor]]
     attention: dict[nn.Module, dict[str, Any]]
+    chain: list[nn.Module]
 
 
 def build_overlay(model: PreTrainedModel, kernels: Kernels) -> Overlay:
@@ -93,7 +97,7 @@ def _extended(
         others = [x for x in overlay.replacements if not isinstance(x.owner, nn.Linear)]
         return _with_linears(overlay, fusion, others, trial.linears, kernels)
     if fusion is Fusion.DECODER_LAYER:
-        added = list(layers(model, kernels, overlay.linears, trial.attention))
+        added = list(layers(model, kernels, overlay.linears, trial.attention, trial.chain))
     else:
         added = list(_FINDERS[fusion](model, kernels))
     if not added:
@@ -158,6 +162,7 @@ def _computes(overlay: Overlay, model: PreTrainedModel, expected: _Trial) -> boo
 
 def _try(model: PreTrainedModel) -> _Trial:
     linears: list[tuple[nn.Linear, Tensor]] = []
+    layers = _Layers()
 
     def record(module: nn.Module, args: tuple[Any, ...]) -> None:
         if type(module) is nn.Linear and len(args) == 1:
@@ -168,12 +173,38 @@ def _try(model: PreTrainedModel) -> _Trial:
         for module in model.modules()
         if type(module) is nn.Linear
     ]
+    handles += [
+        module.register_forward_hook(layers.record, with_kwargs=True)
+        for module in model.modules()
+        if is_layer(module)
+    ]
     context = _Causal()
     try:
-        return _Trial(_logits(model, context), linears, context.calls)
+        return _Trial(_logits(model, context), linears, context.calls, layers.chain())
     finally:
         for handle in handles:
             handle.remove()
+
+
+class _Layers:
+    """Takes notes of the decoder layers that run."""
+
+    def __init__(self) -> None:
+        self._calls: list[tuple[nn.Module, Any, Any, Any]] = []
+
+    def record(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
+        """Keep a layer's input, rotary embedding and output; a hook."""
+        x = args[0] if args else kwargs.get("hidden_states")
+        self._calls.append((module, x, kwargs.get("position_embeddings"), output))
+
+    def chain(self) -> list[nn.Module]:
+        """Return the layers if each read what the one before it returned, else nothing."""
+        for (_, _, rotary, output), (_, x, next_rotary, _) in pairwise(self._calls):
+            if x is not output or next_rotary is not rotary:
+                return []
+        return [module for module, *_ in self._calls]
 
 
 def _logits(model: PreTrainedModel, context: "_Causal") -> Tensor:

@@ -36,6 +36,7 @@ def layers(
     kernels: Kernels,
     linears: Sequence[PackedLinear],
     calls: Mapping[nn.Module, AttentionCall],
+    chain: Sequence[nn.Module],
 ) -> Iterator[Replacement]:
     """Yield replacements of the decoder layers whose parts are all known.
 
@@ -44,13 +45,14 @@ def layers(
         kernels: The kernels that norms, gates and rotary embeddings run on.
         linears: The model's packed layers, those with one input packed as one.
         calls: What each attention module asks for.
+        chain: The decoder layers if each reads what the one before it returned.
     """
     packed = {linear.modules: linear for linear in linears}
-    whole = WholeLayers(kernels)
+    whole = WholeLayers(kernels, chain)
     for module in model.modules():
         children = dict(module.named_children())
         if is_layer(module) and children["self_attn"] in calls:
-            layer = _layer(children, whole, packed, calls[children["self_attn"]])
+            layer = _layer(module, whole, packed, calls[children["self_attn"]])
             if layer is not None:
                 yield forward_of(module, _forward(module, layer))
 
@@ -121,12 +123,12 @@ class _Layer:
 
 
 def _layer(
-    children: dict[str, nn.Module],
+    module: nn.Module,
     layers: WholeLayers,
     packed: Packed,
     call: AttentionCall,
 ) -> _Layer | None:
-    kernels = layers.kernels
+    children, kernels = dict(module.named_children()), layers.kernels
     norms = [_norm(children[x], kernels) for x in ("input_layernorm", "post_attention_layernorm")]
     attention = _attention(children["self_attn"], kernels, packed, call)
     feed_forward = _feed_forward(children["mlp"], kernels, packed)
@@ -141,7 +143,7 @@ def _layer(
         linears=(attention.qkv, attention.output, feed_forward.gate_up, feed_forward.down),
         activation=feed_forward.activation,
     )
-    return _Layer(norms[0], attention, norms[1], feed_forward, layers.add(parts))
+    return _Layer(norms[0], attention, norms[1], feed_forward, layers.add(module, parts))
 
 
 def _norm(module: nn.Module, kernels: Kernels) -> Norm | None:

@@ -1,10 +1,13 @@
 """Decoder layers that the kernels compute in one call, where nothing has to be kept for gradients.
 
 A step of few rows is hundreds of kernels that take microseconds each; calling them one by one from
-Python takes as long. The bits are those of the single calls, which training makes.
+Python takes as long. Where each layer reads what the one before it returned, and nothing else
+happens between them, the first computes all and the others hand on its result. Whether the layers
+are still what the kernels know is looked up once a step, for all of them. The bits are those of the
+single calls, which training makes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -15,6 +18,7 @@ from torch import Tensor, nn
 from treepo.core import Activation, AttentionLayer, AttentionStep, DecoderLayer
 from treepo.engine.fused.linear import PackedArgs, PackedLinear, Panels
 from treepo.engine.kernels import ELEMENTS, Kernels
+from treepo.errors import UnsupportedModelError
 
 _Norm = tuple[int, int, float, float]
 _Key = tuple[AttentionLayer, list[PackedArgs], list[_Norm]]
@@ -81,18 +85,26 @@ class Parts:
 
 
 class WholeLayers:
-    """The decoder layers of a model, each in one call of the kernels."""
+    """The decoder layers of a model, by one call of the kernels for each or for all."""
 
-    def __init__(self, kernels: Kernels) -> None:
-        """Start without layers; the kernels get to know them in the first step."""
+    def __init__(self, kernels: Kernels, chain: Sequence[nn.Module]) -> None:
+        """Start without layers; the kernels get to know them in the first step.
+
+        Args:
+            kernels: They compute.
+            chain: The model's decoder layers if each reads what the one before it returned.
+        """
         self.kernels = kernels
+        self._chain = list(chain)
+        self._modules: list[nn.Module] = []
         self._parts: list[Parts] = []
         self._linears: list[PackedLinear] = []
         self._norms: list[Norm] = []
         self._known: tuple[_Key, list[DecoderLayer]] | None = None
 
-    def add(self, parts: Parts) -> "WholeLayer":
+    def add(self, module: nn.Module, parts: Parts) -> "WholeLayer":
         """Return one more layer, which consists of these parts."""
+        self._modules.append(module)
         self._parts.append(parts)
         self._linears += parts.linears
         self._norms += parts.all_norms
@@ -126,7 +138,9 @@ class WholeLayers:
         key = of_first, [x.described for x in known], norms
         if self._known is None or self._known[0] != key:
             self._known = key, self._described(context, x.dtype, *key[1:])
-        return _LayersInStep(step, self._known[1], known, x)
+        in_step = _LayersInStep(step, self._known[1], known, x)
+        in_step.are_chain = self._modules == self._chain and not any(map(_is_hooked, self._chain))
+        return in_step
 
     def _described(
         self, context: Any, dtype: torch.dtype, panels: list[PackedArgs], norms: list[_Norm]
@@ -144,6 +158,7 @@ class WholeLayers:
                     ELEMENTS[dtype],
                     attention[1],
                     parts.activation,
+                    rotates=parts.rotates,
                     norms=of_layer[:2],
                     head_norms=of_layer[2:] or None,
                     qkv=qkv,
@@ -156,14 +171,23 @@ class WholeLayers:
 
 
 class _LayersInStep:
-    """Layers and the rows of one step."""
+    """Layers and the rows of one step.
+
+    Attributes:
+        step: The rows.
+        layers: The layers.
+        are_chain: Whether the first may compute all of them.
+        output: What it returned then.
+    """
 
     def __init__(
         self, step: AttentionStep, layers: list[DecoderLayer], panels: list[Panels], x: Tensor
     ) -> None:
         self.step = step
         self.layers = layers
-        self.shape, self.dtype = x.shape, x.dtype
+        self.are_chain = False
+        self.output: Tensor | None = None
+        self._shape, self._dtype = x.shape, x.dtype
         # Held: another thread may pack the weights anew meanwhile.
         self._panels = panels
         self._rotary: Any = None
@@ -171,7 +195,7 @@ class _LayersInStep:
 
     def fits(self, x: Tensor) -> bool:
         """Whether the kernels take this input of a layer."""
-        return x.shape == self.shape and x.dtype == self.dtype and x.is_contiguous()
+        return x.shape == self._shape and x.dtype == self._dtype and x.is_contiguous()
 
     def angles(self, rotary: Any) -> tuple[int, int, int] | None:
         """Width, cosines and sines, [1, num_tokens, width] each, where they fit."""
@@ -182,8 +206,8 @@ class _LayersInStep:
     def _described(self, cos: Tensor, sin: Tensor) -> tuple[int, int, int] | None:
         dim = cos.shape[-1]
         fits = (
-            cos.shape == sin.shape == (1, self.shape[1], dim)
-            and cos.dtype == sin.dtype == self.dtype
+            cos.shape == sin.shape == (1, self._shape[1], dim)
+            and cos.dtype == sin.dtype == self._dtype
             and dim % 2 == 0
             and cos.is_contiguous()
             and sin.is_contiguous()
@@ -192,7 +216,7 @@ class _LayersInStep:
 
 
 class WholeLayer:
-    """A decoder layer in one call of the kernels."""
+    """A decoder layer by one call of the kernels."""
 
     def __init__(self, layers: WholeLayers, index: int, rotated_dim: int | None) -> None:
         """Name its place among the layers, and the width of heads whose queries are rotated."""
@@ -208,21 +232,38 @@ class WholeLayer:
         in_step = None if torch.is_grad_enabled() else self._layers.in_step(context, x)
         if in_step is None or not in_step.fits(x):
             return None
+        if in_step.are_chain and self._index > 0:
+            return self._handed_on(x, in_step)
         angles = None
         if self._rotated_dim is not None:
             angles = in_step.angles(rotary)
             if angles is None or angles[0] > self._rotated_dim:
+                in_step.are_chain = False
                 return None
+        end = None if in_step.are_chain else self._index + 1
         output = torch.empty_like(x)
-        self._layers.kernels.native.decoder_layer(
-            in_step.layers[self._index],
+        self._layers.kernels.native.decoder_layers(
+            in_step.layers[self._index : end],
             in_step.step,
             x.shape[1],
             angles,
             (x.data_ptr(), x.shape[2]),
             output.data_ptr(),
         )
+        in_step.output = output
         return output
+
+    def _handed_on(self, x: Tensor, in_step: _LayersInStep) -> Tensor:
+        if x is not in_step.output:
+            raise UnsupportedModelError(
+                f"the input of decoder layer {self._index} is not the output of the one before it, "
+                "as it was when the model was loaded; set packing to never for this model"
+            )
+        return x
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _attention(context: Any, parts: Parts, dtype: torch.dtype) -> _Attention | None:
