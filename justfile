@@ -84,6 +84,10 @@ bench-train *args:
 bench-products *args:
     {{python}} benches/products.py {{args}}
 
+# What of a decode step is spent outside of kernels.
+bench-step-share *args:
+    {{python}} benches/step_share.py {{args}}
+
 # What the processor can do at most: products in registers, reading of memory.
 bench-peak *args:
     cargo run --release -p treepo-kernels --example peak -- {{args}}

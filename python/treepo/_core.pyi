@@ -810,10 +810,12 @@ class Kernels:
     ) -> None:
         """Computes layers, one after another, for a step's tokens; output [num_rows, width].
 
-        rotary: rotated width, addresses of cosines and sines [num_rows, rotated width].
+        rotary: rotated width, addresses of cosines and sines [num_rows, rotated width]; for the
+        layers that rotate.
 
         Raises:
-            InvalidInputError: The step has not `num_rows` tokens.
+            InvalidInputError: The step has not `num_rows` tokens, layers differ in width or format,
+                one rotates and there is no `rotary`.
         """
 
     def packed_len(self, element: Element, shape: tuple[int, int]) -> int:

@@ -1,7 +1,7 @@
 """Decoder layers in one call have the bits of their parts, and run wherever they can."""
 
 import copy
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import numpy as np
@@ -24,6 +24,7 @@ from treepo.engine import Engine
 from treepo.engine.fused import Fusion, products
 from treepo.engine.fused.whole import WholeLayer
 from treepo.engine.kernels import Kernels
+from treepo.engine.policy import SamplingPolicy
 from treepo.errors import InvalidInputError, UnsupportedModelError
 from treepo.train.pack import pack
 from treepo.train.step import TrainStep
@@ -328,8 +329,11 @@ def test_products_of_another_format_than_the_rest_are_refused_as_in_parts():
 
 
 @contextmanager
-def calls_of_kernels():
-    """Yield a list that gets the number of layers of each call of the kernels."""
+def calls_of_kernels(during=None):
+    """Yield a list that gets the number of layers of each call of the kernels.
+
+    `during` is called in each, as another thread may act then.
+    """
     numbers = []
 
     class Counted:
@@ -341,6 +345,8 @@ def calls_of_kernels():
 
         def decoder_layers(self, layers, *args):
             numbers.append(len(layers))
+            if during is not None:
+                during()
             return self._kernels.decoder_layers(layers, *args)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -408,7 +414,7 @@ def test_a_model_that_only_later_does_something_between_its_layers_is_refused():
     engine = Engine(model, None, CONFIG)
     sample(engine)
     between_layers(model, lambda x: 1.25 * x)
-    with pytest.raises(UnsupportedModelError, match="decoder layer 2 is not the output"):
+    with pytest.raises(UnsupportedModelError, match="decoder layer 2 does not go on"):
         sample(engine)
     sample(Engine(model, None, CONFIG))
 
@@ -430,3 +436,105 @@ def test_a_norm_that_changes_between_steps_is_followed():
         expected = changed()
     assert differing_values(sample(engine).columns(), expected.columns())
     check_same(changed(), expected)
+
+
+@pytest.mark.parametrize("no_rope_layers", [[0, 1, 1], [1, 0, 1], [0, 0, 0], [0, 0, 1]])
+def test_layers_with_and_without_rotary_embedding_are_one_call(no_rope_layers):
+    model = make("smollm3", no_rope_layers=no_rope_layers, num_hidden_layers=3)
+    assert [x.self_attn.use_rope for x in model.model.layers] == no_rope_layers
+    engine = Engine(model, None, CONFIG)
+    check_layers_a_call(engine, 3, in_parts(engine))
+
+
+@pytest.mark.parametrize("kind", ["forward_hook", "forward_pre_hook"])
+def test_hooks_of_all_modules_act_between_layers(kind):
+    engine = Engine(make("llama"), None, CONFIG)
+    plain = sample(engine)
+    layers = list(engine.model.model.layers)
+
+    def steer(module, inputs, output=None):
+        if module in layers:
+            return (1.25 * inputs[0],) if output is None else 1.25 * output
+        return None
+
+    handle = getattr(torch.nn.modules.module, f"register_module_{kind}")(steer)
+    try:
+        steered = in_parts(engine)
+        assert differing_values(steered.columns(), plain.columns())
+        check_layers_a_call(engine, 1, steered)
+    finally:
+        handle.remove()
+
+
+def test_a_model_that_changes_states_in_place_between_its_layers_has_a_call_for_each():
+    model = make("llama")
+    plain = sample(Engine(model, None, CONFIG))
+    between_layers(model, lambda x: x.mul_(1.25))
+    expected = in_parts(Engine(model, None, CONFIG))
+    assert differing_values(expected.columns(), plain.columns())
+    check_layers_a_call(Engine(model, None, CONFIG), 1, expected)
+
+
+def test_a_model_that_uses_states_between_its_layers_has_a_call_for_each():
+    model = make("llama")
+    plain = sample(Engine(model, None, CONFIG))
+    states = []
+    between_layers(model, lambda x: states.append(x) or x)
+    own = model.model.forward
+
+    def forward(*args, **kwargs):
+        output = own(*args, **kwargs)
+        output.last_hidden_state = output.last_hidden_state + states.pop()
+        return output
+
+    model.model.forward = forward
+    expected = in_parts(Engine(model, None, CONFIG))
+    assert differing_values(expected.columns(), plain.columns())
+    check_layers_a_call(Engine(model, None, CONFIG), 1, expected)
+
+
+@pytest.mark.skipif(not HAS_PANELS, reason="another library packs here")
+def test_a_model_that_later_leaves_out_layers_is_refused():
+    model = make("llama")
+    engine = Engine(model, None, CONFIG)
+    sample(engine)
+    model.config.num_hidden_layers -= 1
+    with pytest.raises(UnsupportedModelError, match="of 3 decoder layers ran"):
+        sample(engine)
+    model.config.num_hidden_layers += 1
+    sample(engine)
+
+
+def test_a_first_input_with_gaps_is_computed_in_parts():
+    engine = Engine(make("llama"), None, CONFIG)
+    expected = in_parts(engine)
+    handle = engine.model.model.embed_tokens.register_forward_hook(
+        lambda _module, _inputs, output: torch.stack([output, output], -1)[..., 0]
+    )
+    with whole_layers() as calls:
+        forest = sample(engine)
+    handle.remove()
+    assert False in calls
+    check_same(forest, expected)
+
+
+@pytest.mark.parametrize("is_put_on", [True, False])
+def test_another_engine_may_begin_or_end_a_rollout_within_a_step(is_put_on):
+    model = make("llama")
+    engine, other = (Engine(model, None, CONFIG) for _ in range(2))
+    expected = in_parts(engine)
+    other.policy.follow()
+    for others in (other.policy, SamplingPolicy(model, CONFIG.replace(packing=Packing.NEVER))):
+        with ExitStack() as stack:
+            if not is_put_on:  # The other one's functions are in place when a step begins.
+                stack.enter_context(others._overlay.applied())
+
+            def change(stack=stack, others=others):
+                if is_put_on:
+                    stack.enter_context(others._overlay.applied())
+                else:
+                    stack.close()
+
+            with calls_of_kernels(change):
+                forest = sample(engine, lambda _, stack=stack: stack.close())
+        check_same(forest, expected)

@@ -26,7 +26,7 @@ _UNSUPPORTED_KWARGS = ("position_bias", "indices", "block_indices")
 class AttentionContext(Protocol):
     """Computes attention for the tokens of one forward pass.
 
-    One that also has `native` and `kept`, as `PagedContext`, lets the kernels compute whole layers.
+    One that also has the rest of `PagedContext` lets the kernels compute whole layers.
     """
 
     def attend(

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from treepo.config import EngineConfig, Packing
 from treepo.engine.exact import ExactForward
 from treepo.engine.fused import Fusion, Overlay, build_overlay, packing
+from treepo.engine.fused.whole import WholeLayers
 from treepo.engine.hook import evaluating, install
 from treepo.engine.kernels import ELEMENTS, Kernels
 from treepo.errors import UnsupportedModelError
@@ -56,6 +57,11 @@ class SamplingPolicy:
     def is_all_kernels(self) -> bool:
         """Whether decoder layers and head compute by this package's kernels alone."""
         return self._overlay.is_all_kernels
+
+    @property
+    def whole_layers(self) -> WholeLayers | None:
+        """Decoder layers that the kernels compute in one call."""
+        return self._overlay.whole
 
     def follow(self, *, force: bool = False) -> None:
         """Take over weights that changed since the last time, or all if `force`."""

@@ -104,17 +104,19 @@ class Run:
     def _forward(self, inputs: StepInputs) -> torch.Tensor:
         """Return the logits of every row that is drawn from, [num_logit_rows, vocab_size]."""
         policy, backend = self._engine.policy, self._engine.backend
+        context = PagedContext(self.pool, backend, inputs, policy.whole_layers)
         compute = partial(
             policy.model,
             input_ids=inputs.token_ids,
             position_ids=inputs.positions,
             use_cache=False,
             logits_to_keep=inputs.logit_rows,
-            treepo=PagedContext(self.pool, backend, inputs),
+            treepo=context,
         )
         kernels = policy.kernels
         is_native = policy.is_all_kernels and backend.name == NativeBackend.name
         output = kernels.awake(compute) if kernels is not None and is_native else compute()
+        context.check_is_over()
         logits: torch.Tensor = output.logits[0]
         return logits
 

@@ -158,6 +158,16 @@ impl Kernels {
             let num_tokens = step.inner.num_tokens();
             return Err(invalid(format!("{num_rows} rows for a step of {num_tokens} tokens")));
         }
+        for layer in layers.iter().map(Py::get) {
+            let first = layers[0].get();
+            if layer.width() != first.width() || layer.element != first.element {
+                let widths = [first, layer].map(DecoderLayer::width);
+                return Err(invalid(format!("layers of {widths:?} elements or of two formats")));
+            }
+            if layer.rotates && rotary.is_none() {
+                return Err(invalid("a layer rotates and there are no cosines and sines".into()));
+            }
+        }
         let (team, level) = (&self.team, self.level);
         // SAFETY: the caller vouches for the buffers; the step's slots lie within the pool.
         let result = py.detach(|| unsafe {

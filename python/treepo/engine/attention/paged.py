@@ -1,13 +1,12 @@
 """The attention context of sampling: write a step's keys and values, then read the pool."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from treepo.core import AttentionLayer, AttentionStep
 from treepo.engine.attention.base import AttentionBackend, LayerCall, check_features
 from treepo.engine.attention.native import NativeBackend
+from treepo.engine.fused.whole import LayersInStep, WholeLayers
 from treepo.engine.inputs import StepInputs
 from treepo.engine.kv import KVPool
 
@@ -16,15 +15,46 @@ class PagedContext:
     """Attention of one step over a block pool; an `AttentionContext`.
 
     Attributes:
-        kept: What those who compute with it keep for the step, each under a key of its own.
+        layers: Decoder layers that the kernels compute in one call, of the engine that samples.
     """
 
-    def __init__(self, pool: KVPool, backend: AttentionBackend, inputs: StepInputs) -> None:
-        """Bind a step's inputs to the pool and the back end that computes it."""
+    def __init__(
+        self,
+        pool: KVPool,
+        backend: AttentionBackend,
+        inputs: StepInputs,
+        layers: WholeLayers | None = None,
+    ) -> None:
+        """Bind a step's inputs to the pool and the back end that computes it.
+
+        Args:
+            pool: Keys and values.
+            backend: Computes attention.
+            inputs: Of the step.
+            layers: Decoder layers that the kernels may compute in one call.
+        """
         self._pool = pool
         self._backend = backend
         self._inputs = inputs
-        self.kept: dict[object, Any] = {}
+        self.layers = layers
+        self._is_looked_up = False
+        self._in_step: LayersInStep | None = None
+
+    def layers_in_step(self, x: Tensor) -> LayersInStep | None:
+        """Return the whole layers in this step, looked up once; None if there are none.
+
+        Args:
+            x: Input of a layer, [1, num_tokens, width].
+        """
+        if not self._is_looked_up:
+            self._is_looked_up = True
+            self._in_step = None if self.layers is None else self.layers.in_step(self, x)
+        return self._in_step
+
+    def check_is_over(self) -> None:
+        """Check that the model ran every layer; raises as `LayersInStep.check_is_over`."""
+        if self._in_step is not None:
+            self._in_step.check_is_over()
 
     def attend(
         self,

@@ -15,6 +15,7 @@ from treepo.engine.fused.linear import PackedLinear, SharedInput, layers_by_inpu
 from treepo.engine.fused.modules import activations, gates, norms, rotaries
 from treepo.engine.fused.overlay import Fusion, Overlay, Replacement, forward_of
 from treepo.engine.fused.products import packing, uses_panels
+from treepo.engine.fused.whole import WholeLayers
 from treepo.engine.hook import evaluating
 from treepo.engine.kernels import Kernels
 
@@ -56,12 +57,14 @@ def build_overlay(model: PreTrainedModel, kernels: Kernels) -> Overlay:
     All kinds of `Fusion` are tried at once. If that raises, or moves the logits of a few tokens
     by more than rounding, each is tried in turn together with those already kept.
     """
-    overlay = _tried(model, kernels)
+    expected = _try(model)
+    overlay = _tried(model, kernels, expected)
+    if overlay.whole is not None:
+        overlay.whole.are_chain = _are_chain(overlay, overlay.whole.modules, model, expected)
     return replace(overlay, is_all_kernels=_is_all_kernels(overlay, model, kernels))
 
 
-def _tried(model: PreTrainedModel, kernels: Kernels) -> Overlay:
-    expected = _try(model)
+def _tried(model: PreTrainedModel, kernels: Kernels, expected: _Trial) -> Overlay:
     overlay = Overlay()
     for fusion in Fusion:
         overlay = _extended(overlay, fusion, model, kernels, expected) or overlay
@@ -96,8 +99,10 @@ def _extended(
     if fusion in (Fusion.PACKED_LINEAR, Fusion.SHARED_INPUT):
         others = [x for x in overlay.replacements if not isinstance(x.owner, nn.Linear)]
         return _with_linears(overlay, fusion, others, trial.linears, kernels)
+    whole = None
     if fusion is Fusion.DECODER_LAYER:
-        added = list(layers(model, kernels, overlay.linears, trial.attention, trial.chain))
+        whole = WholeLayers(kernels)
+        added = list(layers(model, whole, overlay.linears, trial.attention))
     else:
         added = list(_FINDERS[fusion](model, kernels))
     if not added:
@@ -107,6 +112,7 @@ def _extended(
         linears=overlay.linears,
         shared=overlay.shared,
         replacements=[*overlay.replacements, *added],
+        whole=whole,
     )
 
 
@@ -158,6 +164,33 @@ def _computes(overlay: Overlay, model: PreTrainedModel, expected: _Trial) -> boo
     difference = (got.logits.float() - expected.logits.float()).abs().max()
     limit = _TOLERANCE[expected.logits.dtype] * expected.logits.float().abs().max()
     return bool(difference <= limit)
+
+
+def _are_chain(
+    overlay: Overlay, modules: list[nn.Module], model: PreTrainedModel, trial: _Trial
+) -> bool:
+    """Whether the model computes the same where its first layer computes all, and the rest nothing.
+
+    It does not if it does something between its layers or with what comes out of one of them.
+    """
+    if trial.chain != modules:
+        return False
+    forwards = [x.function for x in overlay.replacements if x.owner in modules]
+
+    def all_layers(hidden_states: Tensor, **kwargs: Any) -> Tensor:
+        for forward in forwards:
+            hidden_states = forward(hidden_states, **kwargs)
+        return hidden_states
+
+    def nothing(hidden_states: Tensor, **_: Any) -> Tensor:
+        return hidden_states
+
+    functions = [all_layers, *[nothing] * (len(modules) - 1)]
+    chained = Overlay(replacements=list(map(forward_of, modules, functions)))
+    with overlay.applied():
+        expected = _try(model).logits
+        with chained.applied():
+            return torch.equal(_try(model).logits, expected)
 
 
 def _try(model: PreTrainedModel) -> _Trial:

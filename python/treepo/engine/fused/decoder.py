@@ -33,22 +33,19 @@ AttentionCall = Mapping[str, Any]
 
 def layers(
     model: nn.Module,
-    kernels: Kernels,
+    whole: WholeLayers,
     linears: Sequence[PackedLinear],
     calls: Mapping[nn.Module, AttentionCall],
-    chain: Sequence[nn.Module],
 ) -> Iterator[Replacement]:
     """Yield replacements of the decoder layers whose parts are all known.
 
     Args:
         model: The model.
-        kernels: The kernels that norms, gates and rotary embeddings run on.
+        whole: Gets the layers, and has the kernels that they run on.
         linears: The model's packed layers, those with one input packed as one.
         calls: What each attention module asks for.
-        chain: The decoder layers if each reads what the one before it returned.
     """
     packed = {linear.modules: linear for linear in linears}
-    whole = WholeLayers(kernels, chain)
     for module in model.modules():
         children = dict(module.named_children())
         if is_layer(module) and children["self_attn"] in calls:
@@ -115,9 +112,7 @@ class _Layer:
     whole: WholeLayer
 
     def __call__(self, x: Tensor, rotary: Any, context: Any) -> Tensor:
-        y = self.whole(x, rotary, context)
-        if y is not None:
-            return y
+        """Return the output for x [1, num_tokens, width], part by part."""
         x = self.attention(self.attention_norm(x), x, rotary, context)
         return self.feed_forward(self.feed_forward_norm(x), x)
 
@@ -205,6 +200,9 @@ def _forward(module: Any, layer: _Layer) -> Callable[..., Tensor]:
             others["position_embeddings"] = position_embeddings
             plain: Tensor = own(module, hidden_states, *args, **others)
             return plain
+        y = layer.whole(hidden_states, position_embeddings, treepo)
+        if y is not None:
+            return y
         compute = partial(layer, rotary=position_embeddings, context=treepo)
         if checkpoints and module.gradient_checkpointing and module.training:
             recomputed: Tensor = module._gradient_checkpointing_func(compute, hidden_states)

@@ -16,6 +16,7 @@ from typing import Any
 from torch import nn
 
 from treepo.engine.fused.linear import PackedLinear, SharedInput
+from treepo.engine.fused.whole import WholeLayers
 
 
 class Fusion(StrEnum):
@@ -55,6 +56,7 @@ class Overlay:
         linears: Packed weights.
         shared: Those of them that compute several layers at once.
         replacements: What is put in place.
+        whole: Decoder layers that the kernels compute in one call.
         is_all_kernels: Whether decoder layers and head compute by this package's kernels alone.
     """
 
@@ -62,6 +64,7 @@ class Overlay:
     linears: list[PackedLinear] = field(default_factory=list)
     shared: list[SharedInput] = field(default_factory=list)
     replacements: list[Replacement] = field(default_factory=list)
+    whole: WholeLayers | None = None
     is_all_kernels: bool = False
 
     def refresh(self, *, force: bool = False) -> int:

@@ -7,13 +7,14 @@ are still what the kernels know is looked up once a step, for all of them. The b
 single calls, which training makes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
 from treepo.core import Activation, AttentionLayer, AttentionStep, DecoderLayer
 from treepo.engine.fused.linear import PackedArgs, PackedLinear, Panels
@@ -85,62 +86,61 @@ class Parts:
 
 
 class WholeLayers:
-    """The decoder layers of a model, by one call of the kernels for each or for all."""
+    """The decoder layers of a model, by one call of the kernels for each or for all.
 
-    def __init__(self, kernels: Kernels, chain: Sequence[nn.Module]) -> None:
-        """Start without layers; the kernels get to know them in the first step.
+    Attributes:
+        kernels: They compute.
+        modules: The layers, in order.
+        are_chain: Whether each layer reads what the one before it returned, all with one rotary
+            embedding, and nothing else happens to it: then the first may compute all.
+    """
 
-        Args:
-            kernels: They compute.
-            chain: The model's decoder layers if each reads what the one before it returned.
-        """
+    def __init__(self, kernels: Kernels) -> None:
+        """Start without layers; the kernels get to know them in the first step."""
         self.kernels = kernels
-        self._chain = list(chain)
-        self._modules: list[nn.Module] = []
+        self.modules: list[nn.Module] = []
+        self.are_chain = False
         self._parts: list[Parts] = []
+        self._rotated: list[int | None] = []
         self._linears: list[PackedLinear] = []
         self._norms: list[Norm] = []
-        self._known: tuple[_Key, list[DecoderLayer]] | None = None
+        self._known: _Known | None = None
 
     def add(self, module: nn.Module, parts: Parts) -> "WholeLayer":
         """Return one more layer, which consists of these parts."""
-        self._modules.append(module)
+        self.modules.append(module)
         self._parts.append(parts)
+        self._rotated.append(parts.heads[2] if parts.rotates else None)
         self._linears += parts.linears
         self._norms += parts.all_norms
-        head_dim = parts.heads[2] if parts.rotates else None
-        return WholeLayer(self, len(self._parts) - 1, head_dim)
+        return WholeLayer(self, len(self._parts) - 1)
 
-    def in_step(self, context: Any, x: Tensor) -> "_LayersInStep | None":
+    def rotated_dim(self, layers: slice) -> int | None:
+        """Width of the narrowest heads that are rotated in some layers; None if none are."""
+        return min((dim for dim in self._rotated[layers] if dim is not None), default=None)
+
+    def in_step(self, context: Any, x: Tensor) -> "LayersInStep | None":
         """Return the layers in the step of a context; None if their parts must compute it.
 
         Args:
-            context: Of attention; keeps what is returned for the step's other layers.
-            x: Input of a layer.
+            context: Of attention.
+            x: Input of a layer, [1, num_tokens, width].
         """
-        kept = getattr(context, "kept", None)
-        if kept is None:  # Attention is not that of the kernels.
-            return None
-        if self not in kept:
-            kept[self] = self._in_step(context, x)
-        in_step: _LayersInStep | None = kept[self]
-        return in_step
-
-    def _in_step(self, context: Any, x: Tensor) -> "_LayersInStep | None":
-        attention = _attention(context, self._parts[0], x.dtype)
         panels = [linear.panels for linear in self._linears]
         weights = [norm.weight for norm in self._norms]
+        attention = _attention(context, self._parts[0], x.dtype)
         if attention is None or not _fit(x, panels, weights):
             return None
+        packed = [x for x in panels if x is not None]
         step, of_first = attention
-        known = [x for x in panels if x is not None]
         norms = [norm.described(weight) for norm, weight in zip(self._norms, weights, strict=True)]
-        key = of_first, [x.described for x in known], norms
-        if self._known is None or self._known[0] != key:
-            self._known = key, self._described(context, x.dtype, *key[1:])
-        in_step = _LayersInStep(step, self._known[1], known, x)
-        in_step.are_chain = self._modules == self._chain and not any(map(_is_hooked, self._chain))
-        return in_step
+        key = of_first, [x.described for x in packed], norms
+        known = self._known
+        if known is None or known.key != key:
+            layers = self._described(context, x.dtype, *key[1:])
+            known = self._known = _Known(key, layers, [x.detach() for x in weights])
+        are_chain = self.are_chain and not _are_hooked(self.modules)
+        return LayersInStep(step, known, packed, x, are_chain)
 
     def _described(
         self, context: Any, dtype: torch.dtype, panels: list[PackedArgs], norms: list[_Norm]
@@ -170,28 +170,38 @@ class WholeLayers:
         return layers
 
 
-class _LayersInStep:
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """Layers as the kernels know them, what they were made from, and the norms they read."""
+
+    key: _Key
+    layers: list[DecoderLayer]
+    weights: list[Tensor]
+
+
+class LayersInStep:
     """Layers and the rows of one step.
 
     Attributes:
         step: The rows.
         layers: The layers.
         are_chain: Whether the first may compute all of them.
-        output: What it returned then.
     """
 
     def __init__(
-        self, step: AttentionStep, layers: list[DecoderLayer], panels: list[Panels], x: Tensor
+        self, step: AttentionStep, known: _Known, panels: list[Panels], x: Tensor, are_chain: bool
     ) -> None:
+        """Take the parts; the shape and number format are those of `x`."""
         self.step = step
-        self.layers = layers
-        self.are_chain = False
-        self.output: Tensor | None = None
+        self.layers = known.layers
+        self.are_chain = are_chain
         self._shape, self._dtype = x.shape, x.dtype
-        # Held: another thread may pack the weights anew meanwhile.
-        self._panels = panels
+        # Held: another thread may pack the weights anew or replace a norm meanwhile.
+        self._held = (panels, known.weights)
         self._rotary: Any = None
         self._angles: tuple[int, int, int] | None = None
+        self._output: Tensor | None = None
+        self._num_done = 0
 
     def fits(self, x: Tensor) -> bool:
         """Whether the kernels take this input of a layer."""
@@ -214,56 +224,89 @@ class _LayersInStep:
         )
         return (dim, cos.data_ptr(), sin.data_ptr()) if fits else None
 
+    def all_done(self, output: Tensor, rotary: Any) -> None:
+        """Take note that the first layer computed all."""
+        self._output, self._rotary, self._num_done = output, rotary, 1
+
+    def hand_on(self, index: int, x: Tensor, rotary: Any) -> Tensor | None:
+        """Return the output of layer `index` if the first one computed all.
+
+        Raises:
+            UnsupportedModelError: It is not the turn of this layer, or its input is another one.
+        """
+        if self._output is None:
+            return None
+        if x is not self._output or index != self._num_done or rotary is not self._rotary:
+            raise _no_chain(f"decoder layer {index} does not go on where the one before it ended")
+        self._num_done += 1
+        return x
+
+    def check_is_over(self) -> None:
+        """Check that every layer had its turn.
+
+        Raises:
+            UnsupportedModelError: The model left out some.
+        """
+        if self._output is not None and self._num_done != len(self.layers):
+            raise _no_chain(f"{self._num_done} of {len(self.layers)} decoder layers ran")
+
+
+def _no_chain(found: str) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"{found}, and did when the model was loaded; make a new engine for the changed model, or "
+        "set packing to never"
+    )
+
 
 class WholeLayer:
     """A decoder layer by one call of the kernels."""
 
-    def __init__(self, layers: WholeLayers, index: int, rotated_dim: int | None) -> None:
-        """Name its place among the layers, and the width of heads whose queries are rotated."""
+    def __init__(self, layers: WholeLayers, index: int) -> None:
+        """Name its place among the layers."""
         self._layers = layers
         self._index = index
-        self._rotated_dim = rotated_dim
 
     def __call__(self, x: Tensor, rotary: Any, context: Any) -> Tensor | None:
         """Return the output for x [1, num_tokens, width]; None if the parts must compute it.
 
-        They do with gradients, and where attention is not that of the kernels.
+        They do with gradients, where attention is not that of the kernels, and for an engine whose
+        layers are others: several engines may run one model at once.
         """
-        in_step = None if torch.is_grad_enabled() else self._layers.in_step(context, x)
-        if in_step is None or not in_step.fits(x):
+        find = getattr(context, "layers_in_step", None)
+        if find is None or torch.is_grad_enabled():
             return None
-        if in_step.are_chain and self._index > 0:
-            return self._handed_on(x, in_step)
-        angles = None
-        if self._rotated_dim is not None:
+        in_step: LayersInStep | None = find(x)
+        if in_step is None:
+            return None
+        output = in_step.hand_on(self._index, x, rotary)
+        if output is not None or context.layers is not self._layers:
+            return output
+        are_all = in_step.are_chain and self._index == 0
+        which = slice(0, None) if are_all else slice(self._index, self._index + 1)
+        angles, rotated_dim = None, self._layers.rotated_dim(which)
+        if rotated_dim is not None:
             angles = in_step.angles(rotary)
-            if angles is None or angles[0] > self._rotated_dim:
-                in_step.are_chain = False
-                return None
-        end = None if in_step.are_chain else self._index + 1
+        if not in_step.fits(x) or (rotated_dim and (angles is None or angles[0] > rotated_dim)):
+            return None
         output = torch.empty_like(x)
         self._layers.kernels.native.decoder_layers(
-            in_step.layers[self._index : end],
+            in_step.layers[which],
             in_step.step,
             x.shape[1],
             angles,
             (x.data_ptr(), x.shape[2]),
             output.data_ptr(),
         )
-        in_step.output = output
+        if are_all:
+            in_step.all_done(output, rotary)
         return output
 
-    def _handed_on(self, x: Tensor, in_step: _LayersInStep) -> Tensor:
-        if x is not in_step.output:
-            raise UnsupportedModelError(
-                f"the input of decoder layer {self._index} is not the output of the one before it, "
-                "as it was when the model was loaded; set packing to never for this model"
-            )
-        return x
 
-
-def _is_hooked(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+def _are_hooked(modules: list[nn.Module]) -> bool:
+    """Whether something may happen between modules: hooks of theirs or of all modules."""
+    return bool(_global_forward_hooks or _global_forward_pre_hooks) or any(
+        module._forward_hooks or module._forward_pre_hooks for module in modules
+    )
 
 
 def _attention(context: Any, parts: Parts, dtype: torch.dtype) -> _Attention | None:
