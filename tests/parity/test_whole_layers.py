@@ -22,10 +22,10 @@ from treepo.config import (
 )
 from treepo.engine import Engine
 from treepo.engine.fused import Fusion, products
-from treepo.engine.fused.whole import WholeLayer
+from treepo.engine.fused.whole import WholeLayers
 from treepo.engine.kernels import Kernels
 from treepo.engine.policy import SamplingPolicy
-from treepo.errors import InvalidInputError, UnsupportedModelError
+from treepo.errors import InvalidInputError
 from treepo.train.pack import pack
 from treepo.train.step import TrainStep
 
@@ -61,24 +61,26 @@ def sample(engine, on_step=None):
 
 @contextmanager
 def whole_layers():
-    """Yield a list that gets, for each call of a layer, whether it was computed as a whole."""
+    """Yield a list that gets, for each layer that runs, whether it was computed as a whole."""
     calls = []
-    own = WholeLayer.__call__
+    own = WholeLayers.__call__
 
-    def call(self, *args):
-        output = own(self, *args)
-        calls.append(output is not None)
+    def call(self, which, *args):
+        output = own(self, which, *args)
+        num_layers = len(self.modules[which])
+        if output is not None or num_layers == 1:  # Several go on one by one.
+            calls.extend([output is not None] * num_layers)
         return output
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(WholeLayer, "__call__", call)
+        patch.setattr(WholeLayers, "__call__", call)
         yield calls
 
 
 def in_parts(engine):
     """What `sample` returns where no layer is computed as a whole."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(WholeLayer, "__call__", lambda *_: None)
+        patch.setattr(WholeLayers, "__call__", lambda *_: None)
         return sample(engine)
 
 
@@ -408,15 +410,14 @@ def test_a_model_that_does_something_between_its_layers_has_a_call_for_each():
     check_layers_a_call(Engine(model, None, CONFIG), 1, expected)
 
 
-@pytest.mark.skipif(not HAS_PANELS, reason="another library packs here")
-def test_a_model_that_only_later_does_something_between_its_layers_is_refused():
+def test_a_model_that_only_later_does_something_between_its_layers_has_a_call_for_each():
     model = make("llama")
     engine = Engine(model, None, CONFIG)
-    sample(engine)
+    plain = sample(engine)
     between_layers(model, lambda x: 1.25 * x)
-    with pytest.raises(UnsupportedModelError, match="decoder layer 2 does not go on"):
-        sample(engine)
-    sample(Engine(model, None, CONFIG))
+    expected = in_parts(engine)
+    assert differing_values(expected.columns(), plain.columns())
+    check_layers_a_call(engine, 1, expected)
 
 
 def test_a_norm_that_changes_between_steps_is_followed():
@@ -432,7 +433,7 @@ def test_a_norm_that_changes_between_steps_is_followed():
         return sample(engine, change)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(WholeLayer, "__call__", lambda *_: None)
+        patch.setattr(WholeLayers, "__call__", lambda *_: None)
         expected = changed()
     assert differing_values(sample(engine).columns(), expected.columns())
     check_same(changed(), expected)
@@ -493,16 +494,32 @@ def test_a_model_that_uses_states_between_its_layers_has_a_call_for_each():
     check_layers_a_call(Engine(model, None, CONFIG), 1, expected)
 
 
-@pytest.mark.skipif(not HAS_PANELS, reason="another library packs here")
-def test_a_model_that_later_leaves_out_layers_is_refused():
+def test_a_model_that_later_leaves_out_layers_has_a_call_for_each_other_one():
     model = make("llama")
     engine = Engine(model, None, CONFIG)
-    sample(engine)
-    model.config.num_hidden_layers -= 1
-    with pytest.raises(UnsupportedModelError, match="of 3 decoder layers ran"):
-        sample(engine)
-    model.config.num_hidden_layers += 1
-    sample(engine)
+    plain = sample(engine)
+    model.config.num_hidden_layers = 2
+    expected = in_parts(engine)
+    assert differing_values(expected.columns(), plain.columns())
+    with calls_of_kernels() as numbers:
+        check_same(sample(engine), expected)
+    assert set(numbers) <= {1}
+
+
+def test_the_list_of_layers_is_the_models_own_for_whoever_looks_at_it():
+    model = make("llama")
+    layers, names = list(model.model.layers), list(model.state_dict())
+
+    def look(_stats):
+        assert list(model.model.layers) == layers
+        assert list(model.model.layers[:]) == layers
+        assert model.model.layers[-1] is layers[-1]
+        assert len(model.model.layers) == 3
+        assert list(model.state_dict()) == names
+
+    sample(Engine(model, None, CONFIG), look)
+    assert type(model.model.layers) is torch.nn.ModuleList
+    assert list(model.model.layers) == layers
 
 
 def test_a_first_input_with_gaps_is_computed_in_parts():

@@ -1,8 +1,9 @@
 """The model that samples: the trained one or a copy in another number format, made fast."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from transformers import PreTrainedModel
@@ -14,6 +15,8 @@ from treepo.engine.fused.whole import WholeLayers
 from treepo.engine.hook import evaluating, install
 from treepo.engine.kernels import ELEMENTS, Kernels
 from treepo.errors import UnsupportedModelError
+
+T = TypeVar("T")
 
 
 class SamplingPolicy:
@@ -62,6 +65,11 @@ class SamplingPolicy:
     def whole_layers(self) -> WholeLayers | None:
         """Decoder layers that the kernels compute in one call."""
         return self._overlay.whole
+
+    def stepping(self, compute: Callable[[], T]) -> T:
+        """Compute a step: where nothing happens between decoder layers, they are one in it."""
+        chain = self._overlay.chain
+        return compute() if chain is None else chain.during(compute)
 
     def follow(self, *, force: bool = False) -> None:
         """Take over weights that changed since the last time, or all if `force`."""

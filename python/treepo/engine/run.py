@@ -115,8 +115,8 @@ class Run:
         )
         kernels = policy.kernels
         is_native = policy.is_all_kernels and backend.name == NativeBackend.name
+        compute = partial(policy.stepping, compute)
         output = kernels.awake(compute) if kernels is not None and is_native else compute()
-        context.check_is_over()
         logits: torch.Tensor = output.logits[0]
         return logits
 

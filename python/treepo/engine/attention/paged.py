@@ -51,11 +51,6 @@ class PagedContext:
             self._in_step = None if self.layers is None else self.layers.in_step(self, x)
         return self._in_step
 
-    def check_is_over(self) -> None:
-        """Check that the model ran every layer; raises as `LayersInStep.check_is_over`."""
-        if self._in_step is not None:
-            self._in_step.check_is_over()
-
     def attend(
         self,
         module: nn.Module,

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from treepo.engine.fused.chain import LayerChain
 from treepo.engine.fused.decoder import is_layer, layers
 from treepo.engine.fused.linear import PackedLinear, SharedInput, layers_by_input
 from treepo.engine.fused.modules import activations, gates, norms, rotaries
@@ -24,6 +24,9 @@ _TRIAL_TOKENS = 6
 # in random models by a factor of a hundred; wrong replacements are off by the logits themselves.
 _TOLERANCE = {torch.float32: 2.0**-15, torch.bfloat16: 0.5}
 
+
+# Of a model whose own code does not go with a replacement.
+_FAILURES = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 _FINDERS = {
     Fusion.NORM: norms,
@@ -41,14 +44,11 @@ class _Trial(NamedTuple):
         linears: The linear layers that ran, in order, with their inputs.
         attention: What each attention module without sinks asked for: keywords of
             `AttentionContext.attend`.
-        chain: The decoder layers if each but the first read what the one before it returned, and
-            all the same rotary embedding.
     """
 
     logits: Tensor
     linears: list[tuple[nn.Linear, Tensor]]
     attention: dict[nn.Module, dict[str, Any]]
-    chain: list[nn.Module]
 
 
 def build_overlay(model: PreTrainedModel, kernels: Kernels) -> Overlay:
@@ -59,8 +59,7 @@ def build_overlay(model: PreTrainedModel, kernels: Kernels) -> Overlay:
     """
     expected = _try(model)
     overlay = _tried(model, kernels, expected)
-    if overlay.whole is not None:
-        overlay.whole.are_chain = _are_chain(overlay, overlay.whole.modules, model, expected)
+    overlay = _chained(overlay, model)
     return replace(overlay, is_all_kernels=_is_all_kernels(overlay, model, kernels))
 
 
@@ -157,7 +156,7 @@ def _computes(overlay: Overlay, model: PreTrainedModel, expected: _Trial) -> boo
         overlay.refresh()
         with overlay.applied():
             got = _try(model)
-    except (AttributeError, RuntimeError, TypeError, ValueError):
+    except _FAILURES:
         return False
     if got.attention != expected.attention:
         return False
@@ -166,36 +165,29 @@ def _computes(overlay: Overlay, model: PreTrainedModel, expected: _Trial) -> boo
     return bool(difference <= limit)
 
 
-def _are_chain(
-    overlay: Overlay, modules: list[nn.Module], model: PreTrainedModel, trial: _Trial
-) -> bool:
-    """Whether the model computes the same where its first layer computes all, and the rest nothing.
+def _chained(overlay: Overlay, model: PreTrainedModel) -> Overlay:
+    """Return the overlay with its decoder layers as one, if the model computes the same then.
 
     It does not if it does something between its layers or with what comes out of one of them.
     """
-    if trial.chain != modules:
-        return False
-    forwards = [x.function for x in overlay.replacements if x.owner in modules]
-
-    def all_layers(hidden_states: Tensor, **kwargs: Any) -> Tensor:
-        for forward in forwards:
-            hidden_states = forward(hidden_states, **kwargs)
-        return hidden_states
-
-    def nothing(hidden_states: Tensor, **_: Any) -> Tensor:
-        return hidden_states
-
-    functions = [all_layers, *[nothing] * (len(modules) - 1)]
-    chained = Overlay(replacements=list(map(forward_of, modules, functions)))
+    if overlay.whole is None:
+        return overlay
+    chain = LayerChain(overlay.whole)
+    added = list(chain.replacements(model))
     with overlay.applied():
-        expected = _try(model).logits
-        with chained.applied():
-            return torch.equal(_try(model).logits, expected)
+        expected = _logits(model, _Causal())
+        try:
+            with Overlay(replacements=added).applied():
+                got = chain.during(lambda: _logits(model, _Causal()))
+        except _FAILURES:
+            return overlay
+    if not added or not torch.equal(got, expected):
+        return overlay
+    return replace(overlay, replacements=[*overlay.replacements, *added], chain=chain)
 
 
 def _try(model: PreTrainedModel) -> _Trial:
     linears: list[tuple[nn.Linear, Tensor]] = []
-    layers = _Layers()
 
     def record(module: nn.Module, args: tuple[Any, ...]) -> None:
         if type(module) is nn.Linear and len(args) == 1:
@@ -206,38 +198,12 @@ def _try(model: PreTrainedModel) -> _Trial:
         for module in model.modules()
         if type(module) is nn.Linear
     ]
-    handles += [
-        module.register_forward_hook(layers.record, with_kwargs=True)
-        for module in model.modules()
-        if is_layer(module)
-    ]
     context = _Causal()
     try:
-        return _Trial(_logits(model, context), linears, context.calls, layers.chain())
+        return _Trial(_logits(model, context), linears, context.calls)
     finally:
         for handle in handles:
             handle.remove()
-
-
-class _Layers:
-    """Takes notes of the decoder layers that run."""
-
-    def __init__(self) -> None:
-        self._calls: list[tuple[nn.Module, Any, Any, Any]] = []
-
-    def record(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
-    ) -> None:
-        """Keep a layer's input, rotary embedding and output; a hook."""
-        x = args[0] if args else kwargs.get("hidden_states")
-        self._calls.append((module, x, kwargs.get("position_embeddings"), output))
-
-    def chain(self) -> list[nn.Module]:
-        """Return the layers if each read what the one before it returned, else nothing."""
-        for (_, _, rotary, output), (_, x, next_rotary, _) in pairwise(self._calls):
-            if x is not output or next_rotary is not rotary:
-                return []
-        return [module for module, *_ in self._calls]
 
 
 def _logits(model: PreTrainedModel, context: "_Causal") -> Tensor:

@@ -11,12 +11,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from treepo.engine.fused.linear import PackedLinear, SharedInput
 from treepo.engine.fused.whole import WholeLayers
+
+if TYPE_CHECKING:
+    from treepo.engine.fused.chain import LayerChain
 
 
 class Fusion(StrEnum):
@@ -40,7 +43,10 @@ class Fusion(StrEnum):
 
 @dataclass(slots=True)
 class Replacement:
-    """One function in the place of another: `owner.name` is `function` within the block."""
+    """One object in the place of another: `owner.name` is `function` within the block.
+
+    An owner's own dictionary is written: a module's registered children stay what they are.
+    """
 
     owner: Any
     name: str
@@ -57,6 +63,7 @@ class Overlay:
         shared: Those of them that compute several layers at once.
         replacements: What is put in place.
         whole: Decoder layers that the kernels compute in one call.
+        chain: The same as one, if nothing happens between them.
         is_all_kernels: Whether decoder layers and head compute by this package's kernels alone.
     """
 
@@ -65,6 +72,7 @@ class Overlay:
     shared: list[SharedInput] = field(default_factory=list)
     replacements: list[Replacement] = field(default_factory=list)
     whole: WholeLayers | None = None
+    chain: "LayerChain | None" = None
     is_all_kernels: bool = False
 
     def refresh(self, *, force: bool = False) -> int:
@@ -109,20 +117,20 @@ def _put(x: Replacement) -> None:
     before = vars(x.owner).get(x.name, _ABSENT)
     place = _places.setdefault((id(x.owner), x.name), _Place(before))
     place.functions.append(x.function)
-    setattr(x.owner, x.name, x.function)
+    vars(x.owner)[x.name] = x.function
 
 
 def _take_off(x: Replacement) -> None:
     place = _places[id(x.owner), x.name]
     place.functions.remove(x.function)
     if place.functions:
-        setattr(x.owner, x.name, place.functions[-1])
+        vars(x.owner)[x.name] = place.functions[-1]
         return
     del _places[id(x.owner), x.name]
     if place.before is _ABSENT:
-        delattr(x.owner, x.name)
+        del vars(x.owner)[x.name]
     else:
-        setattr(x.owner, x.name, place.before)
+        vars(x.owner)[x.name] = place.before
 
 
 def forward_of(module: nn.Module, function: Callable[..., Any]) -> Replacement:

@@ -1,10 +1,8 @@
 """Decoder layers that the kernels compute in one call, where nothing has to be kept for gradients.
 
 A step of few rows is hundreds of kernels that take microseconds each; calling them one by one from
-Python takes as long. Where each layer reads what the one before it returned, and nothing else
-happens between them, the first computes all and the others hand on its result. Whether the layers
-are still what the kernels know is looked up once a step, for all of them. The bits are those of the
-single calls, which training makes.
+Python takes as long. Whether the layers are still what the kernels know is looked up once a step,
+for all of them. The bits are those of the single calls, which training makes.
 """
 
 from collections.abc import Mapping
@@ -14,12 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
 from treepo.core import Activation, AttentionLayer, AttentionStep, DecoderLayer
 from treepo.engine.fused.linear import PackedArgs, PackedLinear, Panels
 from treepo.engine.kernels import ELEMENTS, Kernels
-from treepo.errors import UnsupportedModelError
 
 _Norm = tuple[int, int, float, float]
 _Key = tuple[AttentionLayer, list[PackedArgs], list[_Norm]]
@@ -86,20 +82,17 @@ class Parts:
 
 
 class WholeLayers:
-    """The decoder layers of a model, by one call of the kernels for each or for all.
+    """The decoder layers of a model, by one call of the kernels for each or for several.
 
     Attributes:
         kernels: They compute.
         modules: The layers, in order.
-        are_chain: Whether each layer reads what the one before it returned, all with one rotary
-            embedding, and nothing else happens to it: then the first may compute all.
     """
 
     def __init__(self, kernels: Kernels) -> None:
         """Start without layers; the kernels get to know them in the first step."""
         self.kernels = kernels
         self.modules: list[nn.Module] = []
-        self.are_chain = False
         self._parts: list[Parts] = []
         self._rotated: list[int | None] = []
         self._linears: list[PackedLinear] = []
@@ -115,9 +108,39 @@ class WholeLayers:
         self._norms += parts.all_norms
         return WholeLayer(self, len(self._parts) - 1)
 
-    def rotated_dim(self, layers: slice) -> int | None:
-        """Width of the narrowest heads that are rotated in some layers; None if none are."""
-        return min((dim for dim in self._rotated[layers] if dim is not None), default=None)
+    def __call__(self, which: slice, x: Tensor, rotary: Any, context: Any) -> Tensor | None:
+        """Return the output of some layers, one after another, for x [1, num_tokens, width].
+
+        None if their parts must compute it: they do with gradients, where attention is not that of
+        the kernels, and for an engine whose layers are others (several engines may run one model).
+
+        Args:
+            which: The layers.
+            x: Input of the first.
+            rotary: Cosines and sines, [1, num_tokens, rotary_dim] each.
+            context: Of attention.
+        """
+        if torch.is_grad_enabled() or getattr(context, "layers", None) is not self:
+            return None
+        in_step: LayersInStep | None = context.layers_in_step(x)
+        if in_step is None or not in_step.fits(x):
+            return None
+        angles = None
+        widths = [dim for dim in self._rotated[which] if dim is not None]
+        if widths:
+            angles = in_step.angles(rotary)
+            if angles is None or angles[0] > min(widths):
+                return None
+        output = torch.empty_like(x)
+        self.kernels.native.decoder_layers(
+            in_step.layers[which],
+            in_step.step,
+            x.shape[1],
+            angles,
+            (x.data_ptr(), x.shape[2]),
+            output.data_ptr(),
+        )
+        return output
 
     def in_step(self, context: Any, x: Tensor) -> "LayersInStep | None":
         """Return the layers in the step of a context; None if their parts must compute it.
@@ -139,8 +162,7 @@ class WholeLayers:
         if known is None or known.key != key:
             layers = self._described(context, x.dtype, *key[1:])
             known = self._known = _Known(key, layers, [x.detach() for x in weights])
-        are_chain = self.are_chain and not _are_hooked(self.modules)
-        return LayersInStep(step, known, packed, x, are_chain)
+        return LayersInStep(step, known, packed, x)
 
     def _described(
         self, context: Any, dtype: torch.dtype, panels: list[PackedArgs], norms: list[_Norm]
@@ -185,23 +207,17 @@ class LayersInStep:
     Attributes:
         step: The rows.
         layers: The layers.
-        are_chain: Whether the first may compute all of them.
     """
 
-    def __init__(
-        self, step: AttentionStep, known: _Known, panels: list[Panels], x: Tensor, are_chain: bool
-    ) -> None:
+    def __init__(self, step: AttentionStep, known: _Known, panels: list[Panels], x: Tensor) -> None:
         """Take the parts; the shape and number format are those of `x`."""
         self.step = step
         self.layers = known.layers
-        self.are_chain = are_chain
         self._shape, self._dtype = x.shape, x.dtype
         # Held: another thread may pack the weights anew or replace a norm meanwhile.
         self._held = (panels, known.weights)
         self._rotary: Any = None
         self._angles: tuple[int, int, int] | None = None
-        self._output: Tensor | None = None
-        self._num_done = 0
 
     def fits(self, x: Tensor) -> bool:
         """Whether the kernels take this input of a layer."""
@@ -224,39 +240,6 @@ class LayersInStep:
         )
         return (dim, cos.data_ptr(), sin.data_ptr()) if fits else None
 
-    def all_done(self, output: Tensor, rotary: Any) -> None:
-        """Take note that the first layer computed all."""
-        self._output, self._rotary, self._num_done = output, rotary, 1
-
-    def hand_on(self, index: int, x: Tensor, rotary: Any) -> Tensor | None:
-        """Return the output of layer `index` if the first one computed all.
-
-        Raises:
-            UnsupportedModelError: It is not the turn of this layer, or its input is another one.
-        """
-        if self._output is None:
-            return None
-        if x is not self._output or index != self._num_done or rotary is not self._rotary:
-            raise _no_chain(f"decoder layer {index} does not go on where the one before it ended")
-        self._num_done += 1
-        return x
-
-    def check_is_over(self) -> None:
-        """Check that every layer had its turn.
-
-        Raises:
-            UnsupportedModelError: The model left out some.
-        """
-        if self._output is not None and self._num_done != len(self.layers):
-            raise _no_chain(f"{self._num_done} of {len(self.layers)} decoder layers ran")
-
-
-def _no_chain(found: str) -> UnsupportedModelError:
-    return UnsupportedModelError(
-        f"{found}, and did when the model was loaded; make a new engine for the changed model, or "
-        "set packing to never"
-    )
-
 
 class WholeLayer:
     """A decoder layer by one call of the kernels."""
@@ -264,49 +247,11 @@ class WholeLayer:
     def __init__(self, layers: WholeLayers, index: int) -> None:
         """Name its place among the layers."""
         self._layers = layers
-        self._index = index
+        self._which = slice(index, index + 1)
 
     def __call__(self, x: Tensor, rotary: Any, context: Any) -> Tensor | None:
-        """Return the output for x [1, num_tokens, width]; None if the parts must compute it.
-
-        They do with gradients, where attention is not that of the kernels, and for an engine whose
-        layers are others: several engines may run one model at once.
-        """
-        find = getattr(context, "layers_in_step", None)
-        if find is None or torch.is_grad_enabled():
-            return None
-        in_step: LayersInStep | None = find(x)
-        if in_step is None:
-            return None
-        output = in_step.hand_on(self._index, x, rotary)
-        if output is not None or context.layers is not self._layers:
-            return output
-        are_all = in_step.are_chain and self._index == 0
-        which = slice(0, None) if are_all else slice(self._index, self._index + 1)
-        angles, rotated_dim = None, self._layers.rotated_dim(which)
-        if rotated_dim is not None:
-            angles = in_step.angles(rotary)
-        if not in_step.fits(x) or (rotated_dim and (angles is None or angles[0] > rotated_dim)):
-            return None
-        output = torch.empty_like(x)
-        self._layers.kernels.native.decoder_layers(
-            in_step.layers[which],
-            in_step.step,
-            x.shape[1],
-            angles,
-            (x.data_ptr(), x.shape[2]),
-            output.data_ptr(),
-        )
-        if are_all:
-            in_step.all_done(output, rotary)
-        return output
-
-
-def _are_hooked(modules: list[nn.Module]) -> bool:
-    """Whether something may happen between modules: hooks of theirs or of all modules."""
-    return bool(_global_forward_hooks or _global_forward_pre_hooks) or any(
-        module._forward_hooks or module._forward_pre_hooks for module in modules
-    )
+        """Return its output, or None, as `WholeLayers` does."""
+        return self._layers(self._which, x, rotary, context)
 
 
 def _attention(context: Any, parts: Parts, dtype: torch.dtype) -> _Attention | None:
