@@ -18,7 +18,7 @@ from treepo.engine.fused.linear import PackedArgs, PackedLinear, Panels
 from treepo.engine.kernels import ELEMENTS, Kernels
 
 _Norm = tuple[int, int, float, float]
-_Key = tuple[AttentionLayer, list[PackedArgs], list[_Norm]]
+_Key = tuple[AttentionLayer, torch.dtype, int, list[PackedArgs], list[Any]]
 _Attention = tuple[AttentionStep, AttentionLayer]
 
 
@@ -149,26 +149,27 @@ class WholeLayers:
             context: Of attention.
             x: Input of a layer, [1, num_tokens, width].
         """
-        panels = [linear.panels for linear in self._linears]
+        panels = [panels for linear in self._linears if (panels := linear.panels) is not None]
         weights = [norm.weight for norm in self._norms]
         attention = _attention(context, self._parts[0], x.dtype)
-        if attention is None or not _fit(x, panels, weights):
+        if attention is None or len(panels) < len(self._linears) or x.dim() != 3 or len(x) != 1:
             return None
-        packed = [x for x in panels if x is not None]
         step, of_first = attention
-        norms = [norm.described(weight) for norm, weight in zip(self._norms, weights, strict=True)]
-        key = of_first, [x.described for x in packed], norms
+        at = [(x.data_ptr(), x.shape, x.stride(), x.dtype) for x in weights]
+        key = of_first, x.dtype, x.shape[-1], [x.described for x in panels], at
         known = self._known
         if known is None or known.key != key:
-            layers = self._described(context, x.dtype, *key[1:])
+            if not _fit(x, panels, weights):
+                return None
+            layers = self._described(context, x.dtype, key[3], weights)
             known = self._known = _Known(key, layers, [x.detach() for x in weights])
-        return LayersInStep(step, known, packed, x)
+        return LayersInStep(step, known, panels, x)
 
     def _described(
-        self, context: Any, dtype: torch.dtype, panels: list[PackedArgs], norms: list[_Norm]
+        self, context: Any, dtype: torch.dtype, panels: list[PackedArgs], weights: list[Tensor]
     ) -> list[DecoderLayer]:
         """The layers as the kernels know them."""
-        of_panels, of_norms = iter(panels), iter(norms)
+        of_panels, of_norms = iter(panels), map(Norm.described, self._norms, weights)
         layers = []
         for parts in self._parts:
             attention = _attention(context, parts, dtype)
@@ -259,12 +260,10 @@ def _attention(context: Any, parts: Parts, dtype: torch.dtype) -> _Attention | N
     return attention
 
 
-def _fit(x: Tensor, panels: list[Panels | None], norms: list[Tensor]) -> bool:
-    """Whether packed weights and norms are there in the format of x, and as wide as it."""
+def _fit(x: Tensor, panels: list[Panels], norms: list[Tensor]) -> bool:
+    """Whether packed weights and norms are in the format of x, and as wide as it."""
     return (
-        x.dim() == 3
-        and len(x) == 1
-        and all(of is not None and of.dtype == x.dtype for of in panels)
+        all(of.dtype == x.dtype for of in panels)
         and all(weight.dtype == x.dtype and weight.stride(0) == 1 for weight in norms)
         and len(norms[0]) == x.shape[-1]
     )
