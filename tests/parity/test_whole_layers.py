@@ -1,6 +1,7 @@
 """Decoder layers in one call have the bits of their parts, and run wherever they can."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
@@ -510,16 +511,134 @@ def test_the_list_of_layers_is_the_models_own_for_whoever_looks_at_it():
     model = make("llama")
     layers, names = list(model.model.layers), list(model.state_dict())
 
-    def look(_stats):
+    def look(_stats=None):
+        assert type(model.model.layers) is torch.nn.ModuleList
         assert list(model.model.layers) == layers
-        assert list(model.model.layers[:]) == layers
-        assert model.model.layers[-1] is layers[-1]
-        assert len(model.model.layers) == 3
         assert list(model.state_dict()) == names
 
-    sample(Engine(model, None, CONFIG), look)
+    def look_within_a_step():
+        assert list(model.state_dict()) == names
+        assert len(model.model.layers) == len(layers)
+        with ThreadPoolExecutor(1) as pool:  # Also for another thread, meanwhile.
+            assert pool.submit(list, model.model.layers).result() == layers
+            assert pool.submit(lambda: list(model.model.layers[:])).result() == layers
+            assert pool.submit(lambda: model.model.layers[-1]).result() is layers[-1]
+
+    with calls_of_kernels(look_within_a_step) as numbers:
+        sample(Engine(model, None, CONFIG), look)
+    assert bool(numbers) == HAS_PANELS
+    look()
+
+
+class Steered(torch.nn.Module):
+    """A layer whose output is scaled."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, *args, **kwargs):
+        return 1.25 * self.layer(*args, **kwargs)
+
+
+def wrap_a_layer(base):
+    base.layers[1] = Steered(base.layers[1])
+
+
+def replace_the_list(base):
+    base.layers = torch.nn.ModuleList([*base.layers[:2], Steered(base.layers[2])])
+
+
+def replace_the_forward(base):
+    own = base.forward
+
+    def forward(*args, **kwargs):
+        output = own(*args, **kwargs)
+        output.last_hidden_state = 1.25 * output.last_hidden_state
+        return output
+
+    base.forward = forward
+
+
+@pytest.mark.parametrize("change", [wrap_a_layer, replace_the_list, replace_the_forward])
+def test_a_model_that_is_rebuilt_after_load_runs_as_it_is(change):
+    model = make("llama")
+    engine = Engine(model, None, CONFIG)
+    plain = sample(engine)
+    change(model.model)
+    expected = in_parts(engine)
+    assert differing_values(expected.columns(), plain.columns())["token_logprob"]
+    with calls_of_kernels() as numbers:
+        check_same(sample(engine), expected)
+    assert set(numbers) <= {1}
+
+
+def test_a_list_that_is_replaced_within_a_rollout_is_left_as_it_is():
+    model = make("llama")
+    engine = Engine(model, None, CONFIG)
+    expected = sample(engine)
+    layers = list(model.model.layers)
+
+    def replace(_stats):
+        model.model.layers = torch.nn.ModuleList(list(model.model.layers))
+
+    check_same(sample(engine, replace), expected)
     assert type(model.model.layers) is torch.nn.ModuleList
     assert list(model.model.layers) == layers
+    assert "layers" not in vars(model.model)
+    copy.deepcopy(model)
+
+
+def test_hooks_at_load_leave_the_layers_a_call_each():
+    # Under them there was no trial: the model may do something between its layers.
+    model = make("llama")
+    handle = model.model.layers[0].register_forward_hook(lambda *_: None)
+    engine = Engine(model, None, CONFIG)
+    handle.remove()
+    check_layers_a_call(engine, 1, in_parts(engine))
+
+
+def test_a_model_whose_own_code_wants_all_its_layers_has_a_call_for_each():
+    model = make("llama")
+    between_layers(model, lambda x: x)
+    own = model.model.forward
+
+    def forward(*args, **kwargs):
+        assert len(list(model.model.layers)) == 3, "a layer is missing"
+        return own(*args, **kwargs)
+
+    model.model.forward = forward
+    engine = Engine(model, None, CONFIG)
+    check_layers_a_call(engine, 1, in_parts(engine))
+
+
+@pytest.mark.parametrize("is_within", [True, False])
+def test_an_error_leaves_the_model_as_it_was(is_within):
+    model = make("llama")
+    engine = Engine(model, None, CONFIG)
+    expected = sample(engine)
+
+    def fail(_stats=None):
+        raise KeyboardInterrupt
+
+    with (
+        calls_of_kernels(fail if is_within else None),
+        pytest.raises(KeyboardInterrupt),
+    ):
+        sample(engine, None if is_within and HAS_PANELS else fail)
+    assert "layers" not in vars(model.model)
+    assert "forward" not in vars(model.model.layers[0])
+    check_whole(engine, expected)
+
+
+def test_engines_sample_from_one_model_on_two_threads():
+    model = make("llama")
+    engines = [Engine(model, None, CONFIG) for _ in range(2)]
+    expected = sample(engines[0])
+    with ThreadPoolExecutor(2) as pool:
+        for forests in pool.map(lambda engine: [sample(engine) for _ in range(3)], engines):
+            for forest in forests:
+                check_same(forest, expected)
 
 
 def test_a_first_input_with_gaps_is_computed_in_parts():

@@ -25,9 +25,6 @@ _TRIAL_TOKENS = 6
 _TOLERANCE = {torch.float32: 2.0**-15, torch.bfloat16: 0.5}
 
 
-# Of a model whose own code does not go with a replacement.
-_FAILURES = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-
 _FINDERS = {
     Fusion.NORM: norms,
     Fusion.GATE: gates,
@@ -156,7 +153,7 @@ def _computes(overlay: Overlay, model: PreTrainedModel, expected: _Trial) -> boo
         overlay.refresh()
         with overlay.applied():
             got = _try(model)
-    except _FAILURES:
+    except (AttributeError, RuntimeError, TypeError, ValueError):
         return False
     if got.attention != expected.attention:
         return False
@@ -172,18 +169,15 @@ def _chained(overlay: Overlay, model: PreTrainedModel) -> Overlay:
     """
     if overlay.whole is None:
         return overlay
-    chain = LayerChain(overlay.whole)
-    added = list(chain.replacements(model))
+    chain = LayerChain(model, overlay.whole)
     with overlay.applied():
         expected = _logits(model, _Causal())
         try:
-            with Overlay(replacements=added).applied():
-                got = chain.during(lambda: _logits(model, _Causal()))
-        except _FAILURES:
+            got = chain.during(lambda: _logits(model, _Causal()))
+        except Exception:  # Of the model's own code, which any number of layers may upset.
             return overlay
-    if not added or not torch.equal(got, expected):
-        return overlay
-    return replace(overlay, replacements=[*overlay.replacements, *added], chain=chain)
+    is_same = chain.num_runs == 1 and torch.equal(got, expected)
+    return replace(overlay, chain=chain if is_same else None)
 
 
 def _try(model: PreTrainedModel) -> _Trial:

@@ -11,15 +11,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
+from treepo.engine.fused.chain import LayerChain
 from treepo.engine.fused.linear import PackedLinear, SharedInput
 from treepo.engine.fused.whole import WholeLayers
-
-if TYPE_CHECKING:
-    from treepo.engine.fused.chain import LayerChain
 
 
 class Fusion(StrEnum):
@@ -43,10 +41,7 @@ class Fusion(StrEnum):
 
 @dataclass(slots=True)
 class Replacement:
-    """One object in the place of another: `owner.name` is `function` within the block.
-
-    An owner's own dictionary is written: a module's registered children stay what they are.
-    """
+    """One function in the place of another: `owner.name` is `function` within the block."""
 
     owner: Any
     name: str
@@ -72,7 +67,7 @@ class Overlay:
     shared: list[SharedInput] = field(default_factory=list)
     replacements: list[Replacement] = field(default_factory=list)
     whole: WholeLayers | None = None
-    chain: "LayerChain | None" = None
+    chain: LayerChain | None = None
     is_all_kernels: bool = False
 
     def refresh(self, *, force: bool = False) -> int:
@@ -117,20 +112,20 @@ def _put(x: Replacement) -> None:
     before = vars(x.owner).get(x.name, _ABSENT)
     place = _places.setdefault((id(x.owner), x.name), _Place(before))
     place.functions.append(x.function)
-    vars(x.owner)[x.name] = x.function
+    setattr(x.owner, x.name, x.function)
 
 
 def _take_off(x: Replacement) -> None:
     place = _places[id(x.owner), x.name]
     place.functions.remove(x.function)
     if place.functions:
-        vars(x.owner)[x.name] = place.functions[-1]
+        setattr(x.owner, x.name, place.functions[-1])
         return
     del _places[id(x.owner), x.name]
     if place.before is _ABSENT:
-        del vars(x.owner)[x.name]
+        delattr(x.owner, x.name)
     else:
-        vars(x.owner)[x.name] = place.before
+        setattr(x.owner, x.name, place.before)
 
 
 def forward_of(module: nn.Module, function: Callable[..., Any]) -> Replacement:
