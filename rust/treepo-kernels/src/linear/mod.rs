@@ -75,11 +75,31 @@ pub unsafe fn linear<T: Element>(
     let row_bytes = shape.in_features * size_of::<T>();
     let fair = num_rows.div_ceil((num_rows * row_bytes).div_ceil(BLOCK_BYTES).max(1));
     let rows_per_block = fair.next_multiple_of(max_rows);
-    let runs = runs(num_panels, team.num_threads());
-    team.run(num_rows.div_ceil(rows_per_block) * runs.len(), |task| {
-        let first = task / runs.len() * rows_per_block;
-        work(first..num_rows.min(first + rows_per_block), runs[task % runs.len()].clone());
+    let parts = parts(num_rows, rows_per_block, num_panels, max_rows, team.num_threads());
+    team.run(parts.len(), |index| {
+        let (rows, panels) = parts[index].clone();
+        work(rows, panels);
     });
+}
+
+fn parts(num_rows: usize, rows_per_block: usize, num_panels: usize, max_rows: usize, num_threads: usize) -> Vec<(Range<usize>, Range<usize>)> {
+    let mut parts = Vec::new();
+    let mut first = 0;
+    while first < num_rows {
+        let rows = first..num_rows.min(first + rows_per_block);
+        first = rows.end;
+        let is_last = first == num_rows;
+        let tail = if is_last { num_threads.min(num_panels) } else { 0 };
+        for panels in runs(num_panels - tail, num_threads) {
+            parts.push((rows.clone(), panels));
+        }
+        for panel in num_panels - tail..num_panels {
+            for row in rows.clone().step_by(2 * max_rows) {
+                parts.push((row..rows.end.min(row + 2 * max_rows), panel..panel + 1));
+            }
+        }
+    }
+    parts
 }
 
 /// Cuts panels into runs that get shorter, so that threads end at about the same time.

@@ -22,11 +22,11 @@ const MAX_ROWS: usize = 12;
 const LINE_BYTES: usize = 64;
 /// Lanes of the widest level.
 const MAX_LANES: usize = 16;
-/// Words that are summed one after another; the sums of such chains are added up. A sum of
+/// The most words that are summed one after another; the sums of such chains are added up. A sum of
 /// 1,536 products of f32 then has a quarter of one chain's rounding error. Of bf16, whose results are
-/// rounded far more coarsely, a chain has as many words twice.
-fn chain<T: Element>() -> usize {
-    64 * T::PER_WORD
+/// rounded far more coarsely, a chain has more.
+fn max_chain<T: Element>() -> usize {
+    if T::PER_WORD > 1 { 160 } else { 96 }
 }
 
 /// Rows times panels.
@@ -51,11 +51,13 @@ impl<T: Element> Kernel for Tiles<T> {
     unsafe fn run<S: Simd>(self) {
         let num_rows = self.rows.len();
         let num_tiles = num_rows.div_ceil(self.max_rows);
+        let depth = self.shape.in_features.div_ceil(T::PER_WORD);
+        let pace = Pace::new::<T>(depth, self.weight.stride * size_of::<T>(), num_tiles);
         for panel in self.panels.clone() {
             for tile in 0..num_tiles {
                 let first = |tile: usize| tile * num_rows / num_tiles;
                 let height = first(tile + 1) - first(tile);
-                let at = At { panel, row: self.rows.start + first(tile), tile, num_tiles };
+                let at = At { panel, row: self.rows.start + first(tile), tile, pace };
                 // SAFETY: rows and panels exist.
                 unsafe {
                     match height {
@@ -84,7 +86,25 @@ struct At {
     panel: usize,
     row: usize,
     tile: usize,
-    num_tiles: usize,
+    pace: Pace,
+}
+
+/// How a panel is gone through. Meanwhile the next one comes from memory, a part of it in each tile.
+#[derive(Clone, Copy)]
+struct Pace {
+    /// Words of a chain.
+    chain: usize,
+    /// Bytes of the next panel that are asked for during a word.
+    ahead_per_word: usize,
+}
+
+impl Pace {
+    fn new<T: Element>(depth: usize, panel_bytes: usize, num_tiles: usize) -> Self {
+        Self {
+            chain: depth.div_ceil(depth.div_ceil(max_chain::<T>()).max(1)),
+            ahead_per_word: panel_bytes.div_ceil(num_tiles.max(1) * depth.max(1)),
+        }
+    }
 }
 
 #[allow(clippy::inline_always, reason = "inlined into functions that enable the instructions")]
@@ -95,148 +115,192 @@ impl<T: Element> Tiles<T> {
         let depth = self.shape.in_features.div_ceil(T::PER_WORD);
         let whole = self.shape.in_features / T::PER_WORD;
         let mut totals = [MaybeUninit::<f32>::uninit(); MAX_ROWS * VECTORS * MAX_LANES];
-        if depth == 0 {
-            totals.fill(MaybeUninit::new(0.0)); // No chain writes them.
-        }
-        let totals = totals.as_mut_ptr().cast::<f32>();
-        // Meanwhile the next panel comes from memory, a part of it in each tile.
-        let next = self.weight.row(at.panel + 1).cast::<u8>();
-        let num_lines = self.weight.stride * size_of::<T>() / LINE_BYTES;
-        let first_line = at.tile * num_lines / at.num_tiles;
-        let num_asked = (at.tile + 1) * num_lines / at.num_tiles - first_line;
-        let width = VECTORS * S::LANES;
-        for first in (0..depth).step_by(chain::<T>()) {
-            let end = depth.min(first + chain::<T>());
-            let [ask, ask_end] = [first, end].map(|i| i * num_asked / depth);
+        let mut ahead = self.weight.row(at.panel + 1).cast::<u8>();
+        ahead = ahead.wrapping_add(at.tile * depth * at.pace.ahead_per_word);
+        let mut first = 0;
+        loop {
+            let end = depth.min(first + at.pace.chain);
+            let len = whole.min(end) - first;
             let chain = Chain::<T, HEIGHT> {
-                len: whole.min(end) - first,
+                tiles: self,
+                at,
+                first,
+                len,
                 is_cut: whole < end,
-                input: Rows {
-                    data: self.input.row(at.row).wrapping_add(first * T::PER_WORD),
-                    ..self.input
-                },
-                weight: self.weight.row(at.panel).cast::<f32>().wrapping_add(first * width),
-                ahead: next.wrapping_add((first_line + ask) * LINE_BYTES),
-                num_asked: ask_end - ask,
-                is_first: first == 0,
-                totals,
+                ahead,
+                is_last: end == depth,
+                totals: totals.as_mut_ptr().cast(),
             };
             // SAFETY: inputs, rows and panel exist, and the totals are this function's.
             unsafe { S::call(chain) }
-        }
-        for row in 0..HEIGHT {
-            // SAFETY: totals of `HEIGHT` rows have been written.
-            unsafe {
-                let sums = sums_at::<S>(totals, row);
-                self.finish::<S>(at.row + row, at.panel, sums.map(|sum| S::load(sum)));
-            }
-        }
-    }
-
-    /// Adds the summands and writes a row's results of a panel.
-    #[inline(always)]
-    unsafe fn finish<S: Simd>(&self, row: usize, panel: usize, sums: [S::F32; VECTORS]) {
-        let width = self.shape.out_features;
-        for (vector, mut sum) in sums.into_iter().enumerate() {
-            let column = (panel * VECTORS + vector) * S::LANES;
-            if column >= width {
+            if end == depth {
                 return;
             }
-            let count = S::LANES.min(width - column);
-            // SAFETY: `count` elements from `column` on exist.
-            unsafe {
-                if let Some(bias) = self.summands.bias {
-                    sum = S::add(sum, T::load_first::<S>(bias.add(column), count));
-                }
-                if let Some(residual) = self.summands.residual {
-                    let from = residual.data.add(row * residual.stride + column);
-                    sum = S::add(sum, T::load_first::<S>(from, count));
-                }
-                let to = self.output.pointer().add(row * width + column);
-                T::store_first::<S>(to, count, sum);
-            }
+            first = end;
+            ahead = ahead.wrapping_add(len * at.pace.ahead_per_word);
         }
     }
-}
 
-/// The totals of a row, a vector each.
-fn sums_at<S: Simd>(totals: *mut f32, row: usize) -> [*mut f32; VECTORS] {
-    std::array::from_fn(|vector| totals.wrapping_add((row * VECTORS + vector) * S::LANES))
 }
 
 /// Products of a few words of a tile: a function of its own, as the sums fill the registers.
-struct Chain<T, const HEIGHT: usize> {
+struct Chain<'a, T, const HEIGHT: usize> {
+    tiles: &'a Tiles<T>,
+    at: At,
+    /// The first word.
+    first: usize,
     /// Whole words.
     len: usize,
     /// Whether the first element of another word follows.
     is_cut: bool,
-    input: Rows<T>,
-    weight: *const f32,
     ahead: *const u8,
-    num_asked: usize,
-    /// Whether nothing has been added up so far.
-    is_first: bool,
-    /// What the sums are added to.
+    /// Whether no chain follows.
+    is_last: bool,
+    /// What the chains before have added up, a vector each.
     totals: *mut f32,
 }
 
-impl<T: Element, const HEIGHT: usize> Kernel for Chain<T, HEIGHT> {
+impl<T: Element, const HEIGHT: usize> Kernel for Chain<'_, T, HEIGHT> {
     type Output = ();
 
     #[allow(clippy::inline_always, reason = "compiled for the level that runs it")]
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let mut sums = [[unsafe { S::splat(0.0) }; VECTORS]; HEIGHT];
-        let stride = self.len / self.num_asked.max(1);
-        for asked in 0..self.num_asked {
-            prefetch_far(self.ahead.wrapping_add(asked * LINE_BYTES));
-            for i in asked * stride..(asked + 1) * stride {
-                // SAFETY: the caller's condition.
-                unsafe { self.add_products::<S>(i, &mut sums) }
+        let first = self.first;
+        let panel = self.tiles.weight.row(self.at.panel).cast::<f32>();
+        let words = Words::<T> {
+            input: self.tiles.input.row(self.at.row).wrapping_add(first * T::PER_WORD),
+            stride: self.tiles.input.stride,
+            weight: panel.wrapping_add(first * VECTORS * S::LANES),
+        };
+        for i in 0..self.len {
+            let ahead = self.ahead.wrapping_add(i * self.at.pace.ahead_per_word);
+            prefetch_far(ahead);
+            if HEIGHT <= MAX_ROWS / 2 { prefetch_far(ahead.wrapping_add(LINE_BYTES)); }
+            // SAFETY: the caller's condition.
+            unsafe { words.add_products::<S, HEIGHT>(i, &mut sums) }
+        }
+        // SAFETY: the caller's condition.
+        unsafe {
+            if self.is_cut {
+                words.add_cut_word::<S, HEIGHT>(self.len, &mut sums);
             }
-        }
-        for i in self.num_asked * stride..self.len {
-            // SAFETY: the caller's condition.
-            unsafe { self.add_products::<S>(i, &mut sums) }
-        }
-        if self.is_cut {
-            // SAFETY: the caller's condition.
-            unsafe { self.add_cut_word::<S>(&mut sums) }
-        }
-        for (row, sums) in sums.into_iter().enumerate() {
-            for (total, sum) in sums_at::<S>(self.totals, row).into_iter().zip(sums) {
-                // SAFETY: the totals have room for the tile, and the first chain writes them.
-                unsafe {
-                    S::store(total, if self.is_first { sum } else { S::add(S::load(total), sum) });
-                }
+            if first > 0 {
+                self.add_totals::<S>(&mut sums);
+            }
+            if self.is_last {
+                self.finish::<S>(&mut sums);
+            } else {
+                self.keep::<S>(sums);
             }
         }
     }
 }
 
 #[allow(clippy::inline_always, reason = "inlined into functions that enable the instructions")]
-impl<T: Element, const HEIGHT: usize> Chain<T, HEIGHT> {
+#[allow(clippy::needless_range_loop, reason = "loops over constants stay in registers")]
+impl<T: Element, const HEIGHT: usize> Chain<'_, T, HEIGHT> {
     #[inline(always)]
-    unsafe fn add_products<S: Simd>(&self, i: usize, sums: &mut [[S::F32; VECTORS]; HEIGHT]) {
+    fn total<S: Simd>(&self, row: usize, vector: usize) -> *mut f32 {
+        self.totals.wrapping_add((row * VECTORS + vector) * S::LANES)
+    }
+
+    #[inline(always)]
+    unsafe fn add_totals<S: Simd>(&self, sums: &mut [[S::F32; VECTORS]; HEIGHT]) {
+        for row in 0..HEIGHT {
+            for vector in 0..VECTORS {
+                // SAFETY: the chain before has written them.
+                let total = unsafe { S::load(self.total::<S>(row, vector)) };
+                sums[row][vector] = unsafe { S::add(total, sums[row][vector]) };
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn keep<S: Simd>(&self, sums: [[S::F32; VECTORS]; HEIGHT]) {
+        for row in 0..HEIGHT {
+            for vector in 0..VECTORS {
+                // SAFETY: the totals have room for a tile.
+                unsafe { S::store(self.total::<S>(row, vector), sums[row][vector]) }
+            }
+        }
+    }
+
+    /// Adds the summands and writes the results of a whole panel.
+    #[inline(always)]
+    unsafe fn finish<S: Simd>(&self, sums: &mut [[S::F32; VECTORS]; HEIGHT]) {
+        let Tiles { summands, shape, output, .. } = self.tiles;
+        let column = self.at.panel * VECTORS * S::LANES;
+        // SAFETY: rows and columns exist.
+        unsafe {
+            if let Some(bias) = summands.bias {
+                for vector in 0..VECTORS {
+                    let bias = T::load::<S>(bias.add(column + vector * S::LANES));
+                    for row in 0..HEIGHT {
+                        sums[row][vector] = S::add(sums[row][vector], bias);
+                    }
+                }
+            }
+            if let Some(residual) = summands.residual {
+                let from = residual.row(self.at.row).add(column);
+                for row in 0..HEIGHT {
+                    for vector in 0..VECTORS {
+                        let from = from.add(row * residual.stride + vector * S::LANES);
+                        sums[row][vector] = S::add(sums[row][vector], T::load::<S>(from));
+                    }
+                }
+            }
+            let to = output.pointer().add(self.at.row * shape.out_features + column);
+            for row in 0..HEIGHT {
+                for vector in 0..VECTORS {
+                    let to = to.add(row * shape.out_features + vector * S::LANES);
+                    T::store::<S>(to, sums[row][vector]);
+                }
+            }
+        }
+    }
+}
+
+/// Words of the rows of a tile and of a panel.
+struct Words<T> {
+    input: *const T,
+    /// From row to row.
+    stride: usize,
+    weight: *const f32,
+}
+
+#[allow(clippy::inline_always, reason = "inlined into functions that enable the instructions")]
+impl<T: Element> Words<T> {
+    #[inline(always)]
+    unsafe fn add_products<S: Simd, const HEIGHT: usize>(
+        &self,
+        i: usize,
+        sums: &mut [[S::F32; VECTORS]; HEIGHT],
+    ) {
         // SAFETY: the word exists.
         let word =
             |row: *const T| unsafe { row.add(i * T::PER_WORD).cast::<f32>().read_unaligned() };
         // SAFETY: the caller's condition.
-        unsafe { self.add::<S>(i, word, sums) }
+        unsafe { self.add::<S, HEIGHT>(i, word, sums) }
     }
 
-    /// The first element of the word behind the last whole one.
+    /// Word `i`, of which only the first element exists.
     #[inline(always)]
-    unsafe fn add_cut_word<S: Simd>(&self, sums: &mut [[S::F32; VECTORS]; HEIGHT]) {
+    unsafe fn add_cut_word<S: Simd, const HEIGHT: usize>(
+        &self,
+        i: usize,
+        sums: &mut [[S::F32; VECTORS]; HEIGHT],
+    ) {
         // SAFETY: the element exists.
-        let word = |row: *const T| unsafe { (*row.add(self.len * T::PER_WORD)).word() };
+        let word = |row: *const T| unsafe { (*row.add(i * T::PER_WORD)).word() };
         // SAFETY: the caller's condition.
-        unsafe { self.add::<S>(self.len, word, sums) }
+        unsafe { self.add::<S, HEIGHT>(i, word, sums) }
     }
 
     /// Adds the products of the panel's word `i` with a word of each row.
     #[inline(always)]
-    unsafe fn add<S: Simd>(
+    unsafe fn add<S: Simd, const HEIGHT: usize>(
         &self,
         i: usize,
         word: impl Fn(*const T) -> f32,
@@ -247,7 +311,7 @@ impl<T: Element, const HEIGHT: usize> Chain<T, HEIGHT> {
             let from = self.weight.add(i * VECTORS * S::LANES);
             let weights = [S::load(from), S::load(from.add(S::LANES))];
             for (row, sums) in sums.iter_mut().enumerate() {
-                let factor = S::splat(word(self.input.row(row)));
+                let factor = S::splat(word(self.input.wrapping_add(row * self.stride)));
                 for (sum, weight) in sums.iter_mut().zip(weights) {
                     *sum = T::mul_add_words::<S>(factor, weight, *sum);
                 }
