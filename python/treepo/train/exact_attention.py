@@ -96,10 +96,11 @@ class ExactContext:
         num_heads, key_dim, value_dim = key.shape[1], key.shape[3], value.shape[3]
         shape = (num_heads, key_dim, value_dim, key.dtype)
         if shape not in self._pools:
-            padded = self._kernels.native.padded_value_dim(value_dim)
+            native = self._kernels.native
+            widths = native.padded_key_dim(key_dim), native.padded_value_dim(value_dim)
             self._pools[shape] = (
-                key.new_zeros((self._num_tokens, num_heads, key_dim)),
-                key.new_zeros((self._num_tokens, num_heads, padded)),
+                key.new_zeros((self._num_tokens, num_heads, widths[0])),
+                key.new_zeros((self._num_tokens, num_heads, widths[1])),
             )
         return self._pools[shape]
 

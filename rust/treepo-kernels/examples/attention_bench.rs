@@ -11,7 +11,7 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use treepo_kernels::attention::{
-    Buffers, Layer, Shape, Step, StepArrays, Strided, attend, padded_value_dim,
+    Buffers, Layer, Shape, Step, StepArrays, Strided, attend, padded_key_dim, padded_value_dim,
 };
 use treepo_kernels::element::{Bf16, Element};
 use treepo_kernels::simd::Level;
@@ -128,7 +128,7 @@ fn measure<T: Element>(team: &Team, level: Level, name: &str, load: Load) {
     let (step, num_blocks) = load.step();
     let positions = num_blocks * BLOCK_SIZE * SHAPE.num_kv_heads;
     let (num_keys, num_values) =
-        (positions * SHAPE.key_dim, positions * padded_value_dim(SHAPE.value_dim));
+        (positions * padded_key_dim(SHAPE.key_dim), positions * padded_value_dim(SHAPE.value_dim));
     let bytes = (num_keys + num_values) * size_of::<T>();
     let num_layers = (MAX_BYTES / bytes).clamp(1, MAX_LAYERS);
     let filled = |count: usize| vec![T::from_f32(0.1); count];

@@ -29,6 +29,23 @@ pub unsafe trait Element: Copy + Send + Sync + 'static {
     unsafe fn mul_add_words<S: Simd>(x: S::F32, y: S::F32, z: S::F32) -> S::F32;
     /// The bits of a word with this element first, zeros behind it.
     fn word(self) -> f32;
+    /// The bits of word `index` of `len` elements, filled up with zeros.
+    ///
+    /// # Safety
+    /// The elements are there, and the word has one of them at least.
+    #[allow(clippy::inline_always, reason = "inlined into functions that enable the instructions")]
+    #[inline(always)]
+    unsafe fn word_at(elements: *const Self, index: usize, len: usize) -> f32 {
+        // SAFETY: the caller's condition.
+        unsafe {
+            let first = elements.add(index * Self::PER_WORD);
+            if (index + 1) * Self::PER_WORD <= len {
+                first.cast::<f32>().read_unaligned()
+            } else {
+                (*first).word()
+            }
+        }
+    }
 }
 
 /// A bf16 number: the upper half of an f32.

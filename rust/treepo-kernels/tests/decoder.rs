@@ -6,7 +6,9 @@ mod attention_case;
 
 use attention_case::{Arrays, Case, RowSpec, bits, levels, number};
 use proptest::prelude::*;
-use treepo_kernels::attention::{self, Buffers, Shape, Step, Strided, attend, padded_value_dim};
+use treepo_kernels::attention::{
+    self, Buffers, Shape, Step, Strided, attend, padded_key_dim, padded_value_dim,
+};
 use treepo_kernels::decoder::{DecoderLayer, Norm, Packed, Rotary, Workspace, decoder_layer};
 use treepo_kernels::element::{Bf16, Element};
 use treepo_kernels::elementwise::{
@@ -136,7 +138,7 @@ impl<'a, T: Element> Setup<'a, T> {
         let num_slots = num_blocks * case.shape.num_kv_heads * case.block_size;
         let padded = padded_value_dim(case.shape.value_dim);
         let pool = Pool {
-            keys: numbers(7, num_slots * case.shape.key_dim),
+            keys: numbers(7, num_slots * padded_key_dim(case.shape.key_dim)),
             values: numbers(8, num_slots * padded),
         };
         let input = numbers(9, step.num_tokens() * (sizes.width + sizes.gap));

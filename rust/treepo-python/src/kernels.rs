@@ -82,6 +82,11 @@ impl Kernels {
     }
 
     #[staticmethod]
+    fn padded_key_dim(key_dim: usize) -> usize {
+        attention::padded_key_dim(key_dim)
+    }
+
+    #[staticmethod]
     fn padded_value_dim(value_dim: usize) -> usize {
         attention::padded_value_dim(value_dim)
     }

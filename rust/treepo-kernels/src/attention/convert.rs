@@ -1,36 +1,12 @@
-//! Between the format of buffers and f32.
+//! From f32 to the format of buffers.
 
 use crate::element::Element;
 use crate::simd::Simd;
 
-/// Writes `count` elements times `factor`.
-///
-/// # Safety
-/// Both have `count` elements; behind [`crate::simd::run`].
-#[allow(clippy::inline_always, reason = "inlined into functions that enable the instructions")]
-#[inline(always)]
-pub(super) unsafe fn widen<S: Simd, T: Element>(
-    from: *const T,
-    count: usize,
-    factor: f32,
-    to: *mut f32,
-) {
-    let whole = count / S::LANES * S::LANES;
-    // SAFETY: the caller's condition.
-    unsafe {
-        for i in (0..whole).step_by(S::LANES) {
-            S::store(to.add(i), S::mul(T::load::<S>(from.add(i)), S::splat(factor)));
-        }
-        for i in whole..count {
-            *to.add(i) = (*from.add(i)).to_f32() * factor;
-        }
-    }
-}
-
 /// Rounds and writes `count` elements times `factor`; `from` can be read in whole vectors.
 ///
 /// # Safety
-/// As [`widen`].
+/// Both have `count` elements; behind [`crate::simd::run`].
 #[allow(clippy::inline_always, reason = "inlined into functions that enable the instructions")]
 #[inline(always)]
 pub(super) unsafe fn narrow<S: Simd, T: Element>(

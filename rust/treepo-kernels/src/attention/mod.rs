@@ -99,7 +99,9 @@ pub struct Buffers<T> {
     pub value: Strided<T>,
     /// `[num_tokens, num_heads, value_dim]`, contiguous.
     pub output: *mut T,
-    /// The pool's keys `[num_blocks, num_kv_heads, key_dim, block_size]`.
+    /// The pool's keys `[num_blocks, num_kv_heads, padded_key_dim(key_dim) / n, block_size, n]`: words
+    /// of `n` = [`Element::PER_WORD`] neighbouring numbers of a key, beside those of other keys; zeros
+    /// fill up the last word.
     pub keys: *mut T,
     /// The pool's values `[num_blocks, num_kv_heads, block_size, padded_value_dim(value_dim)]`.
     pub values: *mut T,
@@ -107,6 +109,11 @@ pub struct Buffers<T> {
 
 // SAFETY: plain addresses; whoever reads and writes through them is unsafe and says why it may.
 unsafe impl<T: Sync> Sync for Buffers<T> {}
+
+/// Elements of a key in the pool: the next even number, so that it is whole words.
+pub fn padded_key_dim(key_dim: usize) -> usize {
+    key_dim.next_multiple_of(2)
+}
 
 /// Elements of a value in the pool: the next multiple of 16, so that a row is read in whole
 /// vectors. What lies behind `value_dim` is never used.

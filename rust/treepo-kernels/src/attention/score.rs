@@ -1,5 +1,6 @@
 //! Scores: products of queries and the keys of a tile.
 
+use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::TILE;
@@ -11,49 +12,57 @@ use crate::simd::{Kernel, Simd};
 #[repr(C, align(64))]
 pub(super) struct Scores<const N: usize>(pub(super) [[f32; TILE]; N]);
 
+/// Queries `[N, key_words]` and what their products with keys are multiplied by.
+#[derive(Clone, Copy)]
+pub(super) struct Queries {
+    pub(super) words: *const f32,
+    pub(super) key_words: usize,
+    pub(super) scaling: f32,
+}
+
 /// Computes the scores of `N` neighbouring queries and the vectors `from..end` of keys. A sum runs
-/// over the dimension in its order.
+/// over the words of a key in their order.
 ///
 /// # Safety
 /// As [`super::attend`]; behind [`crate::simd::run`]; the tile has these vectors.
 #[allow(clippy::inline_always, reason = "inlined into functions that enable the instructions")]
 #[inline(always)]
-pub(super) unsafe fn score<S: Simd, E: Element, const N: usize>(
-    keys: &Keys<E>,
-    query: *const f32,
-    key_dim: usize,
+pub(super) unsafe fn score<S: Simd, T: Element, const N: usize>(
+    keys: &Keys,
+    queries: Queries,
     vectors: Range<usize>,
     mut ahead: Option<Ahead>,
     scores: &mut Scores<N>,
 ) {
     let Range { start: mut first, end } = vectors;
     let to = scores.0.as_mut_ptr().cast::<f32>();
+    let format = PhantomData::<T>;
     // SAFETY: the caller's condition.
     unsafe {
         while first < end {
             let to = to.add(first * S::LANES);
             let ahead = ahead.take();
             first += match end - first {
-                1..4 => S::call(Dots::<E, N, 1> { keys, query, key_dim, first, ahead, to }),
-                _ => S::call(Dots::<E, N, 4> { keys, query, key_dim, first, ahead, to }),
+                1..4 => S::call(Dots::<T, N, 1> { keys, queries, first, ahead, to, format }),
+                _ => S::call(Dots::<T, N, 4> { keys, queries, first, ahead, to, format }),
             };
         }
     }
 }
 
 /// The products of `N` queries and the `V` vectors of keys from `first` on; returns `V`.
-struct Dots<'a, E, const N: usize, const V: usize> {
-    keys: &'a Keys<E>,
-    query: *const f32,
-    key_dim: usize,
+struct Dots<'a, T, const N: usize, const V: usize> {
+    keys: &'a Keys,
+    queries: Queries,
     first: usize,
     ahead: Option<Ahead>,
     /// `[N, TILE]`
     to: *mut f32,
+    format: PhantomData<T>,
 }
 
 #[allow(clippy::inline_always, reason = "inlined into functions that enable the instructions")]
-impl<E: Element, const N: usize, const V: usize> Kernel for Dots<'_, E, N, V> {
+impl<T: Element, const N: usize, const V: usize> Kernel for Dots<'_, T, N, V> {
     type Output = usize;
 
     #[inline(always)]
@@ -61,7 +70,7 @@ impl<E: Element, const N: usize, const V: usize> Kernel for Dots<'_, E, N, V> {
         // SAFETY: the condition of `score`.
         unsafe {
             match self.ahead {
-                Some(ahead) => self.sum::<S>(|d| ahead.fetch(d)),
+                Some(ahead) => self.sum::<S>(|word| ahead.fetch(word)),
                 None => self.sum::<S>(|_| ()),
             }
         }
@@ -71,31 +80,32 @@ impl<E: Element, const N: usize, const V: usize> Kernel for Dots<'_, E, N, V> {
 
 #[allow(clippy::inline_always, reason = "inlined into functions that enable the instructions")]
 #[allow(clippy::needless_range_loop, reason = "loops over constants stay in registers")]
-impl<E: Element, const N: usize, const V: usize> Dots<'_, E, N, V> {
+impl<T: Element, const N: usize, const V: usize> Dots<'_, T, N, V> {
     #[inline(always)]
     unsafe fn sum<S: Simd>(&self, fetch: impl Fn(usize)) {
-        let Self { keys, query, key_dim, first, to, .. } = *self;
+        let Self { keys, queries, first, to, .. } = *self;
         // SAFETY: the condition of `score`.
         unsafe {
             let mut starts = [std::ptr::null(); V];
             starts.copy_from_slice(&keys.starts[first..first + V]);
             let mut sums = [[S::splat(0.0); V]; N];
-            for d in 0..key_dim {
-                fetch(d);
+            for word in 0..queries.key_words {
+                fetch(word);
                 let mut x = [S::splat(0.0); N];
                 for n in 0..N {
-                    x[n] = S::splat(*query.add(n * key_dim + d));
+                    x[n] = S::splat(*queries.words.add(n * queries.key_words + word));
                 }
                 for v in 0..V {
-                    let key = E::load::<S>(starts[v].add(d * keys.stride));
+                    let key = S::load(starts[v].add(word * keys.stride));
                     for n in 0..N {
-                        sums[n][v] = S::mul_add(x[n], key, sums[n][v]);
+                        sums[n][v] = T::mul_add_words::<S>(x[n], key, sums[n][v]);
                     }
                 }
             }
+            let scaling = S::splat(queries.scaling);
             for n in 0..N {
                 for v in 0..V {
-                    S::store(to.add(n * TILE + v * S::LANES), sums[n][v]);
+                    S::store(to.add(n * TILE + v * S::LANES), S::mul(sums[n][v], scaling));
                 }
             }
         }

@@ -27,7 +27,7 @@ pub(super) struct Scratch {
 /// Addresses of the buffers.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Area {
-    /// `[queries, key_dim]` scaled queries.
+    /// `[queries, words of a key]`.
     pub(super) query: *mut f32,
     /// `[queries, padded value_dim]` weighted sums of values.
     pub(super) mixed: *mut f32,
@@ -37,7 +37,7 @@ pub(super) struct Area {
     pub(super) total: *mut f32,
     /// `[queries]`.
     pub(super) position: *mut usize,
-    /// `[key_dim, TILE]`.
+    /// `[words of a key, TILE]`.
     pub(super) keys: *mut f32,
     /// `[TILE, padded value_dim]`.
     pub(super) values: *mut f32,

@@ -105,9 +105,11 @@ unsafe fn store_run<T: Element>(pool: &Pool<T>, buffers: &Buffers<T>, run: Run) 
     unsafe {
         let key = buffers.key.at(run.first, run.head);
         let to = pool.keys(block, run.head).add(offset).cast_mut();
-        for d in 0..pool.key_dim {
+        for word in 0..pool.key_words {
             for i in 0..run.count {
-                *to.add(d * pool.block_size + i) = *key.add(i * buffers.key.token_stride + d);
+                let from = key.add(i * buffers.key.token_stride);
+                let to = to.add(word * pool.block_size + i);
+                to.write_unaligned(T::word_at(from, word, pool.key_dim));
             }
         }
         let value = buffers.value.at(run.first, run.head);

@@ -2,10 +2,10 @@
 
 use std::ops::Range;
 
-use super::convert::{narrow, widen};
+use super::convert::narrow;
 use super::plan::Piece;
 use super::pool::Pool;
-use super::score::{Scores, score};
+use super::score::{Queries, Scores, score};
 use super::scratch::{Area, MAX_QUERIES, Scratch};
 use super::soften::{Span, soften};
 use super::tile::{Ahead, Place, Source, Tile, is_f32, open};
@@ -117,10 +117,10 @@ impl<T: Element> Task<'_, T> {
         self.layer.window.map_or(0, |window| (position + 1).saturating_sub(window))
     }
 
-    /// Scales and widens the queries and clears their sums.
+    /// Copies the words of the queries and clears their sums.
     #[inline(always)]
     unsafe fn begin<S: Simd>(&self) {
-        let (key_dim, area) = (self.layer.shape.key_dim, self.area);
+        let (key_words, area) = (self.pool.key_words, self.area);
         let mut query = 0;
         for piece in self.pieces {
             for token in 0..piece.num_tokens {
@@ -128,8 +128,10 @@ impl<T: Element> Task<'_, T> {
                     // SAFETY: token and head exist; there are at most MAX_QUERIES.
                     unsafe {
                         let from = self.buffers.query.at(piece.first_token + token, head);
-                        let to = area.query.add(query * key_dim);
-                        widen::<S, T>(from, key_dim, self.layer.scaling, to);
+                        let to = area.query.add(query * key_words);
+                        for word in 0..key_words {
+                            *to.add(word) = T::word_at(from, word, self.pool.key_dim);
+                        }
                         *area.peak.add(query) = f32::NEG_INFINITY;
                         *area.total.add(query) = 0.0;
                         *area.position.add(query) = piece.position + token;
@@ -279,7 +281,7 @@ impl<T: Element> Task<'_, T> {
         first: usize,
         ahead: Option<[Ahead; 2]>,
     ) -> usize {
-        let (shape, area) = (self.layer.shape, self.area);
+        let area = self.area;
         let [during_scores, during_sums] = [0, 1].map(|i| ahead.map(|ahead| ahead[i]));
         // SAFETY: the queries exist.
         unsafe {
@@ -290,17 +292,10 @@ impl<T: Element> Task<'_, T> {
             }
             let vectors = from / S::LANES..end.div_ceil(S::LANES);
             let mut scores = Scores([[0.0; TILE]; N]);
-            let query = area.query.add(first * shape.key_dim).cast_const();
-            let key_dim = shape.key_dim;
-            match &tile.keys {
-                Source::Wide(keys) => {
-                    score::<S, f32, N>(keys, query, key_dim, vectors, during_scores, &mut scores);
-                }
-                Source::Pool(keys) if !is_f32::<T>() => {
-                    score::<S, T, N>(keys, query, key_dim, vectors, during_scores, &mut scores);
-                }
-                Source::Pool(_) => unreachable!("f32 is wide"),
-            }
+            let key_words = self.pool.key_words;
+            let words = area.query.add(first * key_words).cast_const();
+            let queries = Queries { words, key_words, scaling: self.layer.scaling };
+            score::<S, T, N>(&tile.keys, queries, vectors, during_scores, &mut scores);
             let (peak, total) = (area.peak.add(first), area.total.add(first));
             let softcap = self.layer.softcap;
             let factors = soften::<S, N>(&mut scores, &spans, softcap, peak, total);

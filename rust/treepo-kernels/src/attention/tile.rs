@@ -14,14 +14,14 @@ const MIN_RUN: usize = 8;
 const MAX_RUNS: usize = TILE / MIN_RUN + 1;
 /// Vectors of keys in a tile at most.
 const MAX_VECTORS: usize = TILE / 8;
-/// From so many queries on, bf16 is widened once for all of them.
+/// From so many queries on, values of bf16 are widened once for all of them.
 const MANY_QUERIES: usize = 24;
 
-/// Vectors of keys: lane i of vector v at `starts[v]` is a dimension of key v * lanes + i.
+/// Vectors of keys: lane i of vector v at `starts[v]` is a word of key v * lanes + i.
 #[derive(Clone, Copy)]
-pub(super) struct Keys<E> {
-    pub(super) starts: [*const E; MAX_VECTORS],
-    /// Elements from one dimension to the next.
+pub(super) struct Keys {
+    pub(super) starts: [*const f32; MAX_VECTORS],
+    /// From one word of a key to the next.
     pub(super) stride: usize,
 }
 
@@ -33,18 +33,6 @@ pub(super) struct Values<E> {
     pub(super) num_runs: usize,
     /// Elements from one value to the next.
     pub(super) stride: usize,
-}
-
-#[allow(clippy::inline_always, reason = "inlined into functions that enable the instructions")]
-impl<E> Keys<E> {
-    #[inline(always)]
-    fn cast<F>(&self) -> Keys<F> {
-        let mut starts = [std::ptr::null(); MAX_VECTORS];
-        for (to, from) in starts.iter_mut().zip(&self.starts) {
-            *to = from.cast();
-        }
-        Keys { starts, stride: self.stride }
-    }
 }
 
 #[allow(clippy::inline_always, reason = "inlined into functions that enable the instructions")]
@@ -95,7 +83,7 @@ impl Ahead {
     /// # Safety
     /// As [`open`].
     #[inline(always)]
-    pub(super) unsafe fn keys<T>(pool: &Pool<T>, place: Place<'_>) -> Self {
+    pub(super) unsafe fn keys<T: Element>(pool: &Pool<T>, place: Place<'_>) -> Self {
         let bytes = pool.key_dim * pool.block_size * size_of::<T>();
         // SAFETY: the caller's condition.
         let keys = unsafe { find_keys(pool, place, TILE / STREAMS) };
@@ -105,7 +93,7 @@ impl Ahead {
 
     /// The values of a tile while scores are computed.
     #[inline(always)]
-    fn values<T>(pool: &Pool<T>, values: &Values<T>) -> Self {
+    fn values<T: Element>(pool: &Pool<T>, values: &Values<T>) -> Self {
         let bytes = pool.block_size.min(TILE) * pool.value_stride * size_of::<T>();
         Self::new(&values.starts[..values.num_runs.min(STREAMS)], bytes, pool.key_dim)
     }
@@ -125,11 +113,11 @@ pub(super) enum Source<P, W> {
     Wide(W),
 }
 
-/// Keys and values at [`TILE`] positions.
+/// Keys and values at [`TILE`] positions; what of them is summed in f32, the values, in either format.
 pub(super) struct Tile<T> {
     /// Its first position.
     pub(super) position: usize,
-    pub(super) keys: Source<Keys<T>, Keys<f32>>,
+    pub(super) keys: Keys,
     pub(super) values: Source<Values<T>, Values<f32>>,
     /// Its own values, for those who compute scores.
     pub(super) ahead: Ahead,
@@ -182,16 +170,15 @@ pub(super) unsafe fn open<S: Simd, T: Element>(
     let is_wide = size_of::<T>() < size_of::<f32>() && place.num_queries >= MANY_QUERIES;
     // SAFETY: the tables name blocks of the pool.
     unsafe {
-        let keys = if is_wide || !pool.block_size.is_multiple_of(S::LANES) {
+        let keys = if pool.block_size.is_multiple_of(S::LANES) {
+            find_keys(pool, place, S::LANES)
+        } else {
             pack_keys(pool, place, area.keys);
             let mut starts = [std::ptr::null(); MAX_VECTORS];
             for (v, start) in starts.iter_mut().enumerate().take(TILE / S::LANES) {
                 *start = area.keys.add(v * S::LANES).cast_const();
             }
-            Source::Wide(Keys { starts, stride: TILE })
-        } else {
-            let keys = find_keys(pool, place, S::LANES);
-            if is_f32::<T>() { Source::Wide(keys.cast()) } else { Source::Pool(keys) }
+            Keys { starts, stride: TILE }
         };
         let mut ahead = Ahead { starts: [area.values.cast_const().cast(); STREAMS], step: 0 };
         let values = if is_wide || pool.block_size < MIN_RUN {
@@ -215,7 +202,7 @@ pub(super) unsafe fn open<S: Simd, T: Element>(
 /// As [`open`]; blocks hold whole vectors.
 #[allow(clippy::inline_always, reason = "inlined into functions that enable the instructions")]
 #[inline(always)]
-unsafe fn find_keys<T>(pool: &Pool<T>, place: Place<'_>, lanes: usize) -> Keys<T> {
+unsafe fn find_keys<T: Element>(pool: &Pool<T>, place: Place<'_>, lanes: usize) -> Keys {
     let mut starts = [std::ptr::null(); MAX_VECTORS];
     for (v, start) in starts.iter_mut().enumerate().take(place.count.div_ceil(lanes)) {
         let part = place.part(v * lanes, pool.block_size);
@@ -229,7 +216,7 @@ unsafe fn find_keys<T>(pool: &Pool<T>, place: Place<'_>, lanes: usize) -> Keys<T
 /// As [`open`]; blocks have at least `MIN_RUN` keys.
 #[allow(clippy::inline_always, reason = "inlined into functions that enable the instructions")]
 #[inline(always)]
-unsafe fn find_values<T>(pool: &Pool<T>, place: Place<'_>) -> Values<T> {
+unsafe fn find_values<T: Element>(pool: &Pool<T>, place: Place<'_>) -> Values<T> {
     let mut starts = [std::ptr::null(); MAX_RUNS];
     let mut bounds = [0; MAX_RUNS + 1];
     let mut num_runs = 0;
@@ -244,7 +231,7 @@ unsafe fn find_values<T>(pool: &Pool<T>, place: Place<'_>) -> Values<T> {
     Values { starts, bounds, num_runs, stride: pool.value_stride }
 }
 
-/// Writes the keys as `[key_dim, TILE]`; what lies behind the last key stays as it is.
+/// Writes the words of the keys as `[key_words, TILE]`; what lies behind the last key stays as it is.
 ///
 /// # Safety
 /// As [`open`].
@@ -257,11 +244,10 @@ unsafe fn pack_keys<T: Element>(pool: &Pool<T>, place: Place<'_>, to: *mut f32) 
         // SAFETY: the table names blocks of the pool.
         unsafe {
             let from = pool.keys(part.block, place.head).add(part.offset);
-            for d in 0..pool.key_dim {
-                for i in 0..part.end - part.first {
-                    let key = (*from.add(d * pool.block_size + i)).to_f32();
-                    *to.add(d * TILE + part.first + i) = key;
-                }
+            for word in 0..pool.key_words {
+                let from = from.add(word * pool.block_size);
+                let to = to.add(word * TILE + part.first);
+                from.copy_to_nonoverlapping(to, part.end - part.first);
             }
         }
         first = part.end;

@@ -82,7 +82,13 @@ pub unsafe fn linear<T: Element>(
     });
 }
 
-fn parts(num_rows: usize, rows_per_block: usize, num_panels: usize, max_rows: usize, num_threads: usize) -> Vec<(Range<usize>, Range<usize>)> {
+fn parts(
+    num_rows: usize,
+    rows_per_block: usize,
+    num_panels: usize,
+    max_rows: usize,
+    num_threads: usize,
+) -> Vec<(Range<usize>, Range<usize>)> {
     let mut parts = Vec::new();
     let mut first = 0;
     while first < num_rows {

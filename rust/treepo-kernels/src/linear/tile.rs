@@ -7,7 +7,7 @@ use super::pack::VECTORS;
 use super::{LinearShape, Summands};
 use crate::element::Element;
 use crate::elementwise::{Output, Rows};
-use crate::simd::{Kernel, Level, Simd, prefetch_far};
+use crate::simd::{Kernel, Level, Simd, prefetch, prefetch_far};
 
 /// Rows of a tile: their sums, a panel's vectors and one factor fill the registers.
 pub(super) fn max_rows<T: Element>(level: Level) -> usize {
@@ -26,7 +26,7 @@ const MAX_LANES: usize = 16;
 /// 1,536 products of f32 then has a quarter of one chain's rounding error. Of bf16, whose results are
 /// rounded far more coarsely, a chain has more.
 fn max_chain<T: Element>() -> usize {
-    if T::PER_WORD > 1 { 160 } else { 96 }
+    if T::PER_WORD > 1 { 160 } else { 64 }
 }
 
 /// Rows times panels.
@@ -115,6 +115,8 @@ impl<T: Element> Tiles<T> {
         let depth = self.shape.in_features.div_ceil(T::PER_WORD);
         let whole = self.shape.in_features / T::PER_WORD;
         let mut totals = [MaybeUninit::<f32>::uninit(); MAX_ROWS * VECTORS * MAX_LANES];
+        let totals = totals.as_mut_ptr().cast::<f32>();
+        let is_cut_panel = (at.panel + 1) * VECTORS * S::LANES > self.shape.out_features;
         let mut ahead = self.weight.row(at.panel + 1).cast::<u8>();
         ahead = ahead.wrapping_add(at.tile * depth * at.pace.ahead_per_word);
         let mut first = 0;
@@ -128,19 +130,57 @@ impl<T: Element> Tiles<T> {
                 len,
                 is_cut: whole < end,
                 ahead,
-                is_last: end == depth,
-                totals: totals.as_mut_ptr().cast(),
+                finishes: end == depth && !is_cut_panel,
+                totals,
             };
             // SAFETY: inputs, rows and panel exist, and the totals are this function's.
             unsafe { S::call(chain) }
             if end == depth {
-                return;
+                break;
             }
             first = end;
             ahead = ahead.wrapping_add(len * at.pace.ahead_per_word);
         }
+        if is_cut_panel {
+            for row in 0..HEIGHT {
+                // SAFETY: the row exists, and the last chain has written its totals.
+                unsafe { self.finish_cut::<S>(at.row + row, at.panel, totals_at::<S>(totals, row)) }
+            }
+        }
     }
 
+    /// Adds the summands and writes a row's results of a panel of which only a part exists.
+    #[inline(always)]
+    unsafe fn finish_cut<S: Simd>(&self, row: usize, panel: usize, totals: [*mut f32; VECTORS]) {
+        let width = self.shape.out_features;
+        for (vector, total) in totals.into_iter().enumerate() {
+            let column = (panel * VECTORS + vector) * S::LANES;
+            if column >= width {
+                return;
+            }
+            let count = S::LANES.min(width - column);
+            // SAFETY: `count` elements from `column` on exist.
+            unsafe {
+                let mut sum = S::load(total);
+                if let Some(bias) = self.summands.bias {
+                    sum = S::add(sum, T::load_first::<S>(bias.add(column), count));
+                }
+                if let Some(residual) = self.summands.residual {
+                    let from = residual.row(row).add(column);
+                    sum = S::add(sum, T::load_first::<S>(from, count));
+                }
+                let to = self.output.pointer().add(row * width + column);
+                T::store_first::<S>(to, count, sum);
+            }
+        }
+    }
+}
+
+/// The totals of a row of a tile, a vector each.
+#[allow(clippy::inline_always, reason = "inlined into functions that enable the instructions")]
+#[inline(always)]
+fn totals_at<S: Simd>(totals: *mut f32, row: usize) -> [*mut f32; VECTORS] {
+    std::array::from_fn(|vector| totals.wrapping_add((row * VECTORS + vector) * S::LANES))
 }
 
 /// Products of a few words of a tile: a function of its own, as the sums fill the registers.
@@ -154,8 +194,8 @@ struct Chain<'a, T, const HEIGHT: usize> {
     /// Whether the first element of another word follows.
     is_cut: bool,
     ahead: *const u8,
-    /// Whether no chain follows.
-    is_last: bool,
+    /// Whether no chain follows, and the results are written.
+    finishes: bool,
     /// What the chains before have added up, a vector each.
     totals: *mut f32,
 }
@@ -177,7 +217,9 @@ impl<T: Element, const HEIGHT: usize> Kernel for Chain<'_, T, HEIGHT> {
         for i in 0..self.len {
             let ahead = self.ahead.wrapping_add(i * self.at.pace.ahead_per_word);
             prefetch_far(ahead);
-            if HEIGHT <= MAX_ROWS / 2 { prefetch_far(ahead.wrapping_add(LINE_BYTES)); }
+            if HEIGHT <= MAX_ROWS / 2 {
+                prefetch_far(ahead.wrapping_add(LINE_BYTES));
+            }
             // SAFETY: the caller's condition.
             unsafe { words.add_products::<S, HEIGHT>(i, &mut sums) }
         }
@@ -189,7 +231,7 @@ impl<T: Element, const HEIGHT: usize> Kernel for Chain<'_, T, HEIGHT> {
             if first > 0 {
                 self.add_totals::<S>(&mut sums);
             }
-            if self.is_last {
+            if self.finishes {
                 self.finish::<S>(&mut sums);
             } else {
                 self.keep::<S>(sums);
@@ -202,16 +244,12 @@ impl<T: Element, const HEIGHT: usize> Kernel for Chain<'_, T, HEIGHT> {
 #[allow(clippy::needless_range_loop, reason = "loops over constants stay in registers")]
 impl<T: Element, const HEIGHT: usize> Chain<'_, T, HEIGHT> {
     #[inline(always)]
-    fn total<S: Simd>(&self, row: usize, vector: usize) -> *mut f32 {
-        self.totals.wrapping_add((row * VECTORS + vector) * S::LANES)
-    }
-
-    #[inline(always)]
     unsafe fn add_totals<S: Simd>(&self, sums: &mut [[S::F32; VECTORS]; HEIGHT]) {
         for row in 0..HEIGHT {
+            let totals = totals_at::<S>(self.totals, row);
             for vector in 0..VECTORS {
                 // SAFETY: the chain before has written them.
-                let total = unsafe { S::load(self.total::<S>(row, vector)) };
+                let total = unsafe { S::load(totals[vector]) };
                 sums[row][vector] = unsafe { S::add(total, sums[row][vector]) };
             }
         }
@@ -220,9 +258,23 @@ impl<T: Element, const HEIGHT: usize> Chain<'_, T, HEIGHT> {
     #[inline(always)]
     unsafe fn keep<S: Simd>(&self, sums: [[S::F32; VECTORS]; HEIGHT]) {
         for row in 0..HEIGHT {
+            let totals = totals_at::<S>(self.totals, row);
             for vector in 0..VECTORS {
                 // SAFETY: the totals have room for a tile.
-                unsafe { S::store(self.total::<S>(row, vector), sums[row][vector]) }
+                unsafe { S::store(totals[vector], sums[row][vector]) }
+            }
+        }
+    }
+
+    /// Asks for the lines that the results are written to.
+    #[inline(always)]
+    fn ask_for_results<S: Simd>(&self) {
+        let Tiles { shape, output, .. } = self.tiles;
+        let column = self.at.panel * VECTORS * S::LANES;
+        for row in 0..HEIGHT {
+            let to = output.pointer().wrapping_add((self.at.row + row) * shape.out_features + column);
+            for byte in (0..VECTORS * S::LANES * size_of::<T>()).step_by(LINE_BYTES) {
+                prefetch(to.cast::<u8>().wrapping_add(byte));
             }
         }
     }

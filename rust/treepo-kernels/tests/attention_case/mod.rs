@@ -7,7 +7,7 @@
 )]
 
 use treepo_kernels::attention::{
-    Buffers, Layer, Shape, Step, StepArrays, Strided, attend, padded_value_dim,
+    Buffers, Layer, Shape, Step, StepArrays, Strided, attend, padded_key_dim, padded_value_dim,
 };
 use treepo_kernels::element::Element;
 use treepo_kernels::simd::Level;
@@ -230,7 +230,8 @@ impl<T: Element> Pool<T> {
         let size = case.block_size;
         let wide = padded_value_dim(value_dim);
         let nan = T::from_f32(f32::NAN);
-        let mut keys = vec![nan; num_blocks * num_kv_heads * key_dim * size];
+        let (tall, per_word) = (padded_key_dim(key_dim), T::PER_WORD);
+        let mut keys = vec![nan; num_blocks * num_kv_heads * tall * size];
         let mut values = vec![nan; num_blocks * num_kv_heads * size * wide];
         for (row, spec) in case.rows.iter().enumerate() {
             for position in 0..spec.kv_len - spec.num_tokens {
@@ -238,9 +239,12 @@ impl<T: Element> Pool<T> {
                 let (offset, owner) = (position % size, case.owner(row, position));
                 for head in 0..num_kv_heads {
                     let at = block * num_kv_heads + head;
-                    for d in 0..key_dim {
+                    for d in 0..tall {
+                        // What fills up the last word is 0.
                         let x = number([2, owner, position, head << 16 | d]);
-                        keys[(at * key_dim + d) * size + offset] = T::from_f32(x);
+                        let x = if d < key_dim { x } else { 0.0 };
+                        let word = (at * tall + d - d % per_word) * size + offset * per_word;
+                        keys[word + d % per_word] = T::from_f32(x);
                     }
                     for d in 0..value_dim {
                         let x = number([3, owner, position, head << 16 | d]);
