@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use super::{Shape, TILE, padded_value_dim};
+use super::{Shape, TILE, padded_key_dim, padded_value_dim};
 
 /// Queries of an item that are in work at a time.
 pub(super) const MAX_QUERIES: usize = 256;
@@ -16,6 +16,7 @@ struct Line([f32; 16]);
 #[derive(Debug, Default)]
 pub(super) struct Scratch {
     query: Vec<Line>,
+    wide_query: Vec<Line>,
     mixed: Vec<Line>,
     keys: Vec<Line>,
     values: Vec<Line>,
@@ -29,6 +30,8 @@ pub(super) struct Scratch {
 pub(super) struct Area {
     /// `[queries, words of a key]`.
     pub(super) query: *mut f32,
+    /// `[queries, padded key_dim]`.
+    pub(super) wide_query: *mut f32,
     /// `[queries, padded value_dim]` weighted sums of values.
     pub(super) mixed: *mut f32,
     /// `[queries]` largest scores.
@@ -37,7 +40,7 @@ pub(super) struct Area {
     pub(super) total: *mut f32,
     /// `[queries]`.
     pub(super) position: *mut usize,
-    /// `[words of a key, TILE]`.
+    /// `[padded key_dim, TILE]`.
     pub(super) keys: *mut f32,
     /// `[TILE, padded value_dim]`.
     pub(super) values: *mut f32,
@@ -46,15 +49,17 @@ pub(super) struct Area {
 impl Scratch {
     /// Grows the buffers to the layer's needs.
     pub(super) fn area(&mut self, shape: Shape) -> Area {
+        let key_dim = padded_key_dim(shape.key_dim);
         let value_dim = padded_value_dim(shape.value_dim);
         self.position.resize(self.position.len().max(MAX_QUERIES), 0);
         Area {
             query: grow(&mut self.query, MAX_QUERIES * shape.key_dim),
+            wide_query: grow(&mut self.wide_query, MAX_QUERIES * key_dim),
             mixed: grow(&mut self.mixed, MAX_QUERIES * value_dim),
             peak: grow(&mut self.peak, MAX_QUERIES),
             total: grow(&mut self.total, MAX_QUERIES),
             position: self.position.as_mut_ptr(),
-            keys: grow(&mut self.keys, shape.key_dim * TILE),
+            keys: grow(&mut self.keys, key_dim * TILE),
             values: grow(&mut self.values, TILE * value_dim),
         }
     }

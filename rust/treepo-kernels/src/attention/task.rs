@@ -8,7 +8,7 @@ use super::pool::Pool;
 use super::score::{Queries, Scores, score};
 use super::scratch::{Area, MAX_QUERIES, Scratch};
 use super::soften::{Span, soften};
-use super::tile::{Ahead, Place, Source, Tile, is_f32, open};
+use super::tile::{Ahead, Place, Source, Tile, is_f32, open, widen_words, widens_keys};
 use super::{Buffers, Layer, Step, TILE, mix};
 use crate::element::Element;
 use crate::math;
@@ -131,6 +131,10 @@ impl<T: Element> Task<'_, T> {
                         let to = area.query.add(query * key_words);
                         for word in 0..key_words {
                             *to.add(word) = T::word_at(from, word, self.pool.key_dim);
+                        }
+                        if widens_keys::<S, T>() {
+                            let wide = area.wide_query.add(query * key_words * T::PER_WORD);
+                            widen_words::<T>(to, key_words, wide);
                         }
                         *area.peak.add(query) = f32::NEG_INFINITY;
                         *area.total.add(query) = 0.0;
@@ -293,9 +297,21 @@ impl<T: Element> Task<'_, T> {
             let vectors = from / S::LANES..end.div_ceil(S::LANES);
             let mut scores = Scores([[0.0; TILE]; N]);
             let key_words = self.pool.key_words;
-            let words = area.query.add(first * key_words).cast_const();
-            let queries = Queries { words, key_words, scaling: self.layer.scaling };
-            score::<S, T, N>(&tile.keys, queries, vectors, during_scores, &mut scores);
+            let scaling = self.layer.scaling;
+            match &tile.keys {
+                Source::Pool(keys) => {
+                    let words = area.query.add(first * key_words).cast_const();
+                    let queries = Queries { words, key_words, scaling };
+                    score::<S, T, N>(keys, queries, vectors, during_scores, &mut scores);
+                }
+                Source::Wide(keys) if widens_keys::<S, T>() => {
+                    let key_words = key_words * T::PER_WORD;
+                    let words = area.wide_query.add(first * key_words).cast_const();
+                    let queries = Queries { words, key_words, scaling };
+                    score::<S, f32, N>(keys, queries, vectors, during_scores, &mut scores);
+                }
+                Source::Wide(_) => unreachable!("words are multiplied as they are"),
+            }
             let (peak, total) = (area.peak.add(first), area.total.add(first));
             let softcap = self.layer.softcap;
             let factors = soften::<S, N>(&mut scores, &spans, softcap, peak, total);

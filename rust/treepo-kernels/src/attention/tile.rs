@@ -14,7 +14,7 @@ const MIN_RUN: usize = 8;
 const MAX_RUNS: usize = TILE / MIN_RUN + 1;
 /// Vectors of keys in a tile at most.
 const MAX_VECTORS: usize = TILE / 8;
-/// From so many queries on, values of bf16 are widened once for all of them.
+/// From so many queries on, bf16 is widened once for all of them, where it would be in each sum.
 const MANY_QUERIES: usize = 24;
 
 /// Vectors of keys: lane i of vector v at `starts[v]` is a word of key v * lanes + i.
@@ -53,6 +53,27 @@ impl<E> Values<E> {
 #[inline(always)]
 pub(super) fn is_f32<T: 'static>() -> bool {
     TypeId::of::<T>() == TypeId::of::<f32>()
+}
+
+/// Whether the numbers of a word have to be widened before they are multiplied.
+#[allow(clippy::inline_always, reason = "decides which code exists")]
+#[inline(always)]
+pub(super) fn widens_keys<S: Simd, T: Element>() -> bool {
+    T::PER_WORD > 1 && !S::HAS_PAIRS
+}
+
+/// Writes the numbers of some words.
+///
+/// # Safety
+/// The words exist, and there is room for their numbers.
+#[allow(clippy::inline_always, reason = "inlined into functions that enable the instructions")]
+#[inline(always)]
+pub(super) unsafe fn widen_words<T: Element>(words: *const f32, count: usize, to: *mut f32) {
+    let numbers = words.cast::<T>();
+    for i in 0..count * T::PER_WORD {
+        // SAFETY: the caller's condition.
+        unsafe { *to.add(i) = (*numbers.add(i)).to_f32() }
+    }
 }
 
 /// Memory that is asked for while something else is computed: streams that are followed step by
@@ -95,7 +116,7 @@ impl Ahead {
     #[inline(always)]
     fn values<T: Element>(pool: &Pool<T>, values: &Values<T>) -> Self {
         let bytes = pool.block_size.min(TILE) * pool.value_stride * size_of::<T>();
-        Self::new(&values.starts[..values.num_runs.min(STREAMS)], bytes, pool.key_dim)
+        Self::new(&values.starts[..values.num_runs.min(STREAMS)], bytes, pool.key_words)
     }
 
     /// Asks for the lines of a step.
@@ -113,11 +134,11 @@ pub(super) enum Source<P, W> {
     Wide(W),
 }
 
-/// Keys and values at [`TILE`] positions; what of them is summed in f32, the values, in either format.
+/// Keys and values at [`TILE`] positions.
 pub(super) struct Tile<T> {
     /// Its first position.
     pub(super) position: usize,
-    pub(super) keys: Keys,
+    pub(super) keys: Source<Keys, Keys>,
     pub(super) values: Source<Values<T>, Values<f32>>,
     /// Its own values, for those who compute scores.
     pub(super) ahead: Ahead,
@@ -170,15 +191,17 @@ pub(super) unsafe fn open<S: Simd, T: Element>(
     let is_wide = size_of::<T>() < size_of::<f32>() && place.num_queries >= MANY_QUERIES;
     // SAFETY: the tables name blocks of the pool.
     unsafe {
-        let keys = if pool.block_size.is_multiple_of(S::LANES) {
-            find_keys(pool, place, S::LANES)
+        let widens_keys = is_wide && widens_keys::<S, T>();
+        let keys = if pool.block_size.is_multiple_of(S::LANES) && !widens_keys {
+            Source::Pool(find_keys(pool, place, S::LANES))
         } else {
-            pack_keys(pool, place, area.keys);
+            pack_keys(pool, place, widens_keys, area.keys);
             let mut starts = [std::ptr::null(); MAX_VECTORS];
             for (v, start) in starts.iter_mut().enumerate().take(TILE / S::LANES) {
                 *start = area.keys.add(v * S::LANES).cast_const();
             }
-            Keys { starts, stride: TILE }
+            let keys = Keys { starts, stride: TILE };
+            if widens_keys { Source::Wide(keys) } else { Source::Pool(keys) }
         };
         let mut ahead = Ahead { starts: [area.values.cast_const().cast(); STREAMS], step: 0 };
         let values = if is_wide || pool.block_size < MIN_RUN {
@@ -231,23 +254,35 @@ unsafe fn find_values<T: Element>(pool: &Pool<T>, place: Place<'_>) -> Values<T>
     Values { starts, bounds, num_runs, stride: pool.value_stride }
 }
 
-/// Writes the words of the keys as `[key_words, TILE]`; what lies behind the last key stays as it is.
+/// Writes the words of the keys as `[key_words, TILE]`, or their numbers as `[key_words * PER_WORD,
+/// TILE]`; what lies behind the last key stays as it is.
 ///
 /// # Safety
 /// As [`open`].
 #[allow(clippy::inline_always, reason = "inlined into functions that enable the instructions")]
 #[inline(always)]
-unsafe fn pack_keys<T: Element>(pool: &Pool<T>, place: Place<'_>, to: *mut f32) {
+unsafe fn pack_keys<T: Element>(pool: &Pool<T>, place: Place<'_>, widens: bool, to: *mut f32) {
     let mut first = 0;
     while first < place.count {
         let part = place.part(first, pool.block_size);
+        let count = part.end - part.first;
         // SAFETY: the table names blocks of the pool.
         unsafe {
             let from = pool.keys(part.block, place.head).add(part.offset);
             for word in 0..pool.key_words {
                 let from = from.add(word * pool.block_size);
-                let to = to.add(word * TILE + part.first);
-                from.copy_to_nonoverlapping(to, part.end - part.first);
+                if !widens {
+                    from.copy_to_nonoverlapping(to.add(word * TILE + part.first), count);
+                    continue;
+                }
+                let from = from.cast::<T>();
+                let to = to.add(word * T::PER_WORD * TILE + part.first);
+                for number in 0..T::PER_WORD {
+                    for i in 0..count {
+                        let key = (*from.add(i * T::PER_WORD + number)).to_f32();
+                        *to.add(number * TILE + i) = key;
+                    }
+                }
             }
         }
         first = part.end;

@@ -41,6 +41,8 @@ unsafe impl<T: Sync> Sync for Summands<T> {}
 
 /// Rows that a thread keeps in its cache while it reads weights, in bytes.
 const BLOCK_BYTES: usize = 256 << 10;
+/// Tiles of the last parts.
+const LAST_TILES: usize = 2;
 const PRODUCTS_PER_NANO: usize = 32;
 
 /// Multiplies rows with a packed weight.
@@ -75,34 +77,43 @@ pub unsafe fn linear<T: Element>(
     let row_bytes = shape.in_features * size_of::<T>();
     let fair = num_rows.div_ceil((num_rows * row_bytes).div_ceil(BLOCK_BYTES).max(1));
     let rows_per_block = fair.next_multiple_of(max_rows);
-    let parts = parts(num_rows, rows_per_block, num_panels, max_rows, team.num_threads());
+    let blocks = (0..num_rows).step_by(rows_per_block);
+    let blocks = blocks.map(|first| first..num_rows.min(first + rows_per_block));
+    let parts = parts(blocks, num_panels, LAST_TILES * max_rows, team.num_threads());
     team.run(parts.len(), |index| {
-        let (rows, panels) = parts[index].clone();
+        let Part { rows, panels } = parts[index].clone();
         work(rows, panels);
     });
 }
 
+/// Some panels for some rows.
+#[derive(Debug, Clone)]
+struct Part {
+    rows: Range<usize>,
+    panels: Range<usize>,
+}
+
+/// Divides products among threads: parts get shorter, so that threads end at about the same time. The
+/// last of them are `last_rows` of a single panel.
 fn parts(
-    num_rows: usize,
-    rows_per_block: usize,
+    blocks: impl Iterator<Item = Range<usize>>,
     num_panels: usize,
-    max_rows: usize,
+    last_rows: usize,
     num_threads: usize,
-) -> Vec<(Range<usize>, Range<usize>)> {
+) -> Vec<Part> {
     let mut parts = Vec::new();
-    let mut first = 0;
-    while first < num_rows {
-        let rows = first..num_rows.min(first + rows_per_block);
-        first = rows.end;
-        let is_last = first == num_rows;
-        let tail = if is_last { num_threads.min(num_panels) } else { 0 };
-        for panels in runs(num_panels - tail, num_threads) {
-            parts.push((rows.clone(), panels));
-        }
-        for panel in num_panels - tail..num_panels {
-            for row in rows.clone().step_by(2 * max_rows) {
-                parts.push((row..rows.end.min(row + 2 * max_rows), panel..panel + 1));
-            }
+    let mut blocks = blocks.peekable();
+    while let Some(rows) = blocks.next() {
+        let num_last = if blocks.peek().is_none() { num_threads.min(num_panels) } else { 0 };
+        let shared = num_panels - num_last;
+        let runs = runs(shared, num_threads).into_iter();
+        parts.extend(runs.map(|panels| Part { rows: rows.clone(), panels }));
+        for panel in shared..num_panels {
+            let firsts = rows.clone().step_by(last_rows);
+            parts.extend(firsts.map(|first| Part {
+                rows: first..rows.end.min(first + last_rows),
+                panels: panel..panel + 1,
+            }));
         }
     }
     parts
@@ -123,6 +134,28 @@ fn runs(num_panels: usize, num_threads: usize) -> Vec<Range<usize>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn parts_cover_every_row_and_panel_once() {
+        for (num_rows, block, num_panels, last_rows, num_threads) in
+            [(128, 72, 18, 24, 2), (1, 12, 1, 24, 2), (50, 50, 3, 12, 8), (100, 12, 7, 24, 1)]
+        {
+            let blocks = (0..num_rows).step_by(block);
+            let blocks = blocks.map(|first: usize| first..num_rows.min(first + block));
+            let mut times = vec![0; num_rows * num_panels];
+            let parts = parts(blocks, num_panels, last_rows, num_threads);
+            for Part { rows, panels } in &parts {
+                for row in rows.clone() {
+                    for panel in panels.clone() {
+                        times[row * num_panels + panel] += 1;
+                    }
+                }
+            }
+            assert!(times.iter().all(|&times| times == 1));
+            let last = parts.last().expect("there is work");
+            assert!(last.rows.len() <= last_rows && last.panels.len() == 1);
+        }
+    }
 
     #[test]
     fn runs_cover_all_panels_and_get_shorter() {

@@ -7,7 +7,7 @@ use super::pack::VECTORS;
 use super::{LinearShape, Summands};
 use crate::element::Element;
 use crate::elementwise::{Output, Rows};
-use crate::simd::{Kernel, Level, Simd, prefetch, prefetch_far};
+use crate::simd::{Kernel, Level, Simd, prefetch_far};
 
 /// Rows of a tile: their sums, a panel's vectors and one factor fill the registers.
 pub(super) fn max_rows<T: Element>(level: Level) -> usize {
@@ -218,6 +218,7 @@ impl<T: Element, const HEIGHT: usize> Kernel for Chain<'_, T, HEIGHT> {
             let ahead = self.ahead.wrapping_add(i * self.at.pace.ahead_per_word);
             prefetch_far(ahead);
             if HEIGHT <= MAX_ROWS / 2 {
+                // Where a tile or two are all: two lines a word.
                 prefetch_far(ahead.wrapping_add(LINE_BYTES));
             }
             // SAFETY: the caller's condition.
@@ -262,19 +263,6 @@ impl<T: Element, const HEIGHT: usize> Chain<'_, T, HEIGHT> {
             for vector in 0..VECTORS {
                 // SAFETY: the totals have room for a tile.
                 unsafe { S::store(totals[vector], sums[row][vector]) }
-            }
-        }
-    }
-
-    /// Asks for the lines that the results are written to.
-    #[inline(always)]
-    fn ask_for_results<S: Simd>(&self) {
-        let Tiles { shape, output, .. } = self.tiles;
-        let column = self.at.panel * VECTORS * S::LANES;
-        for row in 0..HEIGHT {
-            let to = output.pointer().wrapping_add((self.at.row + row) * shape.out_features + column);
-            for byte in (0..VECTORS * S::LANES * size_of::<T>()).step_by(LINE_BYTES) {
-                prefetch(to.cast::<u8>().wrapping_add(byte));
             }
         }
     }

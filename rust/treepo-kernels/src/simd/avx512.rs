@@ -37,6 +37,7 @@ fn first(count: usize) -> __mmask16 {
 #[allow(clippy::inline_always, reason = "inlined into functions that enable the instructions")]
 unsafe impl<const BF16: bool> Simd for Avx512<BF16> {
     const LANES: usize = 16;
+    const HAS_PAIRS: bool = BF16;
     type F32 = __m512;
 
     #[inline(always)]

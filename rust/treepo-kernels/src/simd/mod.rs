@@ -83,6 +83,8 @@ impl Level {
 pub unsafe trait Simd: Copy {
     /// Elements of a vector.
     const LANES: usize;
+    /// Whether [`Simd::mul_add_pairs`] is an instruction of its own.
+    const HAS_PAIRS: bool = false;
     /// The vector.
     type F32: Copy;
 
