@@ -665,8 +665,8 @@ class AttentionLayer:
         key_dim: width of queries and keys.
         value_dim: width of values.
         scaling: factor of the scores.
-        keys: address of [num_blocks, num_kv_heads, padded_key_dim(key_dim) / n, block_size, n], where
-            n numbers make 32 bits: two in bfloat16, one in float32.
+        keys: address of [num_blocks, num_kv_heads, padded_key_dim(key_dim) / n, block_size, n]; n
+            numbers make 32 bits, two in bfloat16 and one in float32.
         values: address of [num_blocks, num_kv_heads, block_size, padded_value_dim(value_dim)].
         window: a query at position p sees keys above p - window.
         softcap: scores become softcap * tanh(score / softcap).

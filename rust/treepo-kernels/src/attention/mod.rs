@@ -101,7 +101,7 @@ pub struct Buffers<T> {
     pub output: *mut T,
     /// The pool's keys `[num_blocks, num_kv_heads, padded_key_dim(key_dim) / n, block_size, n]`: words
     /// of `n` = [`Element::PER_WORD`] neighbouring numbers of a key, beside those of other keys; zeros
-    /// fill up the last word.
+    /// fill up the last word. Aligned to words.
     pub keys: *mut T,
     /// The pool's values `[num_blocks, num_kv_heads, block_size, padded_value_dim(value_dim)]`.
     pub values: *mut T,
