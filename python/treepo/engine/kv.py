@@ -40,9 +40,9 @@ class Layout(StrEnum):
     TOKENS = "tokens"
     """Keys [block_size, num_kv_heads, key_dim], values [block_size, num_kv_heads, value_dim]."""
     HEADS = "heads"
-    """Keys [num_kv_heads, key_dim, block_size] in words of 32 bits, two numbers of a key in bfloat16,
-    so that a vector holds one word of neighbouring keys; values [num_kv_heads, block_size,
-    value_dim], padded to whole vectors."""
+    """Keys [num_kv_heads, key_dim, block_size] in words of 32 bits (two numbers of a key in
+    bfloat16), so that a vector holds one word of neighbouring keys; values [num_kv_heads,
+    block_size, value_dim], padded to whole vectors."""
 
     def key_shape(self, layer: LayerShape, block_size: int) -> tuple[int, int, int]:
         """Return the shape of a block's keys."""
