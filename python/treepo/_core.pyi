@@ -666,7 +666,7 @@ class AttentionLayer:
         value_dim: width of values.
         scaling: factor of the scores.
         keys: address of [num_blocks, num_kv_heads, padded_key_dim(key_dim) / n, block_size, n]; n
-            numbers make 32 bits, two in bfloat16 and one in float32.
+            numbers make 32 bits, two in bfloat16 and one in float32. A zero fills up an odd key.
         values: address of [num_blocks, num_kv_heads, block_size, padded_value_dim(value_dim)].
         window: a query at position p sees keys above p - window.
         softcap: scores become softcap * tanh(score / softcap).
@@ -767,7 +767,7 @@ class Kernels:
 
     @staticmethod
     def padded_key_dim(key_dim: int) -> int:
-        """Width of a key in the pool: the next even number."""
+        """Width of a key in the pool: `key_dim`, or one more if that is odd."""
 
     @staticmethod
     def padded_value_dim(value_dim: int) -> int:

@@ -31,7 +31,10 @@ class ModelShape:
     max_model_len: int | None
 
     def bytes_per_token(self, dtype: Dtype) -> int:
-        """Return the bytes that one token takes in the KV pool."""
+        """Return the bytes of one token's keys and values.
+
+        On a CPU the pool fills up values to a multiple of 16 and keys to an even number.
+        """
         return self.numbers_per_token * _BYTES[dtype]
 
 

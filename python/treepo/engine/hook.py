@@ -81,7 +81,10 @@ class KVShapes:
 
     @property
     def bytes_per_token(self) -> int:
-        """Bytes that the keys and values of one token take over all layers."""
+        """Bytes of the keys and values of one token over all layers.
+
+        A pool may take more, where it fills up heads to whole vectors (`Layout`).
+        """
         width = sum(x.num_kv_heads * (x.key_dim + x.value_dim) for x in self.layers)
         return width * self.dtype.itemsize
 

@@ -2,7 +2,7 @@
 //!
 //! A query walks the keys that it sees in tiles of `TILE` positions, which begin at multiples of
 //! `TILE` whatever the blocks are. In each tile it computes the scores (each a sum over the
-//! dimension in its order), corrects its running maximum and sum (online softmax, Milakov and
+//! words of a key in their order), corrects its running maximum and sum (online softmax, Milakov and
 //! Gimelshein 2018, <https://arxiv.org/abs/1805.02867>) and adds the values in the order of their
 //! positions. So the bits of a result depend on the query and on what it sees, on nothing else:
 //! not on the other queries of its row or step, on blocks, on sharing or on threads.
@@ -100,8 +100,8 @@ pub struct Buffers<T> {
     /// `[num_tokens, num_heads, value_dim]`, contiguous.
     pub output: *mut T,
     /// The pool's keys `[num_blocks, num_kv_heads, padded_key_dim(key_dim) / n, block_size, n]`: words
-    /// of `n` = [`Element::PER_WORD`] neighbouring numbers of a key, beside those of other keys; zeros
-    /// fill up the last word. Aligned to words.
+    /// of `n` = [`Element::PER_WORD`] neighbouring numbers of a key, beside those of other keys; a zero
+    /// fills up the last word.
     pub keys: *mut T,
     /// The pool's values `[num_blocks, num_kv_heads, block_size, padded_value_dim(value_dim)]`.
     pub values: *mut T,
@@ -110,7 +110,8 @@ pub struct Buffers<T> {
 // SAFETY: plain addresses; whoever reads and writes through them is unsafe and says why it may.
 unsafe impl<T: Sync> Sync for Buffers<T> {}
 
-/// Elements of a key in the pool: the next even number, so that it is whole words.
+/// Elements of a key in the pool: `key_dim`, or one more if that is odd. So it is whole words in every
+/// format; of f32 the last row is not read then.
 pub fn padded_key_dim(key_dim: usize) -> usize {
     key_dim.next_multiple_of(2)
 }
@@ -132,7 +133,7 @@ pub fn padded_value_dim(value_dim: usize) -> usize {
 /// # Safety
 /// The arrays have the sizes that [`Buffers`] gives for `layer.shape`, the step's tokens and the
 /// blocks that [`Step::new`] was told; inputs, output and pool do not overlap; nobody else touches
-/// output and pool meanwhile. The pool is initialised (any numbers).
+/// output and pool meanwhile. The pool is initialised: any numbers, but for the zeros that fill up keys.
 pub unsafe fn attend<T: Element>(
     team: &Team,
     level: Level,

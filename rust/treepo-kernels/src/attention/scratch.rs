@@ -53,7 +53,7 @@ impl Scratch {
         let value_dim = padded_value_dim(shape.value_dim);
         self.position.resize(self.position.len().max(MAX_QUERIES), 0);
         Area {
-            query: grow(&mut self.query, MAX_QUERIES * shape.key_dim),
+            query: grow(&mut self.query, MAX_QUERIES * key_dim),
             wide_query: grow(&mut self.wide_query, MAX_QUERIES * key_dim),
             mixed: grow(&mut self.mixed, MAX_QUERIES * value_dim),
             peak: grow(&mut self.peak, MAX_QUERIES),

@@ -77,7 +77,7 @@ pub(super) unsafe fn widen_words<T: Element>(words: *const f32, count: usize, to
 }
 
 /// Memory that is asked for while something else is computed: streams that are followed step by
-/// step.
+/// step, a line each. In blocks of 16 keys or less that is every line.
 #[derive(Clone, Copy)]
 pub(super) struct Ahead {
     starts: [*const u8; STREAMS],
@@ -105,7 +105,7 @@ impl Ahead {
     /// As [`open`].
     #[inline(always)]
     pub(super) unsafe fn keys<T: Element>(pool: &Pool<T>, place: Place<'_>) -> Self {
-        let bytes = pool.key_dim * pool.block_size * size_of::<T>();
+        let bytes = pool.key_words * pool.block_size * size_of::<f32>();
         // SAFETY: the caller's condition.
         let keys = unsafe { find_keys(pool, place, TILE / STREAMS) };
         let count = place.count.div_ceil(TILE / STREAMS).min(STREAMS);
@@ -191,17 +191,17 @@ pub(super) unsafe fn open<S: Simd, T: Element>(
     let is_wide = size_of::<T>() < size_of::<f32>() && place.num_queries >= MANY_QUERIES;
     // SAFETY: the tables name blocks of the pool.
     unsafe {
-        let widens_keys = is_wide && widens_keys::<S, T>();
-        let keys = if pool.block_size.is_multiple_of(S::LANES) && !widens_keys {
+        let widens = is_wide && widens_keys::<S, T>();
+        let keys = if pool.block_size.is_multiple_of(S::LANES) && !widens {
             Source::Pool(find_keys(pool, place, S::LANES))
         } else {
-            pack_keys(pool, place, widens_keys, area.keys);
+            pack_keys(pool, place, widens, area.keys);
             let mut starts = [std::ptr::null(); MAX_VECTORS];
             for (v, start) in starts.iter_mut().enumerate().take(TILE / S::LANES) {
                 *start = area.keys.add(v * S::LANES).cast_const();
             }
             let keys = Keys { starts, stride: TILE };
-            if widens_keys { Source::Wide(keys) } else { Source::Pool(keys) }
+            if widens { Source::Wide(keys) } else { Source::Pool(keys) }
         };
         let mut ahead = Ahead { starts: [area.values.cast_const().cast(); STREAMS], step: 0 };
         let values = if is_wide || pool.block_size < MIN_RUN {
@@ -272,7 +272,9 @@ unsafe fn pack_keys<T: Element>(pool: &Pool<T>, place: Place<'_>, widens: bool, 
             for word in 0..pool.key_words {
                 let from = from.add(word * pool.block_size);
                 if !widens {
-                    from.copy_to_nonoverlapping(to.add(word * TILE + part.first), count);
+                    // As bytes: the pool need not be aligned to words.
+                    let to = to.add(word * TILE + part.first).cast::<u8>();
+                    from.cast::<u8>().copy_to_nonoverlapping(to, count * size_of::<f32>());
                     continue;
                 }
                 let from = from.cast::<T>();

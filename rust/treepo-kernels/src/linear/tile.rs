@@ -214,15 +214,13 @@ impl<T: Element, const HEIGHT: usize> Kernel for Chain<'_, T, HEIGHT> {
             stride: self.tiles.input.stride,
             weight: panel.wrapping_add(first * VECTORS * S::LANES),
         };
-        for i in 0..self.len {
-            let ahead = self.ahead.wrapping_add(i * self.at.pace.ahead_per_word);
-            prefetch_far(ahead);
-            if HEIGHT <= MAX_ROWS / 2 {
-                // Where a tile or two are all: two lines a word.
-                prefetch_far(ahead.wrapping_add(LINE_BYTES));
+        // SAFETY: the caller's condition.
+        unsafe {
+            if self.at.pace.ahead_per_word > LINE_BYTES {
+                self.add_words::<S, 2>(&words, &mut sums);
+            } else {
+                self.add_words::<S, 1>(&words, &mut sums);
             }
-            // SAFETY: the caller's condition.
-            unsafe { words.add_products::<S, HEIGHT>(i, &mut sums) }
         }
         // SAFETY: the caller's condition.
         unsafe {
@@ -244,6 +242,23 @@ impl<T: Element, const HEIGHT: usize> Kernel for Chain<'_, T, HEIGHT> {
 #[allow(clippy::inline_always, reason = "inlined into functions that enable the instructions")]
 #[allow(clippy::needless_range_loop, reason = "loops over constants stay in registers")]
 impl<T: Element, const HEIGHT: usize> Chain<'_, T, HEIGHT> {
+    /// Adds the products of the whole words, and asks for so many lines of the next panel in each.
+    #[inline(always)]
+    unsafe fn add_words<S: Simd, const LINES: usize>(
+        &self,
+        words: &Words<T>,
+        sums: &mut [[S::F32; VECTORS]; HEIGHT],
+    ) {
+        for i in 0..self.len {
+            let ahead = self.ahead.wrapping_add(i * self.at.pace.ahead_per_word);
+            for line in 0..LINES {
+                prefetch_far(ahead.wrapping_add(line * LINE_BYTES));
+            }
+            // SAFETY: the word exists.
+            unsafe { words.add_products::<S, HEIGHT>(i, sums) }
+        }
+    }
+
     #[inline(always)]
     unsafe fn add_totals<S: Simd>(&self, sums: &mut [[S::F32; VECTORS]; HEIGHT]) {
         for row in 0..HEIGHT {
@@ -356,6 +371,39 @@ impl<T: Element> Words<T> {
                     *sum = T::mul_add_words::<S>(factor, weight, *sum);
                 }
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::element::Bf16;
+
+    fn check<T: Element>(depth: usize) {
+        let chain = Pace::new::<T>(depth, 0, 1).chain;
+        let num_chains = depth.div_ceil(chain.max(1));
+        assert!(chain <= max_chain::<T>());
+        assert_eq!(num_chains, depth.div_ceil(max_chain::<T>()), "{depth} words: more than needed");
+        // Of equal length, but for the last one.
+        assert!(num_chains * chain < depth + chain.max(1));
+        assert!(num_chains * chain <= depth + num_chains);
+    }
+
+    #[test]
+    fn chains_are_equal_and_no_more_than_needed() {
+        for depth in (0..700).chain([4_096, 28_672, 50_881]) {
+            check::<f32>(depth);
+            check::<Bf16>(depth);
+        }
+    }
+
+    #[test]
+    fn the_whole_next_panel_is_asked_for() {
+        for (depth, panel_bytes, num_tiles) in [(288, 36_864, 1), (288, 36_864, 11), (1, 64, 3)] {
+            let pace = Pace::new::<Bf16>(depth, panel_bytes, num_tiles);
+            assert!(pace.ahead_per_word * depth * num_tiles >= panel_bytes);
+            assert!(pace.ahead_per_word <= 2 * LINE_BYTES, "more than two lines a word");
         }
     }
 }
