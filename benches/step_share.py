@@ -1,8 +1,8 @@
 """What of a decode step is spent outside of kernels.
 
-Steps of so many rows, one token each; medians, milliseconds. `in_forward` is what transformers'
-modules and treepo's overlay take between kernels, torch's embedding lookup included; `around_it`
-what treepo takes around the forward: plan, inputs, commit, counters.
+Steps of so many rows, one token each; medians, milliseconds. `in_forward` is what stands between
+kernels in a forward: lookups of what the model is, torch's cosines and sines, transformers' modules
+where they run; `around_it` what treepo takes around the forward: plan, inputs, commit, counters.
 
     python benches/step_share.py --model models/SmolLM2-135M-Instruct --rows 16 64 128
 """
@@ -94,16 +94,16 @@ class TimedKernels:
 @contextmanager
 def timed(engine: Engine, clock: Clock) -> Iterator[None]:
     """Within the `with` block an engine's forwards and kernels are timed."""
-    kernels, model = engine.policy.kernels, engine.policy.model
+    policy, kernels = engine.policy, engine.policy.kernels
     assert kernels is not None
     plain: Any = kernels._parked
     counted: Any = TimedKernels(plain, clock)
     kernels._parked = kernels._kernels = counted
-    model.forward = clock.timed("forward", model.forward)
+    policy.logits = clock.timed("forward", policy.logits)  # type: ignore[method-assign]
     try:
         yield
     finally:
-        del model.forward
+        del policy.logits
         kernels._parked = kernels._kernels = plain
 
 

@@ -732,6 +732,31 @@ class DecoderLayer:
     ) -> DecoderLayer: ...
 
 @final
+class DecoderModel:
+    """A language model whose parts are all kernels: head(norm(layers(embedding[ids]))).
+
+    Args:
+        element: number format of all its buffers.
+        layers: at least one.
+        embedding: address, rows, elements from row to row; a row is as wide as the layers.
+        norm: behind the last layer.
+        head: an output for each token of the vocabulary.
+
+    Raises:
+        InvalidInputError: The parts do not fit together.
+    """
+
+    def __new__(
+        cls,
+        element: Element,
+        layers: Sequence[DecoderLayer],
+        *,
+        embedding: tuple[int, int, int],
+        norm: _Norm,
+        head: _Packed,
+    ) -> DecoderModel: ...
+
+@final
 class Kernels:
     """CPU kernels: threads and an instruction set.
 
@@ -820,7 +845,27 @@ class Kernels:
 
         Raises:
             InvalidInputError: The step has not `num_rows` tokens, layers differ in width or format,
-                one rotates and there is no `rotary`.
+                one rotates and there is no `rotary`, or it is wider than a key.
+            MemoryError: There is no memory for what lies between the kernels.
+        """
+
+    def logits(
+        self,
+        model: DecoderModel,
+        step: AttentionStep,
+        token_ids: _I64,
+        wanted: _I64 | None,
+        rotary: tuple[int, int, int] | None,
+        output: int,
+    ) -> None:
+        """Computes the logits of a step's tokens; output [num_wanted, outputs of the head].
+
+        token_ids: i64 [num_tokens]. wanted: i64 [num_wanted], tokens whose logits are wanted, by
+        their place in the step; all if absent. rotary: as in `decoder_layers`.
+
+        Raises:
+            InvalidInputError: Tokens, places or `rotary` do not fit the model and the step.
+            MemoryError: As in `decoder_layers`.
         """
 
     def packed_len(self, element: Element, shape: tuple[int, int]) -> int:

@@ -1,22 +1,22 @@
 """The model that samples: the trained one or a copy in another number format, made fast."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from functools import partial
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from treepo.config import EngineConfig, Packing
 from treepo.engine.exact import ExactForward
 from treepo.engine.fused import Fusion, Overlay, build_overlay, packing
 from treepo.engine.fused.whole import WholeLayers
-from treepo.engine.hook import evaluating, install
+from treepo.engine.hook import AttentionContext, evaluating, install
+from treepo.engine.inputs import StepInputs
 from treepo.engine.kernels import ELEMENTS, Kernels
 from treepo.errors import UnsupportedModelError
-
-T = TypeVar("T")
 
 
 class SamplingPolicy:
@@ -66,10 +66,31 @@ class SamplingPolicy:
         """Decoder layers that the kernels compute in one call."""
         return self._overlay.whole
 
-    def stepping(self, compute: Callable[[], T]) -> T:
-        """Compute a step: where nothing happens between decoder layers, they are one in it."""
-        chain = self._overlay.chain
-        return compute() if chain is None else chain.during(compute)
+    def logits(self, inputs: StepInputs, context: AttentionContext) -> Tensor:
+        """Return the logits of a step's rows, [num_logit_rows, vocab_size].
+
+        Where the model does nothing but its kernels, in one call of them; where nothing happens
+        between its decoder layers, they are one.
+
+        Args:
+            inputs: Of the step.
+            context: Of its attention.
+        """
+        direct, chain = self._overlay.direct, self._overlay.chain
+        logits = None if direct is None else direct(inputs, context)
+        if logits is not None:
+            return logits
+        compute = partial(
+            self.model,
+            input_ids=inputs.token_ids,
+            position_ids=inputs.positions,
+            use_cache=False,
+            logits_to_keep=inputs.logit_rows,
+            treepo=context,
+        )
+        output = compute() if chain is None else chain.during(compute)
+        computed: Tensor = output.logits[0]
+        return computed
 
     def follow(self, *, force: bool = False) -> None:
         """Take over weights that changed since the last time, or all if `force`."""

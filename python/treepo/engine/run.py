@@ -105,20 +105,10 @@ class Run:
         """Return the logits of every row that is drawn from, [num_logit_rows, vocab_size]."""
         policy, backend = self._engine.policy, self._engine.backend
         context = PagedContext(self.pool, backend, inputs, policy.whole_layers)
-        compute = partial(
-            policy.model,
-            input_ids=inputs.token_ids,
-            position_ids=inputs.positions,
-            use_cache=False,
-            logits_to_keep=inputs.logit_rows,
-            treepo=context,
-        )
+        compute = partial(policy.logits, inputs, context)
         kernels = policy.kernels
         is_native = policy.is_all_kernels and backend.name == NativeBackend.name
-        compute = partial(policy.stepping, compute)
-        output = kernels.awake(compute) if kernels is not None and is_native else compute()
-        logits: torch.Tensor = output.logits[0]
-        return logits
+        return kernels.awake(compute) if kernels is not None and is_native else compute()
 
     def _draw(self, logits: torch.Tensor, inputs: StepInputs) -> Draws:
         kernels = self._engine.policy.kernels

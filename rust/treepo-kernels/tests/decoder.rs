@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use treepo_kernels::attention::{
     self, Buffers, Shape, Step, Strided, attend, padded_key_dim, padded_value_dim,
 };
-use treepo_kernels::decoder::{DecoderLayer, Norm, Packed, Rotary, Workspace, decoder_layer};
+use treepo_kernels::decoder::{DecoderLayer, Norm, Packed, Rotary, Workspace, decoder_layers};
 use treepo_kernels::element::{Bf16, Element};
 use treepo_kernels::elementwise::{
     Activation, RmsNorm, RopeShape, Rows, Strided3, gate, rms_norm, rope,
@@ -162,6 +162,7 @@ impl<'a, T: Element> Setup<'a, T> {
         DecoderLayer {
             attention_norm: norm(sizes.width, &weights.norms[0]),
             qkv,
+            rotates: sizes.rotary_dim.is_some(),
             head_norms: sizes
                 .has_head_norms
                 .then(|| [0, 1].map(|i| norm(dim, &weights.head_norms[i]))),
@@ -191,7 +192,7 @@ impl<'a, T: Element> Setup<'a, T> {
         let (layer, to) = (self.layer(&mut pool), output.as_mut_ptr());
         // SAFETY: the buffers have the sizes of the layer and the step.
         unsafe {
-            decoder_layer(team, self.level, &layer, &self.step, rotary, workspace, input, to)
+            decoder_layers(team, self.level, &[layer], &self.step, rotary, workspace, input, to)
         }
         .expect("the parts fit");
         (output, pool)
@@ -435,6 +436,7 @@ fn valid() -> DecoderLayer<'static, f32> {
     DecoderLayer {
         attention_norm: norm(12),
         qkv: packed(12, 48),
+        rotates: false,
         head_norms: Some([norm(6), norm(6)]),
         attention: attention::Layer {
             shape,
@@ -495,8 +497,9 @@ fn a_layer_that_does_not_fit_is_not_computed() {
     let mut workspace = Workspace::default();
     let level = Level::Portable;
     // SAFETY: there are no tokens.
-    let result =
-        unsafe { decoder_layer(&team, level, &layer, &step, None, &mut workspace, input, output) };
+    let result = unsafe {
+        decoder_layers(&team, level, &[layer.clone()], &step, None, &mut workspace, input, output)
+    };
     assert_eq!(result, layer.check());
     assert!(result.is_err());
 }

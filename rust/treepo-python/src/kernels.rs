@@ -4,13 +4,13 @@
 
 #![allow(unsafe_code, reason = "buffers of torch tensors are given by their addresses")]
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use numpy::{PyReadonlyArray1, PyReadonlyArray2, PyReadwriteArray1};
 use pyo3::exceptions::PyMemoryError;
 use pyo3::prelude::*;
 use treepo_kernels::attention::{self, Buffers, Step, StepArrays, Strided};
-use treepo_kernels::decoder::{self, Rotary};
+use treepo_kernels::decoder::{self, Rotary, Tokens};
 use treepo_kernels::elementwise::{self, RmsNorm, RopeShape, Rows, Strided3};
 use treepo_kernels::linear::{self, Summands};
 use treepo_kernels::sampler::{self, Draws, Logits, NotFinite, SamplingParams};
@@ -19,7 +19,8 @@ use treepo_kernels::team::{GompParallel, Team};
 
 use crate::argument::invalid;
 use crate::layers::{
-    Activation, AttentionLayer, AttentionStep, DecoderLayer, Element, at, linear_shape, of_element,
+    Activation, AttentionLayer, AttentionStep, DecoderLayer, DecoderModel, Element, at,
+    linear_shape, of_element,
 };
 
 /// Threads of a team at most.
@@ -163,40 +164,50 @@ impl Kernels {
             let num_tokens = step.inner.num_tokens();
             return Err(invalid(format!("{num_rows} rows for a step of {num_tokens} tokens")));
         }
-        for layer in layers.iter().map(Py::get) {
-            let first = layers[0].get();
-            if layer.width() != first.width() || layer.element != first.element {
-                let widths = [first, layer].map(DecoderLayer::width);
-                return Err(invalid(format!("layers of {widths:?} elements or of two formats")));
-            }
-            if layer.rotates && rotary.is_none() {
-                return Err(invalid("a layer rotates and there are no cosines and sines".into()));
-            }
+        let Some(element) = layers.first().map(|layer| layer.get().element) else {
+            return Ok(());
+        };
+        if layers.iter().any(|layer| layer.get().element != element) {
+            return Err(invalid("layers of two formats".into()));
         }
         let (team, level) = (&self.team, self.level);
         // SAFETY: the caller vouches for the buffers; the step's slots lie within the pool.
         let result = py.detach(|| unsafe {
-            let mut workspace = step.workspace.lock().unwrap_or_else(PoisonError::into_inner);
-            let (workspace, step) = (&mut *workspace, &step.inner);
-            layers.iter().enumerate().try_for_each(|(index, layer)| {
-                let layer = layer.get();
-                let input = if index == 0 { input } else { (output, layer.width()) };
-                let rotary = rotary.filter(|_| layer.rotates);
-                of_element!(layer.element, T => layer.with_parts::<T, _>(|parts| {
-                    let rotary = rotary.map(|(dim, cos, sin)| Rotary {
-                        dim,
-                        cos: at::<T>(cos).cast_const(),
-                        sin: at::<T>(sin).cast_const(),
-                    });
-                    let (from, to) = (rows(input), at(output));
-                    decoder::decoder_layer(team, level, parts, step, rotary, workspace, from, to)
-                }))
+            let workspace = &mut *step.workspace();
+            of_element!(element, T => {
+                let layers: Vec<_> = layers.iter().map(|layer| layer.get().parts::<T>()).collect();
+                let (step, rotary) = (&step.inner, angles(rotary));
+                let (from, to) = (rows(input), at(output));
+                decoder::decoder_layers(team, level, &layers, step, rotary, workspace, from, to)
             })
         });
-        result.map_err(|error| match error {
-            decoder::Error::Memory(_) => PyMemoryError::new_err(error.to_string()),
-            decoder::Error::Parts(found) => invalid(found),
-        })
+        result.map_err(not_computed)
+    }
+
+    /// `rotary`: width, cosines, sines.
+    #[allow(clippy::too_many_arguments, reason = "buffers of one call")]
+    fn logits(
+        &self,
+        py: Python<'_>,
+        model: &DecoderModel,
+        step: &AttentionStep,
+        token_ids: Vector<'_, i64>,
+        wanted: Option<Vector<'_, i64>>,
+        rotary: Option<(usize, usize, usize)>,
+        output: usize,
+    ) -> PyResult<()> {
+        let (team, level) = (&self.team, self.level);
+        let wanted = wanted.as_ref().map(PyReadonlyArray1::as_slice).transpose()?;
+        let tokens = Tokens { ids: token_ids.as_slice()?, wanted };
+        // SAFETY: the caller vouches for the buffers; the step's slots lie within the pool.
+        let result = py.detach(|| unsafe {
+            let workspace = &mut *step.workspace();
+            of_element!(model.element, T => {
+                let (model, step, rotary) = (&model.parts::<T>(), &step.inner, angles(rotary));
+                decoder::logits(team, level, model, step, rotary, tokens, workspace, at(output))
+            })
+        });
+        result.map_err(not_computed)
     }
 
     #[allow(clippy::too_many_arguments, reason = "buffers of one call")]
@@ -391,6 +402,18 @@ impl Kernels {
             })
         });
         Ok(result.err().map(|NotFinite { row }| row))
+    }
+}
+
+/// Width, cosines, sines.
+fn angles<T>(rotary: Option<(usize, usize, usize)>) -> Option<Rotary<T>> {
+    rotary.map(|(dim, cos, sin)| Rotary { dim, cos: at(cos), sin: at(sin) })
+}
+
+fn not_computed(error: decoder::Error) -> PyErr {
+    match error {
+        decoder::Error::Memory(_) => PyMemoryError::new_err(error.to_string()),
+        decoder::Error::Parts(found) => invalid(found),
     }
 }
 

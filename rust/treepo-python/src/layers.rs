@@ -2,12 +2,12 @@
 
 #![allow(unsafe_code, reason = "buffers of torch tensors are given by their addresses")]
 
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use pyo3::prelude::*;
 use treepo_kernels::attention::{Layer, Shape, Step};
 use treepo_kernels::decoder::{self, Norm, Packed, Workspace};
-use treepo_kernels::elementwise::{self, RmsNorm};
+use treepo_kernels::elementwise::{self, RmsNorm, Rows};
 use treepo_kernels::linear::LinearShape;
 
 use crate::argument::invalid;
@@ -63,8 +63,15 @@ impl From<Activation> for elementwise::Activation {
 #[pyclass(module = "treepo.core", frozen)]
 pub(crate) struct AttentionStep {
     pub(crate) inner: Step,
-    /// Of whole layers.
+    /// Of whole layers and models.
     pub(crate) workspace: Mutex<Workspace>,
+}
+
+impl AttentionStep {
+    /// Memory for what lies between kernels, for one call at a time.
+    pub(crate) fn workspace(&self) -> MutexGuard<'_, Workspace> {
+        self.workspace.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// What one layer's attention computes, and its keys and values.
@@ -130,7 +137,7 @@ type PackedArgs = (usize, (usize, usize), Option<usize>);
 pub(crate) struct DecoderLayer {
     pub(crate) element: Element,
     attention: Py<AttentionLayer>,
-    pub(crate) rotates: bool,
+    rotates: bool,
     activation: Activation,
     norms: [NormArgs; 2],
     head_norms: Option<[NormArgs; 2]>,
@@ -170,29 +177,20 @@ impl DecoderLayer {
             gate_up,
             down,
         };
-        of_element!(element, T => layer.with_parts(|parts: &decoder::DecoderLayer<'_, T>| {
-            parts.check()
-        }))
-        .map_err(|error| invalid(error.to_string()))?;
+        of_element!(element, T => layer.parts::<T>().check())
+            .map_err(|error| invalid(error.to_string()))?;
         Ok(layer)
     }
 }
 
 impl DecoderLayer {
-    /// Elements of a row.
-    pub(crate) fn width(&self) -> usize {
-        self.norms[0].1
-    }
-
-    pub(crate) fn with_parts<T, R>(
-        &self,
-        work: impl FnOnce(&decoder::DecoderLayer<'_, T>) -> R,
-    ) -> R {
+    pub(crate) fn parts<T>(&self) -> decoder::DecoderLayer<'_, T> {
         let attention = self.attention.get();
         let [attention_norm, feed_forward_norm] = self.norms.map(norm::<T>);
-        work(&decoder::DecoderLayer {
+        decoder::DecoderLayer {
             attention_norm,
             qkv: packed(self.qkv),
+            rotates: self.rotates,
             head_norms: self.head_norms.map(|norms| norms.map(norm)),
             attention: attention.layer(),
             keys: at(attention.keys),
@@ -202,7 +200,52 @@ impl DecoderLayer {
             gate_up: packed(self.gate_up),
             activation: self.activation.into(),
             down: packed(self.down),
-        })
+        }
+    }
+}
+
+/// A language model whose parts are all kernels, and its weights by address.
+#[pyclass(module = "treepo.core", frozen)]
+pub(crate) struct DecoderModel {
+    pub(crate) element: Element,
+    layers: Vec<Py<DecoderLayer>>,
+    /// Address, rows, elements from row to row.
+    embedding: (usize, usize, usize),
+    norm: NormArgs,
+    head: PackedArgs,
+}
+
+#[pymethods]
+impl DecoderModel {
+    #[new]
+    #[pyo3(signature = (element, layers, *, embedding, norm, head))]
+    fn new(
+        element: Element,
+        layers: Vec<Py<DecoderLayer>>,
+        embedding: (usize, usize, usize),
+        norm: NormArgs,
+        head: PackedArgs,
+    ) -> PyResult<Self> {
+        if layers.iter().any(|layer| layer.get().element != element) {
+            return Err(invalid("layers of another format than the model's".into()));
+        }
+        let model = Self { element, layers, embedding, norm, head };
+        of_element!(element, T => model.parts::<T>().check())
+            .map_err(|error| invalid(error.to_string()))?;
+        Ok(model)
+    }
+}
+
+impl DecoderModel {
+    pub(crate) fn parts<T>(&self) -> decoder::Model<'_, T> {
+        let (address, num_embeddings, stride) = self.embedding;
+        decoder::Model {
+            embedding: Rows { data: at(address), stride },
+            num_embeddings,
+            layers: self.layers.iter().map(|layer| layer.get().parts()).collect(),
+            norm: norm(self.norm),
+            head: packed(self.head),
+        }
     }
 }
 

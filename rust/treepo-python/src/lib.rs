@@ -28,6 +28,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<layers::AttentionLayer>()?;
     module.add_class::<layers::AttentionStep>()?;
     module.add_class::<layers::DecoderLayer>()?;
+    module.add_class::<layers::DecoderModel>()?;
     module.add_class::<layers::Element>()?;
     module.add_class::<kernels::Kernels>()?;
     module.add_class::<pool::BlockPool>()?;

@@ -40,15 +40,17 @@ class PagedContext:
         self._is_looked_up = False
         self._in_step: LayersInStep | None = None
 
-    def layers_in_step(self, x: Tensor) -> LayersInStep | None:
+    def layers_in_step(self, shape: torch.Size, dtype: torch.dtype) -> LayersInStep | None:
         """Return the whole layers in this step, looked up once; None if there are none.
 
         Args:
-            x: Input of a layer, [1, num_tokens, width].
+            shape: Of the input of a layer: 1, num_tokens, width.
+            dtype: Its number format.
         """
         if not self._is_looked_up:
             self._is_looked_up = True
-            self._in_step = None if self.layers is None else self.layers.in_step(self, x)
+            layers = self.layers
+            self._in_step = None if layers is None else layers.in_step(self, shape, dtype)
         return self._in_step
 
     def attend(

@@ -11,6 +11,8 @@ from transformers import PreTrainedModel
 
 from treepo.engine.fused.chain import LayerChain
 from treepo.engine.fused.decoder import is_layer, layers
+from treepo.engine.fused.direct import DirectForward
+from treepo.engine.fused.ends import find_ends
 from treepo.engine.fused.linear import PackedLinear, SharedInput, layers_by_input
 from treepo.engine.fused.modules import activations, gates, norms, rotaries
 from treepo.engine.fused.overlay import Fusion, Overlay, Replacement, forward_of
@@ -57,6 +59,7 @@ def build_overlay(model: PreTrainedModel, kernels: Kernels) -> Overlay:
     expected = _try(model)
     overlay = _tried(model, kernels, expected)
     overlay = _chained(overlay, model)
+    overlay = replace(overlay, direct=_direct(overlay, model))
     return replace(overlay, is_all_kernels=_is_all_kernels(overlay, model, kernels))
 
 
@@ -180,6 +183,24 @@ def _chained(overlay: Overlay, model: PreTrainedModel) -> Overlay:
     return replace(overlay, chain=chain if is_same else None)
 
 
+def _direct(overlay: Overlay, model: PreTrainedModel) -> DirectForward | None:
+    """Return the model by one call, if its layers and ends give the same, one after another."""
+    if overlay.whole is None or overlay.chain is None:
+        return None
+    ends = find_ends(model, overlay.chain, overlay.linears, overlay.whole)
+    if ends is None:
+        return None
+    tokens, positions = _trial_tokens(model)
+    with overlay.applied(), torch.no_grad(), evaluating(model):
+        direct = DirectForward(model, overlay.chain, overlay.whole, ends)
+        expected = _logits(model, _Causal())
+        try:
+            got = direct.by_modules(tokens, positions, torch.arange(_TRIAL_TOKENS), _Causal())
+        except Exception:  # Of the model's own code, whose parts may want something else.
+            return None
+        return None if direct.is_cut() or not torch.equal(got, expected) else direct
+
+
 def _try(model: PreTrainedModel) -> _Trial:
     linears: list[tuple[nn.Linear, Tensor]] = []
 
@@ -201,15 +222,18 @@ def _try(model: PreTrainedModel) -> _Trial:
 
 
 def _logits(model: PreTrainedModel, context: "_Causal") -> Tensor:
-    vocab_size = model.config.get_text_config(decoder=True).vocab_size
-    tokens = (torch.arange(_TRIAL_TOKENS, device=model.device) * 7 + 3) % vocab_size
-    positions = torch.arange(_TRIAL_TOKENS, device=model.device)
+    tokens, positions = _trial_tokens(model)
     with torch.no_grad(), evaluating(model):
-        output = model(
-            input_ids=tokens[None], position_ids=positions[None], use_cache=False, treepo=context
-        )
+        output = model(input_ids=tokens, position_ids=positions, use_cache=False, treepo=context)
     logits: Tensor = output.logits[0]
     return logits
+
+
+def _trial_tokens(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
+    """Return tokens and their positions, [1, num_tokens] each."""
+    vocab_size = model.config.get_text_config(decoder=True).vocab_size
+    positions = torch.arange(_TRIAL_TOKENS, device=model.device)[None]
+    return (positions * 7 + 3) % vocab_size, positions
 
 
 class _Causal:

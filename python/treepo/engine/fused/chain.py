@@ -5,6 +5,7 @@ that computes where the kernels cannot is the layers, one after another.
 """
 
 from collections.abc import Callable, Iterator
+from operator import attrgetter
 from threading import get_ident
 from typing import Any, TypeVar
 
@@ -42,7 +43,7 @@ class LayerChain:
         The lists are put before the model's own in their owners' dictionaries; what is registered
         with the modules stays as it is.
         """
-        if self._is_cut():
+        if self.is_cut():
             return compute()
         self._thread = get_ident()
         for owner, name, layers in self._lists:
@@ -78,21 +79,31 @@ class LayerChain:
 
     __call__ = run
 
-    def _is_cut(self) -> bool:
+    @property
+    def owners(self) -> list[nn.Module]:
+        """The modules whose lists these are."""
+        return [owner for owner, *_ in self._lists]
+
+    def is_cut(self) -> bool:
         """Whether something may happen between the layers, or they are no longer the model's."""
         modules = self._whole.modules
         return (
             bool(_global_forward_hooks or _global_forward_pre_hooks)
-            or any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+            or any(map(_HOOKS, modules))
+            or any(map(_PRE_HOOKS, modules))
             or self._code_between() != self._code
             or any(_items(owner._modules.get(name)) != modules for owner, name, _ in self._lists)
         )
 
     def _code_between(self) -> list[Any]:
         """What runs the layers: code of their types and of the owners of their lists."""
-        types = [type(module) for module in self._whole.modules]
+        types = list(map(type, self._whole.modules))
         owners = [(type(owner).forward, vars(owner).get("forward")) for owner, *_ in self._lists]
         return [types, [kind.__call__ for kind in set(types)], owners]
+
+
+_HOOKS = attrgetter("_forward_hooks")
+_PRE_HOOKS = attrgetter("_forward_pre_hooks")
 
 
 def _items(module: nn.Module | None) -> list[nn.Module]:

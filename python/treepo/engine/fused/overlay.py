@@ -16,6 +16,7 @@ from typing import Any
 from torch import nn
 
 from treepo.engine.fused.chain import LayerChain
+from treepo.engine.fused.direct import DirectForward
 from treepo.engine.fused.linear import PackedLinear, SharedInput
 from treepo.engine.fused.whole import WholeLayers
 
@@ -59,6 +60,7 @@ class Overlay:
         replacements: What is put in place.
         whole: Decoder layers that the kernels compute in one call.
         chain: The same as one, if nothing happens between them.
+        direct: The whole model by one call, if it does nothing else.
         is_all_kernels: Whether decoder layers and head compute by this package's kernels alone.
     """
 
@@ -68,6 +70,7 @@ class Overlay:
     replacements: list[Replacement] = field(default_factory=list)
     whole: WholeLayers | None = None
     chain: LayerChain | None = None
+    direct: DirectForward | None = None
     is_all_kernels: bool = False
 
     def refresh(self, *, force: bool = False) -> int:

@@ -8,6 +8,7 @@ for all of them. The bits are those of the single calls, which training makes.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from treepo.engine.kernels import ELEMENTS, Kernels
 _Norm = tuple[int, int, float, float]
 _Key = tuple[AttentionLayer, torch.dtype, int, list[PackedArgs], list[Any]]
 _Attention = tuple[AttentionStep, AttentionLayer]
+_Angles = tuple[int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,15 +124,12 @@ class WholeLayers:
         """
         if torch.is_grad_enabled() or getattr(context, "layers", None) is not self:
             return None
-        in_step: LayersInStep | None = context.layers_in_step(x)
+        in_step: LayersInStep | None = context.layers_in_step(x.shape, x.dtype)
         if in_step is None or not in_step.fits(x):
             return None
-        angles = None
-        widths = [dim for dim in self._rotated[which] if dim is not None]
-        if widths:
-            angles = in_step.angles(rotary)
-            if angles is None or angles[0] > min(widths):
-                return None
+        can_rotate, angles = self.angles(which, in_step, rotary)
+        if not can_rotate:
+            return None
         output = torch.empty_like(x)
         self.kernels.native.decoder_layers(
             in_step.layers[which],
@@ -142,28 +141,49 @@ class WholeLayers:
         )
         return output
 
-    def in_step(self, context: Any, x: Tensor) -> "LayersInStep | None":
+    def angles(
+        self, which: slice, in_step: "LayersInStep", rotary: Any
+    ) -> tuple[bool, _Angles | None]:
+        """Return whether these layers are rotated by the kernels, and by what, if any is.
+
+        Args:
+            which: The layers.
+            in_step: They in the step.
+            rotary: Cosines and sines, [1, num_tokens, rotary_dim] each.
+        """
+        widths = [dim for dim in self._rotated[which] if dim is not None]
+        if not widths:
+            return True, None
+        angles = None if rotary is None else in_step.angles(rotary)
+        return angles is not None and angles[0] <= min(widths), angles
+
+    def in_step(self, context: Any, shape: torch.Size, dtype: torch.dtype) -> "LayersInStep | None":
         """Return the layers in the step of a context; None if their parts must compute it.
 
         Args:
             context: Of attention.
-            x: Input of a layer, [1, num_tokens, width].
+            shape: Of the input of a layer: 1, num_tokens, width.
+            dtype: Its number format.
         """
-        panels = [panels for linear in self._linears if (panels := linear.panels) is not None]
-        weights = [norm.weight for norm in self._norms]
-        attention = _attention(context, self._parts[0], x.dtype)
-        if attention is None or len(panels) < len(self._linears) or x.dim() != 3 or len(x) != 1:
+        attention = _attention(context, self._parts[0], dtype)
+        if attention is None or len(shape) != 3 or shape[0] != 1:
             return None
         step, of_first = attention
-        at = [(x.data_ptr(), x.shape, x.stride(), x.dtype) for x in weights]
-        key = of_first, x.dtype, x.shape[-1], [x.described for x in panels], at
+        panels = [panels for linear in self._linears if (panels := linear.panels) is not None]
+        if len(panels) < len(self._linears):
+            return None
+        weights = [norm.weight for norm in self._norms]
+        # By functions that are called from C: each of many tensors is looked at in every step.
+        at = [list(map(function, weights)) for function in _PLACE]
+        described = list(map(_DESCRIBED, panels))
+        key = of_first, dtype, shape[-1], described, at
         known = self._known
         if known is None or known.key != key:
-            if not _fit(x, panels, weights):
+            if not _fit(shape[-1], dtype, panels, weights):
                 return None
-            layers = self._described(context, x.dtype, key[3], weights)
+            layers = self._described(context, dtype, described, weights)
             known = self._known = _Known(key, layers, [x.detach() for x in weights])
-        return LayersInStep(step, known, panels, x)
+        return LayersInStep(step, known, panels, shape, dtype)
 
     def _described(
         self, context: Any, dtype: torch.dtype, panels: list[PackedArgs], weights: list[Tensor]
@@ -193,6 +213,10 @@ class WholeLayers:
         return layers
 
 
+_DESCRIBED = attrgetter("described")
+_PLACE = (Tensor.data_ptr, Tensor.stride, attrgetter("shape"), attrgetter("dtype"))
+
+
 @dataclass(frozen=True, slots=True)
 class _Known:
     """Layers as the kernels know them, what they were made from, and the norms they read."""
@@ -210,27 +234,34 @@ class LayersInStep:
         layers: The layers.
     """
 
-    def __init__(self, step: AttentionStep, known: _Known, panels: list[Panels], x: Tensor) -> None:
-        """Take the parts; the shape and number format are those of `x`."""
+    def __init__(
+        self,
+        step: AttentionStep,
+        known: _Known,
+        panels: list[Panels],
+        shape: torch.Size,
+        dtype: torch.dtype,
+    ) -> None:
+        """Take the parts."""
         self.step = step
         self.layers = known.layers
-        self._shape, self._dtype = x.shape, x.dtype
+        self._shape, self._dtype = shape, dtype
         # Held: another thread may pack the weights anew or replace a norm meanwhile.
         self._held = (panels, known.weights)
         self._rotary: Any = None
-        self._angles: tuple[int, int, int] | None = None
+        self._angles: _Angles | None = None
 
     def fits(self, x: Tensor) -> bool:
         """Whether the kernels take this input of a layer."""
         return x.shape == self._shape and x.dtype == self._dtype and x.is_contiguous()
 
-    def angles(self, rotary: Any) -> tuple[int, int, int] | None:
+    def angles(self, rotary: Any) -> _Angles | None:
         """Width, cosines and sines, [1, num_tokens, width] each, where they fit."""
         if rotary is not self._rotary:  # Mostly it is the one of the layer before.
             self._rotary, self._angles = rotary, self._described(*rotary)
         return self._angles
 
-    def _described(self, cos: Tensor, sin: Tensor) -> tuple[int, int, int] | None:
+    def _described(self, cos: Tensor, sin: Tensor) -> _Angles | None:
         dim = cos.shape[-1]
         fits = (
             cos.shape == sin.shape == (1, self._shape[1], dim)
@@ -260,10 +291,10 @@ def _attention(context: Any, parts: Parts, dtype: torch.dtype) -> _Attention | N
     return attention
 
 
-def _fit(x: Tensor, panels: list[Panels], norms: list[Tensor]) -> bool:
-    """Whether packed weights and norms are in the format of x, and as wide as it."""
+def _fit(width: int, dtype: torch.dtype, panels: list[Panels], norms: list[Tensor]) -> bool:
+    """Whether packed weights and norms are in a number format, and as wide as a layer's input."""
     return (
-        all(of.dtype == x.dtype for of in panels)
-        and all(weight.dtype == x.dtype and weight.stride(0) == 1 for weight in norms)
-        and len(norms[0]) == x.shape[-1]
+        all(of.dtype == dtype for of in panels)
+        and all(weight.dtype == dtype and weight.stride(0) == 1 for weight in norms)
+        and len(norms[0]) == width
     )

@@ -1,4 +1,5 @@
-//! Kernels that read and write each element once: norms, rotary positions, gated activations.
+//! Kernels that read and write each element once: norms, rotary positions, gated activations, rows by
+//! index.
 //!
 //! Elements are widened to f32, and a result is rounded once, when it is stored.
 
@@ -7,10 +8,12 @@ use std::ops::Range;
 use crate::team::Team;
 
 mod gate;
+mod gather;
 mod norm;
 mod rope;
 
 pub use gate::{Activation, gate};
+pub use gather::gather;
 pub use norm::{RmsNorm, rms_norm, rms_norm_heads};
 pub use rope::{RopeShape, Strided3, rope, rope_pair};
 
