@@ -10,6 +10,7 @@ from tiny_models import MODELS, VOCAB_SIZE
 
 from treepo.config import EngineConfig, SamplingParams, SearchConfig
 from treepo.engine.fused import products
+from treepo.engine.fused.direct import DirectForward
 from treepo.engine.fused.whole import WholeLayers
 from treepo.engine.kernels import Kernels
 
@@ -38,7 +39,13 @@ def sample(engine, on_step=None):
 def whole_layers():
     """Yield a list that gets, for each layer that runs, whether it was computed as a whole."""
     calls = []
-    own = WholeLayers.__call__
+    own, own_direct = WholeLayers.__call__, DirectForward.__call__
+
+    def direct(self, *args):
+        logits = own_direct(self, *args)
+        if logits is not None:
+            calls.extend([True] * self._model.config.num_hidden_layers)
+        return logits
 
     def call(self, which, *args):
         output = own(self, which, *args)
@@ -49,13 +56,29 @@ def whole_layers():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(WholeLayers, "__call__", call)
+        patch.setattr(DirectForward, "__call__", direct)
         yield calls
+
+
+@contextmanager
+def by_modules():
+    """Within it the model's own forward runs, whose layers may be wholes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DirectForward, "__call__", lambda *_: None)
+        yield
+
+
+@contextmanager
+def by_parts():
+    """Within it no layer is computed as a whole."""
+    with by_modules(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(WholeLayers, "__call__", lambda *_: None)
+        yield
 
 
 def in_parts(engine):
     """What `sample` returns where no layer is computed as a whole."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(WholeLayers, "__call__", lambda *_: None)
+    with by_parts():
         return sample(engine)
 
 

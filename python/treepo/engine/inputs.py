@@ -144,7 +144,6 @@ class InputBuilder:
         )
         arrangement = self._arrange(rows)
         logit_rows, sample_rows = _unique_sorted(plan.sample_index[: sizes.num_samples])
-        query_lens = np.diff(rows.query_starts)
         order: I64 | slice = slice(num_tokens)
         if arrangement.token_order is not None:
             order = arrangement.token_order
@@ -161,7 +160,7 @@ class InputBuilder:
             sample_rows=None if sample_rows is None else self._tensor(sample_rows),
             uniforms=self._tensor(plan.uniforms[: sizes.num_samples]),
             arrangement=arrangement,
-            num_prefill_tokens=int(query_lens[query_lens > 1].sum()),
+            num_prefill_tokens=_num_prefill_tokens(rows.query_starts, sizes),
         )
 
     def _tensor(self, array: npt.NDArray[np.generic]) -> Tensor:
@@ -174,8 +173,16 @@ _NO_GROUPS = np.zeros((0, 4), dtype=np.int32)
 
 def _unique_sorted(index: I64) -> tuple[I64, I64 | None]:
     """Return a sorted array's distinct values and each entry's place among them if any repeat."""
-    is_first = np.ones(len(index), dtype=bool)
-    np.not_equal(index[1:], index[:-1], out=is_first[1:])
-    if is_first.all():
+    repeats = index[1:] == index[:-1]
+    if not repeats.any():
         return index, None
+    is_first = np.concatenate([[True], ~repeats])
     return index[is_first], np.cumsum(is_first) - 1
+
+
+def _num_prefill_tokens(query_starts: I32, sizes: PlanSizes) -> int:
+    """Return the number of tokens of rows that have more than one; none is empty."""
+    if sizes.num_tokens == sizes.num_rows:
+        return 0
+    query_lens = np.diff(query_starts)
+    return int(query_lens[query_lens > 1].sum())

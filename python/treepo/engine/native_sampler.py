@@ -1,12 +1,11 @@
 """Draw tokens with the CPU kernels: one pass over the logits."""
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from treepo.config import SamplingParams
 from treepo.engine.kernels import ELEMENTS, Kernels
-from treepo.engine.sampler import Draws
+from treepo.engine.sampler import DrawnArrays
 from treepo.errors import NotFiniteError
 
 
@@ -21,7 +20,7 @@ def draw(
     sample_rows: Tensor | None,
     uniforms: Tensor,
     params: SamplingParams,
-) -> Draws:
+) -> DrawnArrays:
     """Draw one token for each sample; meaning and errors as in `treepo.engine.sampler.sample`.
 
     Args:
@@ -47,8 +46,4 @@ def draw(
     )
     if bad_row is not None:
         raise NotFiniteError(f"row {bad_row} of the logits holds a NaN or an infinity")
-    return Draws(
-        token_ids=torch.from_numpy(token_ids),
-        logprobs=torch.from_numpy(logprobs),
-        entropies=torch.from_numpy(entropies),
-    )
+    return DrawnArrays(token_ids, logprobs, entropies)

@@ -4,15 +4,13 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
-import torch
-
 from treepo import core
 from treepo.config import SamplingParams
 from treepo.engine.attention import NativeBackend, PagedContext
 from treepo.engine.inputs import I32, InputBuilder, StepInputs
 from treepo.engine.kv import KVPool
 from treepo.engine.native_sampler import can_draw, draw
-from treepo.engine.sampler import Draws, sample
+from treepo.engine.sampler import DrawnArrays, sample
 from treepo.engine.verdicts import Judge, report_all
 
 if TYPE_CHECKING:
@@ -94,36 +92,30 @@ class Run:
         inputs = self._inputs.build(self._buffers, sizes, *self._grouped(sizes))
         if sizes.num_copies:
             self.pool.copy_blocks(inputs.copies[0], inputs.copies[1])
-        self._commit(self._draw(self._forward(inputs), inputs))
+        self._scheduler.commit_step(*self._compute(inputs))
         if self._judge is not None:
             # Before the next plan: while verdicts are pending, a plan may be empty too early.
             report_all(self._scheduler, self._judge)
         self._count(inputs)
         return True
 
-    def _forward(self, inputs: StepInputs) -> torch.Tensor:
-        """Return the logits of every row that is drawn from, [num_logit_rows, vocab_size]."""
+    def _compute(self, inputs: StepInputs) -> DrawnArrays:
+        """Run the forward pass and draw, by threads that stay awake where the kernels do all."""
         policy, backend = self._engine.policy, self._engine.backend
         context = PagedContext(self.pool, backend, inputs, policy.whole_layers)
-        compute = partial(policy.logits, inputs, context)
+        compute = partial(self._forward_and_draw, inputs, context)
         kernels = policy.kernels
         is_native = policy.is_all_kernels and backend.name == NativeBackend.name
         return kernels.awake(compute) if kernels is not None and is_native else compute()
 
-    def _draw(self, logits: torch.Tensor, inputs: StepInputs) -> Draws:
+    def _forward_and_draw(self, inputs: StepInputs, context: PagedContext) -> DrawnArrays:
+        logits = self._engine.policy.logits(inputs, context)
         kernels = self._engine.policy.kernels
         if kernels is not None and can_draw(logits):
             return draw(kernels, logits, inputs.sample_rows, inputs.uniforms, self._sampling)
         if inputs.sample_rows is not None:
             logits = logits[inputs.sample_rows]
-        return sample(logits, inputs.uniforms, self._sampling)
-
-    def _commit(self, draws: Draws) -> None:
-        self._scheduler.commit_step(
-            draws.token_ids.to(torch.uint32).cpu().numpy(),
-            draws.logprobs.cpu().numpy(),
-            draws.entropies.cpu().numpy(),
-        )
+        return sample(logits, inputs.uniforms, self._sampling).arrays()
 
     def _count(self, inputs: StepInputs) -> None:
         counts = self._scheduler.stats()

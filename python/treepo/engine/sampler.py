@@ -8,6 +8,8 @@ row's draw independent of the batch it stands in.
 import math
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -19,6 +21,14 @@ _CHUNK = 256
 _TOP_P_CANDIDATES = 1024
 # Logits handled at once on a CPU, so that what is computed from them stays in the cache.
 _CPU_PART = 1 << 19
+
+
+class DrawnArrays(NamedTuple):
+    """Draws as `treepo.core.Scheduler.commit_step` takes them; see `Draws`."""
+
+    token_ids: npt.NDArray[np.uint32]
+    logprobs: npt.NDArray[np.float32]
+    entropies: npt.NDArray[np.float32]
 
 
 class Draws(NamedTuple):
@@ -35,6 +45,14 @@ class Draws(NamedTuple):
     token_ids: Tensor
     logprobs: Tensor
     entropies: Tensor
+
+    def arrays(self) -> DrawnArrays:
+        """Copy them to arrays."""
+        return DrawnArrays(
+            self.token_ids.to(torch.uint32).cpu().numpy(),
+            self.logprobs.cpu().numpy(),
+            self.entropies.cpu().numpy(),
+        )
 
 
 def sample(logits: Tensor, uniforms: Tensor, params: SamplingParams) -> Draws:

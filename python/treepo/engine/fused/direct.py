@@ -164,7 +164,7 @@ class DirectForward:
         self, in_step: LayersInStep, weight: Tensor, norm: Tensor, panels: Panels
     ) -> "_Known | None":
         """Return the model as the kernels know it; None if they cannot compute its ends."""
-        at = [(x.data_ptr(), x.shape, x.stride(), x.dtype) for x in (weight, norm)]
+        at = [(x.data_ptr(), x.shape, x.is_contiguous(), x.dtype) for x in (weight, norm)]
         key = panels.described, at
         known = self._known
         if known is None or known.layers is not in_step.layers or known.key != key:
@@ -173,7 +173,7 @@ class DirectForward:
             model = DecoderModel(
                 ELEMENTS[weight.dtype],
                 in_step.layers,
-                embedding=(weight.data_ptr(), weight.shape[0], weight.stride(0)),
+                embedding=(weight.data_ptr(), *weight.shape),
                 norm=self._ends.norm.described(norm),
                 head=panels.described,
             )
@@ -210,6 +210,6 @@ def _fit(weight: Tensor, norm: Tensor, panels: Panels) -> bool:
     return (
         weight.dtype in ELEMENTS
         and weight.dtype == panels.dtype == norm.dtype
-        and weight.stride(1) == 1
-        and norm.stride(0) == 1
+        and weight.is_contiguous()
+        and norm.is_contiguous()
     )

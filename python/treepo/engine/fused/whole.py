@@ -99,6 +99,7 @@ class WholeLayers:
         self._rotated: list[int | None] = []
         self._linears: list[PackedLinear] = []
         self._norms: list[Norm] = []
+        self._norm_parameters: list[Any] = []
         self._known: _Known | None = None
 
     def add(self, module: nn.Module, parts: Parts) -> "WholeLayer":
@@ -108,6 +109,7 @@ class WholeLayers:
         self._rotated.append(parts.heads[2] if parts.rotates else None)
         self._linears += parts.linears
         self._norms += parts.all_norms
+        self._norm_parameters += [norm.module._parameters for norm in parts.all_norms]
         return WholeLayer(self, len(self._parts) - 1)
 
     def __call__(self, which: slice, x: Tensor, rotary: Any, context: Any) -> Tensor | None:
@@ -172,7 +174,7 @@ class WholeLayers:
         panels = [panels for linear in self._linears if (panels := linear.panels) is not None]
         if len(panels) < len(self._linears):
             return None
-        weights = [norm.weight for norm in self._norms]
+        weights: list[Any] = [parameters["weight"] for parameters in self._norm_parameters]
         # By functions that are called from C: each of many tensors is looked at in every step.
         at = [list(map(function, weights)) for function in _PLACE]
         described = list(map(_DESCRIBED, panels))
@@ -214,7 +216,7 @@ class WholeLayers:
 
 
 _DESCRIBED = attrgetter("described")
-_PLACE = (Tensor.data_ptr, Tensor.stride, attrgetter("shape"), attrgetter("dtype"))
+_PLACE = (Tensor.data_ptr, Tensor.numel, Tensor.is_contiguous, attrgetter("dtype"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,6 +297,6 @@ def _fit(width: int, dtype: torch.dtype, panels: list[Panels], norms: list[Tenso
     """Whether packed weights and norms are in a number format, and as wide as a layer's input."""
     return (
         all(of.dtype == dtype for of in panels)
-        and all(weight.dtype == dtype and weight.stride(0) == 1 for weight in norms)
+        and all(weight.dtype == dtype and weight.is_contiguous() for weight in norms)
         and len(norms[0]) == width
     )
