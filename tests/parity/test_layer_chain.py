@@ -12,6 +12,7 @@ from wholes import (
     DTYPES,
     FAMILIES,
     HAS_PANELS,
+    by_modules,
     check_same,
     check_whole,
     in_parts,
@@ -24,6 +25,12 @@ from treepo.engine import Engine
 from treepo.engine.fused import products
 from treepo.engine.kernels import Kernels
 from treepo.engine.policy import SamplingPolicy
+
+
+@pytest.fixture(autouse=True)
+def only_modules():
+    with by_modules():
+        yield
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from wholes import (
     FAMILIES,
     HAS_PANELS,
     TEMPERATURE,
+    by_parts,
     check_parts,
     check_same,
     check_whole,
@@ -32,7 +33,6 @@ from treepo.config import (
 )
 from treepo.engine import Engine
 from treepo.engine.fused import Fusion, products
-from treepo.engine.fused.whole import WholeLayers
 from treepo.engine.kernels import Kernels
 from treepo.errors import InvalidInputError
 from treepo.train.pack import pack

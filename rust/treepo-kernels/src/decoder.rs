@@ -110,17 +110,40 @@ pub unsafe fn decoder_layers<T: Element>(
     input: Rows<T>,
     output: *mut T,
 ) -> Result<(), Error> {
+    check_layers(layers)?;
+    check_rotary(layers, rotary.map(|x| x.dim))?;
     let pass = Pass { team, level, step, rotary, wanted: None };
     let mut from = input;
+    for layer in layers {
+        // SAFETY: the caller's condition.
+        unsafe { pass.layer(layer, &mut workspace.of_layer, from, output)? }
+        from = contiguous(output, layer.width());
+    }
+    Ok(())
+}
+
+/// Whether layers and their parts fit together.
+fn check_layers<T>(layers: &[DecoderLayer<'_, T>]) -> Result<(), Error> {
     for layer in layers {
         layer.check()?;
         let (found, first) = (layer.width(), layers[0].width());
         if found != first {
             return Err(parts(format!("a layer of {found} elements, the first has {first}")));
         }
-        // SAFETY: the caller's condition.
-        unsafe { pass.layer(layer, &mut workspace.of_layer, from, output)? }
-        from = contiguous(output, first);
+    }
+    Ok(())
+}
+
+/// Whether layers that rotate can do so by angles for so many elements of a head.
+fn check_rotary<T>(layers: &[DecoderLayer<'_, T>], rotary_dim: Option<usize>) -> Result<(), Error> {
+    for layer in layers.iter().filter(|layer| layer.rotates) {
+        let Some(dim) = rotary_dim else {
+            return Err(parts("a layer rotates and there are no cosines and sines".into()));
+        };
+        let key_dim = layer.attention.shape.key_dim;
+        if dim % 2 != 0 || dim > key_dim {
+            return Err(parts(format!("{dim} elements of a key of {key_dim} cannot be rotated")));
+        }
     }
     Ok(())
 }

@@ -1,7 +1,10 @@
 //! From token ids to logits in one call.
 
 use super::pass::Pass;
-use super::{DecoderLayer, Error, Norm, Packed, Rotary, Workspace, contiguous, parts};
+use super::{
+    DecoderLayer, Error, Norm, Packed, Rotary, Workspace, check_layers, check_rotary, contiguous,
+    parts,
+};
 use crate::attention::Step;
 use crate::element::Element;
 use crate::elementwise::{Rows, gather, rms_norm};
@@ -65,16 +68,13 @@ impl<T> Model<'_, T> {
         let Some(width) = self.layers.first().map(DecoderLayer::width) else {
             return Err(parts("a model without layers".into()));
         };
-        self.layers.iter().try_for_each(DecoderLayer::check)?;
-        let others = self.layers.iter().map(DecoderLayer::width);
-        let others = others.map(|width| ("a layer", width)).chain([
-            ("the norm", self.norm.norm.width),
-            ("the head's input", self.head.shape.in_features),
-        ]);
-        match others.into_iter().find(|&(_, found)| found != width) {
+        check_layers(&self.layers)?;
+        let ends =
+            [("the norm", self.norm.norm.width), ("the head's input", self.head.shape.in_features)];
+        match ends.into_iter().find(|&(_, found)| found != width) {
             None => Ok(()),
             Some((name, found)) => {
-                Err(parts(format!("{name} has {found} elements, the first layer {width}")))
+                Err(parts(format!("{name} has {found} elements, the layers {width}")))
             }
         }
     }
@@ -106,6 +106,7 @@ pub unsafe fn logits<T: Element>(
     output: *mut T,
 ) -> Result<(), Error> {
     model.check()?;
+    check_rotary(&model.layers, rotary.map(|x| x.dim))?;
     tokens.check(step.num_tokens(), model.num_embeddings)?;
     let (width, num_tokens) = (model.norm.norm.width, step.num_tokens());
     let num_wanted = tokens.wanted.map_or(num_tokens, <[i64]>::len);

@@ -1,7 +1,7 @@
 //! A layer for the tokens of a step: the kernels of its parts, one after another.
 
 use super::workspace::Lines;
-use super::{DecoderLayer, Error, Norm, Packed, Rotary, contiguous, parts};
+use super::{DecoderLayer, Error, Norm, Packed, Rotary, contiguous};
 use crate::attention::{self, Buffers, Step, Strided};
 use crate::element::Element;
 use crate::elementwise::{
@@ -35,7 +35,7 @@ impl<T: Element> Pass<'_, T> {
         input: Rows<T>,
         output: *mut T,
     ) -> Result<(), Error> {
-        let rotary = self.rotary_of(layer)?;
+        let rotary = self.rotary.filter(|_| layer.rotates);
         let width = layer.width();
         let num_rows = self.step.num_tokens();
         let num_wanted = self.wanted.map_or(num_rows, <[i64]>::len);
@@ -63,19 +63,6 @@ impl<T: Element> Pass<'_, T> {
             self.feed_forward(layer, feed_forward_arrays, num_wanted, output);
         }
         Ok(())
-    }
-
-    /// The angles by which a layer rotates.
-    fn rotary_of(&self, layer: &DecoderLayer<'_, T>) -> Result<Option<Rotary<T>>, Error> {
-        let key_dim = layer.attention.shape.key_dim;
-        match self.rotary {
-            _ if !layer.rotates => Ok(None),
-            Some(Rotary { dim, .. }) if dim % 2 == 0 && dim <= key_dim => Ok(self.rotary),
-            Some(Rotary { dim, .. }) => {
-                Err(parts(format!("{dim} elements of a key of {key_dim} cannot be rotated")))
-            }
-            None => Err(parts("a layer rotates and there are no cosines and sines".into())),
-        }
     }
 
     /// Attention of a layer; returns where its results are.
