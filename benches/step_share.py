@@ -1,8 +1,9 @@
 """What of a decode step is spent outside of kernels.
 
 Steps of so many rows, one token each; medians, milliseconds. `in_forward` is what stands between
-kernels in a forward: lookups of what the model is, torch's cosines and sines, transformers' modules
-where they run; `around_it` what treepo takes around the forward: plan, inputs, commit, counters.
+kernels in a forward: lookups of what the model is, transformers' modules where they run; `angles`
+its cosines and sines, by torch; `around_it` what treepo takes around the forward: plan, inputs,
+commit, counters. `share` is that of all three, `python` that without the angles.
 
     python benches/step_share.py --model models/SmolLM2-135M-Instruct --rows 16 64 128
 """
@@ -48,7 +49,7 @@ class Clock:
     """Seconds by part of the step that runs."""
 
     def __init__(self) -> None:
-        self.seconds = {"forward": 0.0, "kernels": 0.0, "sampler": 0.0}
+        self.seconds = {"forward": 0.0, "kernels": 0.0, "sampler": 0.0, "angles": 0.0}
         self._began = time.perf_counter()
 
     def timed(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -68,9 +69,10 @@ class Clock:
         end = time.perf_counter()
         step, seconds = end - self._began, dict(self.seconds)
         self.seconds, self._began = dict.fromkeys(seconds, 0.0), end
-        in_forward = seconds["forward"] - seconds["kernels"]
+        angles = seconds["angles"]
+        in_forward = seconds["forward"] - seconds["kernels"] - angles
         around_it = step - seconds["forward"] - seconds["sampler"]
-        return {"step": step, "in_forward": in_forward, "around_it": around_it}
+        return {"step": step, "in_forward": in_forward, "angles": angles, "around_it": around_it}
 
 
 class TimedKernels:
@@ -100,10 +102,15 @@ def timed(engine: Engine, clock: Clock) -> Iterator[None]:
     counted: Any = TimedKernels(plain, clock)
     kernels._parked = kernels._kernels = counted
     policy.logits = clock.timed("forward", policy.logits)  # type: ignore[method-assign]
+    rotaries = [x for x in policy.model.modules() if type(x).__name__.endswith("RotaryEmbedding")]
+    for rotary in rotaries:
+        rotary.forward = clock.timed("angles", rotary.forward)
     try:
         yield
     finally:
         del policy.logits
+        for rotary in rotaries:
+            del rotary.forward
         kernels._parked = kernels._kernels = plain
 
 
@@ -123,10 +130,12 @@ def measure(engine: Engine, num_rows: int, options: argparse.Namespace) -> dict[
         search = SearchConfig.flat(1, options.max_tokens)
         engine.rollout(prompts, search, SamplingParams(), on_step=end_step)
     figures = {name: 1e3 * statistics.median(step[name] for step in steps) for name in steps[0]}
-    share = (figures["in_forward"] + figures["around_it"]) / figures["step"]
+    python = (figures["in_forward"] + figures["around_it"]) / figures["step"]
+    share = python + figures["angles"] / figures["step"]
     line = "  ".join(f"{name} {value:6.2f} ms" for name, value in figures.items())
-    print(f"{num_rows:5} rows:  {line}  outside of kernels {100 * share:.1f} %", flush=True)
-    return {**figures, "share": share}
+    shares = f"outside of kernels {100 * share:.1f} %, Python {100 * python:.1f} %"
+    print(f"{num_rows:5} rows:  {line}  {shares}", flush=True)
+    return {**figures, "share": share, "python": python}
 
 
 def parse() -> argparse.Namespace:
