@@ -2,8 +2,9 @@
 
 Steps of so many rows, one token each; medians, milliseconds. `in_forward` is what stands between
 kernels in a forward: lookups of what the model is, transformers' modules where they run; `angles`
-its cosines and sines, by torch; `around_it` what treepo takes around the forward: plan, inputs,
-commit, counters. `share` is that of all three, `python` that without the angles.
+its cosines and sines, by torch, where a forward is one call; `around_it` what treepo takes around
+the forward: plan, inputs, commit, counters. `share` is that of all three, `python` that without
+the angles.
 
     python benches/step_share.py --model models/SmolLM2-135M-Instruct --rows 16 64 128
 """
@@ -25,6 +26,7 @@ import torch
 
 import environment
 from treepo import Engine, EngineConfig, SamplingParams, SearchConfig
+from treepo.engine.fused.ends import Ends
 from treepo.engine.stats import EngineStats
 
 WARM_UP_TOKENS = 4
@@ -102,15 +104,13 @@ def timed(engine: Engine, clock: Clock) -> Iterator[None]:
     counted: Any = TimedKernels(plain, clock)
     kernels._parked = kernels._kernels = counted
     policy.logits = clock.timed("forward", policy.logits)  # type: ignore[method-assign]
-    rotaries = [x for x in policy.model.modules() if type(x).__name__.endswith("RotaryEmbedding")]
-    for rotary in rotaries:
-        rotary.forward = clock.timed("angles", rotary.forward)
+    angles = Ends.angles
+    Ends.angles = clock.timed("angles", angles)  # type: ignore[method-assign]
     try:
         yield
     finally:
         del policy.logits
-        for rotary in rotaries:
-            del rotary.forward
+        Ends.angles = angles  # type: ignore[method-assign]
         kernels._parked = kernels._kernels = plain
 
 

@@ -16,32 +16,30 @@ from wholes import (
     by_modules,
     check_same,
     check_whole,
+    direct_calls,
     in_parts,
     make,
     sample,
 )
 
-from treepo.config import Dtype, Packing, SamplingParams
+from treepo.config import Activations, Dtype, Packing, SamplingParams, UpdateConfig
 from treepo.engine import Engine
 from treepo.engine.fused import products
 from treepo.engine.kernels import Kernels
 from treepo.engine.policy import SamplingPolicy
 from treepo.errors import InvalidInputError
+from treepo.train.forward import Forward
 
 TIES = [False, True]
 
 
-def num_direct(engine):
-    direct = engine.policy._overlay.direct
-    return 0 if direct is None else direct.num_runs
-
-
 def check_direct(engine, expected, *, is_direct=True):
     """Each step is one call of the kernels, or none is; no bit differs."""
-    before = num_direct(engine)
-    check_same(sample(engine), expected)
+    with direct_calls() as calls:
+        forest = sample(engine)
     is_direct = is_direct and products.uses_panels(engine.policy.model.dtype, Kernels())
-    assert num_direct(engine) - before == (engine.stats.steps if is_direct else 0)
+    assert sum(calls) == (engine.stats.steps if is_direct else 0)
+    check_same(forest, expected)
 
 
 def check_model(engine, expected):
@@ -157,8 +155,43 @@ def test_a_lookup_that_changes_its_weight_is_left_to_the_model():
     model = make("llama", tie_word_embeddings=False)
     model.model.embed_tokens.max_norm = 0.1
     engine = Engine(model, None, CONFIG)
-    sample(engine)
-    assert num_direct(engine) == 0
+    with direct_calls() as calls:
+        sample(engine)
+    assert not any(calls)
+
+
+def test_a_lookup_that_later_changes_its_weight_is_left_to_the_model():
+    engine = Engine(make("llama", tie_word_embeddings=False), None, CONFIG)
+    plain = sample(engine)
+    engine.model.model.embed_tokens.max_norm = 0.1
+    assert differing_values(sample(engine).columns(), plain.columns())["token_logprob"]
+    check_model(engine, in_parts(engine))
+
+
+def test_a_weight_of_the_model_itself_is_left_to_it():
+    model = make("llama")
+    expected = in_parts(Engine(model, None, CONFIG))
+    model.register_parameter("scale", torch.nn.Parameter(torch.ones(())))
+    check_model(Engine(model, None, CONFIG), expected)
+
+
+@pytest.mark.parametrize("difference", [-3, 5])
+@pytest.mark.parametrize("is_late", [False, True])
+def test_a_head_whose_weight_has_other_rows_than_it_says(difference, is_late):
+    model = make("llama", tie_word_embeddings=False)
+    vocab_size = model.lm_head.out_features
+    num_rows = vocab_size + difference
+    early = Engine(model, None, CONFIG)
+    sample(early)
+    model.lm_head.weight = torch.nn.Parameter(torch.randn(num_rows, model.lm_head.in_features) / 8)
+    bias = torch.zeros(num_rows)
+    bias[vocab_size:] = -1e4  # No embedding has such an id.
+    model.lm_head.bias = torch.nn.Parameter(bias)
+    engine = early if is_late else Engine(model, None, CONFIG)
+    with by_modules():
+        expected = sample(engine)
+    check_same(sample(engine), expected)
+    assert expected.columns()["token_id"].max() < num_rows
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -197,7 +230,7 @@ def test_hooks_of_the_rotary_embedding_act():
     handle = rotary.register_forward_hook(lambda _m, _x, y: (1.5 * y[0], y[1]))
     expected = in_parts(engine)
     assert differing_values(expected.columns(), plain.columns())
-    check_direct(engine, expected)
+    check_model(engine, expected)
     handle.remove()
     check_direct(engine, plain)
 
@@ -300,20 +333,101 @@ def test_a_weight_that_is_replaced_between_steps_is_followed():
         check_same(changed(), expected)
 
 
+def replace_inner_model(model):
+    model.model = copy.deepcopy(model.model)
+    model.model.norm.weight.data *= 2
+
+
+@pytest.mark.parametrize("is_copy", [False, True])
+def test_an_inner_model_that_is_replaced_after_load_is_not_taken_for_the_old_one(is_copy):
+    config = CONFIG.replace(rollout_dtype=Dtype.FLOAT32) if is_copy else CONFIG
+    engine = Engine(make("llama", tie_word_embeddings=False), None, config)
+    plain = sample(engine)
+    replace_inner_model(engine.policy.model)
+    assert differing_values(sample(engine).columns(), plain.columns())["token_logprob"]
+    with by_modules():
+        expected = sample(engine)
+    check_model(engine, expected)
+
+
 def leave_out_layers(model):
     model.config.num_hidden_layers = 2
 
 
-def set_a_switch(model):
+def leave_out_layers_inside(model):
+    model.model.config = copy.deepcopy(model.model.config)
+    model.model.config.num_hidden_layers = 2
+
+
+@pytest.mark.parametrize("change", [leave_out_layers, leave_out_layers_inside])
+def test_settings_that_leave_out_layers_act(change):
+    engine = Engine(make("llama"), None, CONFIG)
+    plain = sample(engine)
+    change(engine.model)
+    assert differing_values(sample(engine).columns(), plain.columns())["token_logprob"]
+    check_model(engine, in_parts(engine))
+
+
+@pytest.mark.parametrize("change", [leave_out_layers, leave_out_layers_inside])
+def test_settings_that_change_within_a_rollout_act(change):
+    engine = Engine(make("llama"), None, CONFIG)
+    own, inner = copy.deepcopy(engine.model.config), engine.model.model.config
+
+    def changed():
+        engine.model.config = engine.model.model.config = inner
+        vars(inner).update(vars(copy.deepcopy(own)))
+        return sample(engine, lambda stats: stats.steps == 5 and change(engine.model))
+
+    with by_modules():
+        expected = changed()
+    assert differing_values(sample(engine).columns(), expected.columns())
+    check_same(changed(), expected)
+
+
+def set_a_switch(model, _folder):
     model.model.a_switch_of_its_own = True
 
 
-@pytest.mark.parametrize("change", [leave_out_layers, set_a_switch])
-def test_settings_that_change_leave_it_to_the_model(change):
+def save(model, folder):
+    model.save_pretrained(folder)
+
+
+def checkpoint_gradients(model, _folder):
+    Forward(model, 1.0, UpdateConfig(activations=Activations.RECOMPUTE), None)
+
+
+@pytest.mark.parametrize("change", [set_a_switch, save, checkpoint_gradients])
+def test_settings_without_a_meaning_leave_it_at_one_call(change, tmp_path):
     engine = Engine(make("llama"), None, CONFIG)
-    sample(engine)
-    change(engine.model)
-    check_model(engine, in_parts(engine))
+    expected = in_parts(engine)
+    change(engine.model, tmp_path)
+    for _ in range(2):
+        check_direct(engine, expected)
+
+
+class NeverEqual:
+    """Of a configuration, with more than one truth."""
+
+    def __eq__(self, other):
+        raise ValueError("several truths")
+
+    __hash__ = None
+
+
+class NeverCopied(NeverEqual):
+    def __deepcopy__(self, memo):
+        raise TypeError("one of its kind")
+
+
+@pytest.mark.parametrize("kind", [NeverEqual, NeverCopied])
+def test_a_configuration_that_cannot_be_compared_is_no_obstacle(kind):
+    model = make("llama")
+    expected = in_parts(Engine(model, None, CONFIG))
+    late = Engine(model, None, CONFIG)
+    for _ in range(2):
+        model.config.odd = kind()
+        for engine in (late, Engine(model, None, CONFIG)):
+            check_direct(engine, expected)
 
 
 def test_engines_take_turns_on_one_model_and_on_two_threads():

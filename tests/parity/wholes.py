@@ -44,7 +44,7 @@ def whole_layers():
     def direct(self, *args):
         logits = own_direct(self, *args)
         if logits is not None:
-            calls.extend([True] * self._model.config.num_hidden_layers)
+            calls.extend([True] * self.ends.path[0].config.num_hidden_layers)
         return logits
 
     def call(self, which, *args):
@@ -56,6 +56,22 @@ def whole_layers():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(WholeLayers, "__call__", call)
+        patch.setattr(DirectForward, "__call__", direct)
+        yield calls
+
+
+@contextmanager
+def direct_calls():
+    """Yield a list that gets, for each step, whether it was one call of the kernels."""
+    calls = []
+    own = DirectForward.__call__
+
+    def direct(self, *args):
+        logits = own(self, *args)
+        calls.append(logits is not None)
+        return logits
+
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(DirectForward, "__call__", direct)
         yield calls
 

@@ -65,7 +65,8 @@ class StepInputs:
         positions: i64 [1, num_tokens].
         slot_mapping: i64 [num_tokens], where each token's keys and values are written.
         copies: i64 [2, num_copies], source and destination blocks to copy before the step.
-        logit_rows: i64 [num_logit_rows], tokens whose logits are needed, each once.
+        logit_rows: i64 [num_logit_rows], tokens whose logits are needed, each once; ascending where
+            the back end keeps the order of tokens.
         sample_rows: i64 [num_samples], the entry of `logit_rows` that each sample reads; None if
             they are one to one.
         uniforms: f64 [num_samples], in [0, 1).

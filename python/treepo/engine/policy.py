@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from treepo.config import EngineConfig, Packing
 from treepo.engine.exact import ExactForward
-from treepo.engine.fused import Fusion, Overlay, build_overlay, packing
+from treepo.engine.fused import Fusion, Overlay, build_overlay, packing, retry_direct
 from treepo.engine.fused.whole import WholeLayers
 from treepo.engine.hook import AttentionContext, evaluating, install
 from treepo.engine.inputs import StepInputs
@@ -102,6 +102,7 @@ class SamplingPolicy:
         if self.kernels is not None:
             self.kernels.follow_torch()
         self._overlay.refresh(force=force)
+        retry_direct(self._overlay, self.model)
 
     @property
     def exact_forward(self) -> ExactForward | None:

@@ -24,6 +24,19 @@ _OTHER_HEADS = ("classifier_", "summary_")
 _NOISE = ("drop", "jitter")
 
 
+def _recompute_activations(model: Any) -> None:
+    """Let transformers compute activations again in the backward pass.
+
+    It makes embeddings require gradients too, by a hook; not reentrant, recomputing needs none.
+    """
+    is_hooked = hasattr(model, "_require_grads_hook")
+    newer = getattr(model, "activation_checkpointing_enable", None)
+    enable = newer or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+    if not is_hooked and hasattr(model, "_require_grads_hook"):
+        model.disable_input_require_grads()
+
+
 class Forward:
     """Runs tokens through a model with a given attention, and its head over chosen rows."""
 
@@ -58,8 +71,7 @@ class Forward:
         self._temperature = temperature
         self._head_settings = output_head(model)
         if self._recomputes:
-            anything: Any = model
-            anything.gradient_checkpointing_enable({"use_reentrant": False})
+            _recompute_activations(model)
 
     @property
     def _recomputes(self) -> bool:

@@ -170,6 +170,8 @@ fn work_for_several_threads_has_the_same_bits() {
 }
 
 type Change = fn(&mut Model<'_, f32>);
+/// Ids, wanted places, elements that rotate and what the answer says.
+type Case<'a> = (&'a [i64], Option<&'a [i64]>, Option<usize>, &'a str);
 
 /// What a model of one layer with nothing in memory answers to a change, to tokens and to angles.
 fn refused(change: Change, tokens: Tokens<'_>, rotary_dim: Option<usize>) -> Error {
@@ -196,8 +198,9 @@ fn refused(change: Change, tokens: Tokens<'_>, rotary_dim: Option<usize>) -> Err
 #[test]
 fn models_that_do_not_fit_are_refused() {
     let ids = vec![0; many_tokens().num_tokens()];
-    let changes: [(Change, &str); 4] = [
+    let changes: [(Change, &str); 5] = [
         (|x| x.layers.clear(), "without layers"),
+        (|x| x.embedding.stride = 191, "an embedding of 191 elements, layers of 192"),
         (|x| x.norm.norm.width = 7, "the norm has 7 elements, the layers 192"),
         (|x| x.head.shape.in_features = 8, "the head's input has 8 elements"),
         (|x| x.layers[0].down.shape.out_features = 9, "down has inputs and outputs"),
@@ -212,7 +215,7 @@ fn models_that_do_not_fit_are_refused() {
 fn tokens_and_angles_that_do_not_fit_are_refused() {
     let ids = vec![0; many_tokens().num_tokens()];
     let with_last = |id| [&ids[1..], &[id]].concat();
-    let cases: [(&[i64], Option<&[i64]>, Option<usize>, &str); 7] = [
+    let cases: [Case<'_>; 7] = [
         (&ids[1..], None, Some(32), "149 ids for a step of 150 tokens"),
         (&with_last(11), None, Some(32), "id 11 lies outside 0..11"),
         (&with_last(-1), None, Some(32), "id -1 lies outside 0..11"),

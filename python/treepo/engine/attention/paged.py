@@ -41,7 +41,9 @@ class PagedContext:
         self._in_step: LayersInStep | None = None
 
     def layers_in_step(self, shape: torch.Size, dtype: torch.dtype) -> LayersInStep | None:
-        """Return the whole layers in this step, looked up once; None if there are none.
+        """Return the whole layers in this step; None if there are none.
+
+        They are looked up once, whatever is asked for later.
 
         Args:
             shape: Of the input of a layer: 1, num_tokens, width.

@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 
 from treepo.engine.fused.chain import LayerChain
 from treepo.engine.fused.decoder import is_layer, layers
-from treepo.engine.fused.direct import DirectForward
-from treepo.engine.fused.ends import find_ends
+from treepo.engine.fused.direct import DirectForward, like
+from treepo.engine.fused.ends import Ends, find_ends
 from treepo.engine.fused.linear import PackedLinear, SharedInput, layers_by_input
 from treepo.engine.fused.modules import activations, gates, norms, rotaries
 from treepo.engine.fused.overlay import Fusion, Overlay, Replacement, forward_of
@@ -183,22 +183,56 @@ def _chained(overlay: Overlay, model: PreTrainedModel) -> Overlay:
     return replace(overlay, chain=chain if is_same else None)
 
 
+def retry_direct(overlay: Overlay, model: PreTrainedModel) -> None:
+    """Try the model by one call again, where its settings are not those of an earlier trial."""
+    if overlay.direct is None:
+        return
+    with evaluating(model):
+        is_new = overlay.direct.has_new_settings()
+    if is_new:
+        overlay.direct = _direct(overlay, model) or overlay.direct
+
+
 def _direct(overlay: Overlay, model: PreTrainedModel) -> DirectForward | None:
     """Return the model by one call, if its layers and ends give the same, one after another."""
     if overlay.whole is None or overlay.chain is None:
         return None
-    ends = find_ends(model, overlay.chain, overlay.linears, overlay.whole)
-    if ends is None:
+    try:
+        with overlay.applied(), torch.no_grad(), evaluating(model):
+            ends = find_ends(model, overlay.chain, overlay.linears, overlay.whole)
+            if ends is None:
+                return None
+            direct = DirectForward(overlay.chain, overlay.whole, ends)
+            tokens, positions = _special_tokens(model)
+            expected = _logits(model, _Causal(), tokens, positions)
+            got = _by_ends(ends, overlay.chain, tokens, positions)
+            is_same = got.dtype == expected.dtype and torch.equal(got, expected)
+            return direct if is_same and not direct.is_cut() else None
+    except Exception:  # Of the model's own code, whose parts may want something else.
         return None
+
+
+def _by_ends(ends: Ends, chain: LayerChain, tokens: Tensor, positions: Tensor) -> Tensor:
+    """Return the logits [num_tokens, vocab_size] of a model's modules, one after another."""
+    rotary = ends.angles(like(ends.embedding.weight), positions)
+    embedded = ends.embedding(tokens)
+    hidden = chain.run(embedded, position_embeddings=rotary, treepo=_Causal())
+    [head] = ends.head.modules
+    logits: Tensor = head(ends.norm(hidden))[0]
+    return logits
+
+
+def _special_tokens(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
+    """Return tokens that models may treat apart, and positions up to the last, [1, num_tokens]."""
+    config = model.config.get_text_config(decoder=True)
+    names = ("pad_token_id", "bos_token_id", "eos_token_id")
+    ids = [x for name in names if type(x := getattr(config, name, None)) is int]
     tokens, positions = _trial_tokens(model)
-    with overlay.applied(), torch.no_grad(), evaluating(model):
-        direct = DirectForward(model, overlay.chain, overlay.whole, ends)
-        expected = _logits(model, _Causal())
-        try:
-            got = direct.by_modules(tokens, positions, torch.arange(_TRIAL_TOKENS), _Causal())
-        except Exception:  # Of the model's own code, whose parts may want something else.
-            return None
-        return None if direct.is_cut() or not torch.equal(got, expected) else direct
+    others = [x for x in (0, config.vocab_size - 1, *ids) if 0 <= x < config.vocab_size]
+    num_positions = getattr(config, "max_position_embeddings", None) or len(others)
+    places = [num_positions - 1 - i % num_positions for i in range(len(others))]
+    more = torch.tensor([others, places[::-1]], device=model.device)
+    return torch.cat([tokens, more[:1]], 1), torch.cat([positions, more[1:]], 1)
 
 
 def _try(model: PreTrainedModel) -> _Trial:
@@ -221,8 +255,14 @@ def _try(model: PreTrainedModel) -> _Trial:
             handle.remove()
 
 
-def _logits(model: PreTrainedModel, context: "_Causal") -> Tensor:
-    tokens, positions = _trial_tokens(model)
+def _logits(
+    model: PreTrainedModel,
+    context: "_Causal",
+    tokens: Tensor | None = None,
+    positions: Tensor | None = None,
+) -> Tensor:
+    if tokens is None:
+        tokens, positions = _trial_tokens(model)
     with torch.no_grad(), evaluating(model):
         output = model(input_ids=tokens, position_ids=positions, use_cache=False, treepo=context)
     logits: Tensor = output.logits[0]

@@ -11,14 +11,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from treepo.engine.fused.chain import LayerChain
-from treepo.engine.fused.direct import DirectForward
 from treepo.engine.fused.linear import PackedLinear, SharedInput
 from treepo.engine.fused.whole import WholeLayers
+
+if TYPE_CHECKING:
+    from treepo.engine.fused.direct import DirectForward
 
 
 class Fusion(StrEnum):
@@ -70,7 +72,7 @@ class Overlay:
     replacements: list[Replacement] = field(default_factory=list)
     whole: WholeLayers | None = None
     chain: LayerChain | None = None
-    direct: DirectForward | None = None
+    direct: "DirectForward | None" = None
     is_all_kernels: bool = False
 
     def refresh(self, *, force: bool = False) -> int:

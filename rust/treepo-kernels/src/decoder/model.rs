@@ -69,6 +69,10 @@ impl<T> Model<'_, T> {
             return Err(parts("a model without layers".into()));
         };
         check_layers(&self.layers)?;
+        if self.embedding.stride < width {
+            let stride = self.embedding.stride;
+            return Err(parts(format!("an embedding of {stride} elements, layers of {width}")));
+        }
         let ends =
             [("the norm", self.norm.norm.width), ("the head's input", self.head.shape.in_features)];
         match ends.into_iter().find(|&(_, found)| found != width) {

@@ -26,8 +26,8 @@ impl<T: Element> Pass<'_, T> {
     /// Computes a layer whose parts fit together.
     ///
     /// # Safety
-    /// As [`decoder_layers`]; where only some tokens are wanted, `output` has room for their rows and
-    /// is not the input.
+    /// As [`super::decoder_layers`]; where only some tokens are wanted, `output` has room for their
+    /// rows and is not the input.
     pub(super) unsafe fn layer(
         &self,
         layer: &DecoderLayer<'_, T>,
