@@ -2,6 +2,7 @@
 //!
 //! `cargo run --release -p treepo-kernels --example attention_bench [threads [load]]`
 //!
+//! `GLIBC_TUNABLES=glibc.malloc.hugetlb=1` gives the pools large pages, as the engine does.
 //! `load` is the place of one load in the list; without it all are measured, in both formats.
 #![allow(unsafe_code, reason = "kernels take raw buffers")]
 #![allow(clippy::print_stdout, reason = "it prints its measurements")]
@@ -179,7 +180,7 @@ fn main() {
     println!("{num_threads} threads, {}", level.name());
     let mut loads = Vec::new();
     for is_shared in [false, true] {
-        for kv_len in [128, 512] {
+        for kv_len in [128, 150, 512] {
             for num_rows in [16, 64, 128] {
                 loads.push(Load { num_rows, kv_len, num_tokens: 1, is_shared });
             }

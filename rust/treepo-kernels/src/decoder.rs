@@ -59,7 +59,7 @@ pub struct DecoderLayer<'a, T> {
     pub head_norms: Option<[Norm<T>; 2]>,
     /// Attention; a value is as wide as a key.
     pub attention: attention::Layer<'a>,
-    /// Its part of the pool: see [`Buffers`].
+    /// Its part of the pool: see [`crate::attention::Buffers`].
     pub keys: *mut T,
     /// As `keys`.
     pub values: *mut T,

@@ -1,9 +1,10 @@
 //! Weighted sums of the values of a tile.
 
 use super::TILE;
+use super::ahead::{Ahead, TOGETHER};
 use super::score::Scores;
 use super::soften::Span;
-use super::tile::{Ahead, Values};
+use super::tile::Values;
 use crate::element::Element;
 use crate::simd::{Kernel, Simd};
 
@@ -73,20 +74,22 @@ struct Part {
 #[inline(always)]
 unsafe fn add<S: Simd, E: Element, const N: usize>(
     values: &Values<E>,
-    mut part: Part,
+    part: Part,
     factors: &[f32; N],
     mixed: *mut f32,
 ) {
     let num_vectors = values.stride / S::LANES;
-    let mut first = 0;
+    let (mut first, mut step) = (0, 0);
     // SAFETY: the caller's condition.
     unsafe {
         while first < num_vectors {
             first += match num_vectors - first {
-                1..4 => S::call(Sums::<E, N, 1> { values, part, factors, mixed, first }),
-                _ => S::call(Sums::<E, N, 4> { values, part, factors, mixed, first }),
+                1..TOGETHER => {
+                    S::call(Sums::<E, N, 1> { values, part, factors, mixed, first, step })
+                }
+                _ => S::call(Sums::<E, N, TOGETHER> { values, part, factors, mixed, first, step }),
             };
-            part.ahead = None;
+            step += part.span.end;
         }
     }
 }
@@ -98,6 +101,7 @@ struct Sums<'a, E, const N: usize, const V: usize> {
     factors: &'a [f32; N],
     mixed: *mut f32,
     first: usize,
+    step: usize,
 }
 
 #[allow(clippy::inline_always, reason = "inlined into functions that enable the instructions")]
@@ -109,7 +113,7 @@ impl<E: Element, const N: usize, const V: usize> Kernel for Sums<'_, E, N, V> {
         // SAFETY: the condition of `mix`.
         unsafe {
             match self.part.ahead {
-                Some(ahead) => self.sum::<S>(|key| ahead.fetch(key)),
+                Some(ahead) => self.sum::<S>(|key| ahead.fetch(self.step + key)),
                 None => self.sum::<S>(|_| ()),
             }
         }
@@ -122,7 +126,7 @@ impl<E: Element, const N: usize, const V: usize> Kernel for Sums<'_, E, N, V> {
 impl<E: Element, const N: usize, const V: usize> Sums<'_, E, N, V> {
     #[inline(always)]
     unsafe fn sum<S: Simd>(&self, fetch: impl Fn(usize)) {
-        let Self { values, part, factors, mixed, first } = *self;
+        let Self { values, part, factors, mixed, first, .. } = *self;
         let stride = values.stride;
         // SAFETY: the condition of `mix`.
         unsafe {

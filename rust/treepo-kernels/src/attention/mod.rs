@@ -10,6 +10,7 @@
 //! Queries that see the same tile go through it together, several in registers at a time. Rows that
 //! share blocks share their tiles this way (cascade attention without a merge of partial results).
 
+mod ahead;
 mod convert;
 mod mix;
 mod plan;

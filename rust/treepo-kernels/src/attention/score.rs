@@ -4,7 +4,8 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::TILE;
-use super::tile::{Ahead, Keys};
+use super::ahead::{Ahead, TOGETHER};
+use super::tile::Keys;
 use crate::element::Element;
 use crate::simd::{Kernel, Simd};
 
@@ -31,21 +32,32 @@ pub(super) unsafe fn score<S: Simd, T: Element, const N: usize>(
     keys: &Keys,
     queries: Queries,
     vectors: Range<usize>,
-    mut ahead: Option<Ahead>,
+    ahead: Option<Ahead>,
     scores: &mut Scores<N>,
 ) {
     let Range { start: mut first, end } = vectors;
+    let mut step = 0;
     let to = scores.0.as_mut_ptr().cast::<f32>();
     let format = PhantomData::<T>;
     // SAFETY: the caller's condition.
     unsafe {
         while first < end {
             let to = to.add(first * S::LANES);
-            let ahead = ahead.take();
             first += match end - first {
-                1..4 => S::call(Dots::<T, N, 1> { keys, queries, first, ahead, to, format }),
-                _ => S::call(Dots::<T, N, 4> { keys, queries, first, ahead, to, format }),
+                1..TOGETHER => {
+                    S::call(Dots::<T, N, 1> { keys, queries, first, ahead, step, to, format })
+                }
+                _ => S::call(Dots::<T, N, TOGETHER> {
+                    keys,
+                    queries,
+                    first,
+                    ahead,
+                    step,
+                    to,
+                    format,
+                }),
             };
+            step += queries.key_words;
         }
     }
 }
@@ -56,6 +68,8 @@ struct Dots<'a, T, const N: usize, const V: usize> {
     queries: Queries,
     first: usize,
     ahead: Option<Ahead>,
+    /// Of what is ahead.
+    step: usize,
     /// `[N, TILE]`
     to: *mut f32,
     format: PhantomData<T>,
@@ -70,7 +84,7 @@ impl<T: Element, const N: usize, const V: usize> Kernel for Dots<'_, T, N, V> {
         // SAFETY: the condition of `score`.
         unsafe {
             match self.ahead {
-                Some(ahead) => self.sum::<S>(|word| ahead.fetch(word)),
+                Some(ahead) => self.sum::<S>(|word| ahead.fetch(self.step + word)),
                 None => self.sum::<S>(|_| ()),
             }
         }

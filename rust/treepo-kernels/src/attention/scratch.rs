@@ -6,6 +6,8 @@ use super::{Shape, TILE, padded_key_dim, padded_value_dim};
 
 /// Queries of an item that are in work at a time.
 pub(super) const MAX_QUERIES: usize = 256;
+/// Queries of several key heads that are in work at a time: few enough that they stay in the cache.
+pub(super) const MAX_TOGETHER: usize = 64;
 
 /// One cache line, so that vectors do not straddle two.
 #[derive(Debug, Clone, Copy)]

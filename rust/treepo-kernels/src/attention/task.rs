@@ -2,13 +2,14 @@
 
 use std::ops::Range;
 
+use super::ahead::Ahead;
 use super::convert::narrow;
 use super::plan::Piece;
 use super::pool::Pool;
 use super::score::{Queries, Scores, score};
-use super::scratch::{Area, MAX_QUERIES, Scratch};
+use super::scratch::{Area, MAX_QUERIES, MAX_TOGETHER, Scratch};
 use super::soften::{Span, soften};
-use super::tile::{Ahead, Place, Source, Tile, is_f32, open, widen_words, widens_keys};
+use super::tile::{Place, Source, Tile, is_f32, open, widen_words, widens_keys};
 use super::{Buffers, Layer, Step, TILE, mix};
 use crate::element::Element;
 use crate::math;
@@ -33,20 +34,21 @@ impl<T: Element> Kernel for Items<'_, T> {
         let pool = Pool::new(self.step.block_size, shape, self.buffers);
         let area = self.scratch.area(shape);
         let num_kv_heads = shape.num_kv_heads;
-        for item in self.range.clone() {
-            let unit = &self.step.units[item / num_kv_heads];
-            let pieces = &self.step.pieces[unit.pieces.clone()];
+        let mut item = self.range.start;
+        while item < self.range.end {
+            let (unit, first) = (item / num_kv_heads, item % num_kv_heads);
+            let pieces = &self.step.pieces[self.step.units[unit].pieces.clone()];
             let num_tokens: usize = pieces.iter().map(|piece| piece.num_tokens).sum();
-            let at_once = (MAX_QUERIES / num_tokens).clamp(1, shape.ratio());
+            let together = (MAX_TOGETHER / (num_tokens * shape.ratio())).max(1);
+            let end = num_kv_heads.min(first + together.min(self.range.end - item));
+            item += end - first;
             let mut next = None;
-            if item + 1 < self.range.end {
-                let unit = &self.step.units[(item + 1) / num_kv_heads];
-                next = Some((&self.step.pieces[unit.pieces.start], (item + 1) % num_kv_heads));
+            if item < self.range.end {
+                let unit = &self.step.units[item / num_kv_heads];
+                next = Some((&self.step.pieces[unit.pieces.start], item % num_kv_heads));
             }
-            let key_head = item % num_kv_heads;
-            let (mut head, end) = (key_head * shape.ratio(), (key_head + 1) * shape.ratio());
-            while head < end {
-                let num_heads = at_once.min(end - head);
+            let at_once = (MAX_QUERIES / num_tokens).clamp(1, shape.ratio());
+            for head in (0..shape.ratio()).step_by(at_once) {
                 let task = Task {
                     step: self.step,
                     layer: self.layer,
@@ -54,21 +56,20 @@ impl<T: Element> Kernel for Items<'_, T> {
                     pool: &pool,
                     area,
                     pieces,
-                    key_head,
+                    key_heads: first..end,
                     head,
-                    num_heads,
+                    num_heads: at_once.min(shape.ratio() - head),
                     next,
                 };
                 // SAFETY: the condition of `attend`, by `run` at a level that is available.
                 unsafe { task.run::<S>() }
-                head += num_heads;
             }
         }
     }
 }
 
-/// Some query heads of a unit, which read one key head. Query (piece, token, head) lies behind all
-/// queries of the tokens before it.
+/// Some key heads of a unit and query heads that read them. Query (key head, piece, token, head) lies
+/// behind all queries of what is before it.
 struct Task<'a, T> {
     step: &'a Step,
     layer: &'a Layer<'a>,
@@ -76,8 +77,8 @@ struct Task<'a, T> {
     pool: &'a Pool<T>,
     area: Area,
     pieces: &'a [Piece],
-    key_head: usize,
-    /// The first of the query heads.
+    key_heads: Range<usize>,
+    /// The first of the query heads of each.
     head: usize,
     num_heads: usize,
     /// The first piece and the key head of the task that follows.
@@ -122,25 +123,27 @@ impl<T: Element> Task<'_, T> {
     unsafe fn begin<S: Simd>(&self) {
         let (key_words, area) = (self.pool.key_words, self.area);
         let mut query = 0;
-        for piece in self.pieces {
-            for token in 0..piece.num_tokens {
-                for head in self.head..self.head + self.num_heads {
-                    // SAFETY: token and head exist; there are at most MAX_QUERIES.
-                    unsafe {
-                        let from = self.buffers.query.at(piece.first_token + token, head);
-                        let to = area.query.add(query * key_words);
-                        for word in 0..key_words {
-                            *to.add(word) = T::word_at(from, word, self.pool.key_dim);
+        for key_head in self.key_heads.clone() {
+            for piece in self.pieces {
+                for token in 0..piece.num_tokens {
+                    for head in self.heads(key_head) {
+                        // SAFETY: token and head exist; there are at most MAX_QUERIES.
+                        unsafe {
+                            let from = self.buffers.query.at(piece.first_token + token, head);
+                            let to = area.query.add(query * key_words);
+                            for word in 0..key_words {
+                                *to.add(word) = T::word_at(from, word, self.pool.key_dim);
+                            }
+                            if widens_keys::<S, T>() {
+                                let wide = area.wide_query.add(query * key_words * T::PER_WORD);
+                                widen_words::<T>(to, key_words, wide);
+                            }
+                            *area.peak.add(query) = f32::NEG_INFINITY;
+                            *area.total.add(query) = 0.0;
+                            *area.position.add(query) = piece.position + token;
                         }
-                        if widens_keys::<S, T>() {
-                            let wide = area.wide_query.add(query * key_words * T::PER_WORD);
-                            widen_words::<T>(to, key_words, wide);
-                        }
-                        *area.peak.add(query) = f32::NEG_INFINITY;
-                        *area.total.add(query) = 0.0;
-                        *area.position.add(query) = piece.position + token;
+                        query += 1;
                     }
-                    query += 1;
                 }
             }
         }
@@ -148,36 +151,57 @@ impl<T: Element> Task<'_, T> {
         unsafe { self.area.mixed.write_bytes(0, query * self.pool.value_stride) }
     }
 
-    /// Takes all queries that see the tile at a position through it.
+    /// The query heads that read a key head.
+    #[inline(always)]
+    fn heads(&self, key_head: usize) -> Range<usize> {
+        let first = key_head * self.layer.shape.ratio() + self.head;
+        first..first + self.num_heads
+    }
+
+    /// Takes all queries that see the tiles at a position through them.
     #[inline(always)]
     unsafe fn pass<S: Simd>(&self, position: usize) {
         let (mut index, mut query) = (0, 0);
         while index < self.pieces.len() {
             let sharing = self.sharing(index, position);
-            let behind = query + self.num_queries(&self.pieces[sharing.pieces.clone()]);
+            let num_queries = self.num_queries(&self.pieces[sharing.pieces.clone()]);
             let place = Place {
                 table: &self.step.tables[self.pieces[index].table..],
-                head: self.key_head,
+                head: self.key_heads.start,
                 position,
                 count: sharing.count,
-                num_queries: behind - query,
+                num_queries,
             };
-            // SAFETY: the pieces' tables hold the blocks that they need.
-            unsafe {
-                if sharing.count > 0 {
-                    let tile = open::<S, T>(self.pool, place, self.area);
-                    let ahead = self.ahead(sharing.pieces.end, position).unwrap_or(tile.ahead);
-                    self.attend::<S>(&tile, query..behind, ahead);
-                }
+            if sharing.count > 0 {
+                // SAFETY: the pieces' tables hold the blocks that they need.
+                unsafe { self.pass_heads::<S>(place, query, sharing.pieces.end) }
             }
-            (index, query) = (sharing.pieces.end, behind);
+            (index, query) = (sharing.pieces.end, query + num_queries);
         }
     }
 
-    /// The keys of the tile that comes after those of the pieces before one; where this task ends,
-    /// those of the next.
+    /// Takes neighbouring queries, those of each key head from `query` on, through the tiles of a place;
+    /// `end` is the piece behind theirs. One key head after another, so that a block is read as it
+    /// lies in memory.
     #[inline(always)]
-    unsafe fn ahead(&self, index: usize, position: usize) -> Option<Ahead> {
+    unsafe fn pass_heads<S: Simd>(&self, mut place: Place<'_>, query: usize, end: usize) {
+        let mut first = query;
+        for head in self.key_heads.clone() {
+            place.head = head;
+            // SAFETY: the pieces' tables hold the blocks that they need.
+            unsafe {
+                let tile = open::<S, T>(self.pool, place, self.area);
+                let ahead = self.ahead::<S>(place, end).unwrap_or(tile.ahead);
+                self.attend::<S>(&tile, first..first + place.num_queries, ahead);
+            }
+            first += self.num_queries(self.pieces);
+        }
+    }
+
+    /// The keys of the tile that comes after one: of the next key head, those of the piece `end`; where
+    /// this task ends, those of the next.
+    #[inline(always)]
+    unsafe fn ahead<S: Simd>(&self, now: Place<'_>, end: usize) -> Option<Ahead> {
         let place = |piece: &Piece, head, position| Place {
             table: &self.step.tables[piece.table..],
             head,
@@ -185,21 +209,22 @@ impl<T: Element> Task<'_, T> {
             count: piece.end().saturating_sub(position).min(TILE),
             num_queries: 0,
         };
-        let place = match (self.pieces.get(index), self.next) {
-            (Some(piece), _) => place(piece, self.key_head, position),
-            (None, _) if position + TILE < self.pieces[0].end() => {
-                place(&self.pieces[0], self.key_head, position + TILE)
-            }
+        let first = self.key_heads.start;
+        let then = now.position + TILE;
+        let next = match (self.pieces.get(end), self.next) {
+            _ if now.head + 1 < self.key_heads.end => Place { head: now.head + 1, ..now },
+            (Some(piece), _) => place(piece, first, now.position),
+            (None, _) if then < self.pieces[0].end() => place(&self.pieces[0], first, then),
             (None, Some((piece, head))) => {
                 place(piece, head, self.first_seen(piece.position) / TILE * TILE)
             }
             (None, None) => return None,
         };
-        if place.count == 0 {
+        if next.count == 0 {
             return None;
         }
         // SAFETY: the piece's table holds the blocks of its positions.
-        Some(unsafe { Ahead::keys(self.pool, place) })
+        Some(unsafe { Ahead::keys::<S, T>(self.pool, next, now.count) })
     }
 
     #[inline(always)]
@@ -346,18 +371,20 @@ impl<T: Element> Task<'_, T> {
     unsafe fn finish<S: Simd>(&self) {
         let shape = self.layer.shape;
         let mut query = 0;
-        for piece in self.pieces {
-            for token in piece.first_token..piece.first_token + piece.num_tokens {
-                for head in self.head..self.head + self.num_heads {
-                    let at = (token * shape.num_heads + head) * shape.value_dim;
-                    // SAFETY: token, head and query exist.
-                    unsafe {
-                        let factor = self.factor::<S>(query, head);
-                        let from = self.area.mixed.add(query * self.pool.value_stride);
-                        let to = self.buffers.output.add(at);
-                        narrow::<S, T>(from, shape.value_dim, factor, to);
+        for key_head in self.key_heads.clone() {
+            for piece in self.pieces {
+                for token in piece.first_token..piece.first_token + piece.num_tokens {
+                    for head in self.heads(key_head) {
+                        let at = (token * shape.num_heads + head) * shape.value_dim;
+                        // SAFETY: token, head and query exist.
+                        unsafe {
+                            let factor = self.factor::<S>(query, head);
+                            let from = self.area.mixed.add(query * self.pool.value_stride);
+                            let to = self.buffers.output.add(at);
+                            narrow::<S, T>(from, shape.value_dim, factor, to);
+                        }
+                        query += 1;
                     }
-                    query += 1;
                 }
             }
         }

@@ -3,10 +3,11 @@
 use std::any::TypeId;
 
 use super::TILE;
+use super::ahead::Ahead;
 use super::pool::Pool;
 use super::scratch::Area;
 use crate::element::Element;
-use crate::simd::{self, Simd};
+use crate::simd::Simd;
 
 /// Blocks below this size are packed: a run of values would be too short.
 const MIN_RUN: usize = 8;
@@ -73,58 +74,6 @@ pub(super) unsafe fn widen_words<T: Element>(words: *const f32, count: usize, to
     for i in 0..count * T::PER_WORD {
         // SAFETY: the caller's condition.
         unsafe { *to.add(i) = (*numbers.add(i)).to_f32() }
-    }
-}
-
-/// Memory that is asked for while something else is computed: streams that are followed step by
-/// step, a line each. In blocks of 16 keys or less that is every line.
-#[derive(Clone, Copy)]
-pub(super) struct Ahead {
-    starts: [*const u8; STREAMS],
-    /// Bytes of a step.
-    step: usize,
-}
-
-const STREAMS: usize = 4;
-
-#[allow(clippy::inline_always, reason = "inlined into functions that enable the instructions")]
-impl Ahead {
-    /// Follows pointers over `bytes` in `num_steps`.
-    #[inline(always)]
-    fn new<T>(starts: &[*const T], bytes: usize, num_steps: usize) -> Self {
-        let mut all = [starts[0].cast(); STREAMS];
-        for (to, from) in all.iter_mut().zip(starts) {
-            *to = from.cast();
-        }
-        Self { starts: all, step: bytes / num_steps.max(1) }
-    }
-
-    /// The keys of a tile while values are summed.
-    ///
-    /// # Safety
-    /// As [`open`].
-    #[inline(always)]
-    pub(super) unsafe fn keys<T: Element>(pool: &Pool<T>, place: Place<'_>) -> Self {
-        let bytes = pool.key_words * pool.block_size * size_of::<f32>();
-        // SAFETY: the caller's condition.
-        let keys = unsafe { find_keys(pool, place, TILE / STREAMS) };
-        let count = place.count.div_ceil(TILE / STREAMS).min(STREAMS);
-        Self::new(&keys.starts[..count], bytes, TILE)
-    }
-
-    /// The values of a tile while scores are computed.
-    #[inline(always)]
-    fn values<T: Element>(pool: &Pool<T>, values: &Values<T>) -> Self {
-        let bytes = pool.block_size.min(TILE) * pool.value_stride * size_of::<T>();
-        Self::new(&values.starts[..values.num_runs.min(STREAMS)], bytes, pool.key_words)
-    }
-
-    /// Asks for the lines of a step.
-    #[inline(always)]
-    pub(super) fn fetch(&self, step: usize) {
-        for start in self.starts {
-            simd::prefetch(start.wrapping_add(step * self.step));
-        }
     }
 }
 
@@ -203,7 +152,7 @@ pub(super) unsafe fn open<S: Simd, T: Element>(
             let keys = Keys { starts, stride: TILE };
             if widens { Source::Wide(keys) } else { Source::Pool(keys) }
         };
-        let mut ahead = Ahead { starts: [area.values.cast_const().cast(); STREAMS], step: 0 };
+        let mut ahead = Ahead::NONE;
         let values = if is_wide || pool.block_size < MIN_RUN {
             pack_values(pool, place, area.values);
             let mut bounds = [place.count; MAX_RUNS + 1];
@@ -213,7 +162,7 @@ pub(super) unsafe fn open<S: Simd, T: Element>(
         } else {
             let values = find_values(pool, place);
             if place.num_queries < MANY_QUERIES {
-                ahead = Ahead::values(pool, &values);
+                ahead = Ahead::values::<S, T>(pool, &values, place.count);
             }
             if is_f32::<T>() { Source::Wide(values.cast()) } else { Source::Pool(values) }
         };
@@ -225,7 +174,7 @@ pub(super) unsafe fn open<S: Simd, T: Element>(
 /// As [`open`]; blocks hold whole vectors.
 #[allow(clippy::inline_always, reason = "inlined into functions that enable the instructions")]
 #[inline(always)]
-unsafe fn find_keys<T: Element>(pool: &Pool<T>, place: Place<'_>, lanes: usize) -> Keys {
+pub(super) unsafe fn find_keys<T: Element>(pool: &Pool<T>, place: Place<'_>, lanes: usize) -> Keys {
     let mut starts = [std::ptr::null(); MAX_VECTORS];
     for (v, start) in starts.iter_mut().enumerate().take(place.count.div_ceil(lanes)) {
         let part = place.part(v * lanes, pool.block_size);
