@@ -208,6 +208,17 @@ def test_chunked_head_equals_the_full_head(rows, bias, scale, softcap):
             torch.testing.assert_close(ours_grad, full_grad, rtol=0, atol=1e-12)
 
 
+def test_probabilities_that_are_computed_again_sum_to_one():
+    """A bias that all logits share has no gradient, however the sum of exponentials is rounded."""
+    hidden, ids, head = head_inputs(bias=True, scale=1.0, softcap=None)
+    bias = (head.bias.detach() + 512).float().requires_grad_()
+    head = Head(weight=head.weight.detach().float(), bias=bias)
+    logprob, _ = token_logprobs(hidden.detach().float(), head, ids, 1.0, max_chunk_logits=13 * 4)
+    logprob.sum().backward()
+    assert float(bias.grad.abs().max()) > 0.1
+    assert abs(float(bias.grad.sum())) < 5e-6
+
+
 def test_a_head_that_is_not_trained_gets_no_gradient():
     hidden, ids, head = head_inputs(bias=False, scale=1.0, softcap=None)
     (expected,) = torch.autograd.grad(token_logprobs(hidden, head, ids, 1.0)[0].sum(), hidden)

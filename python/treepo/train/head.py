@@ -209,7 +209,7 @@ class _ExactRows:
             logprob=logprob,
             entropy=entropy,
             norm=norm,
-            probs=lambda: (logits.float() / self._temperature).sub_(norm[:, None]).exp_(),
+            probs=lambda: _softmax(logits.float() / self._temperature, norm),
         )
 
 
@@ -313,7 +313,17 @@ def _probs_again(
     slope = None
     if head.softcap is not None:
         slope = head.scale * (1 - (z / (head.scale * head.softcap)).square())
-    return z.sub_(norm[:, None]).exp_(), slope
+    return _softmax(z, norm), slope
+
+
+def _softmax(z: Tensor, norm: Tensor) -> Tensor:
+    """Probabilities in the place of logits [n, V] whose norm [n] is known roughly.
+
+    It is rounded, by 1e-6 where it is 20, and may be that of logits from another kernel. What a
+    probability is off by stays in a gradient that is the difference of 1 and nearly 1.
+    """
+    z.sub_(norm[:, None]).exp_()
+    return z.div_(z.sum(-1, keepdim=True))
 
 
 def _row_dot(a: Tensor, b: Tensor) -> Tensor:
