@@ -16,10 +16,12 @@ from treepo.config import (
     SamplingParams,
     SearchConfig,
 )
-from treepo.engine import Engine
+from treepo.engine import Engine, plain_attention
 from treepo.engine.fused import packing
 from treepo.engine.kernels import Kernels
+from treepo.forest import TokenKind
 from treepo.train import optimizer
+from treepo.train.head import MAX_CHUNK_LOGITS
 from treepo.train.pack import pack
 from treepo.train.step import TrainStep
 
@@ -169,3 +171,30 @@ def test_smollm2_is_trained_at_ratio_exactly_1(dtype):
     )
     assert packed.num_sampled_tokens > 500
     assert (metrics.ratio_min, metrics.ratio_max, metrics.abs_log_ratio) == (1.0, 1.0, 0.0)
+
+
+@pytest.mark.slow
+def test_the_gradient_of_smollm2_is_that_of_its_trajectories():
+    """Its head has several chunks, whose probabilities are computed again in the backward pass."""
+    torch.set_num_threads(2)
+    model, tokenizer = load()
+    engine = Engine(model, tokenizer)
+    prompts = [[{"role": "user", "content": QUESTIONS[1]}]]
+    forest = sample(engine, prompts, SearchConfig(width=8, segment_len=32, max_depth=6))
+    packed = pack(forest)
+    assert packed.num_sampled_tokens * model.config.vocab_size > 2 * MAX_CHUNK_LOGITS
+    advantages = np.random.default_rng(0).normal(size=forest.num_paths)
+    exact_step(engine).backward(packed, advantages, packed.num_trajectory_tokens)
+    actual = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+    model.zero_grad()
+    for path in range(forest.num_paths):
+        ids = torch.from_numpy(forest.token_ids(path).astype(np.int64))
+        kind = torch.from_numpy(np.asarray(forest.tokens.kind)[forest.token_index(path)])
+        with plain_attention(model):
+            logits = model(ids[None], use_cache=False).logits[0, :-1] / TEMPERATURE
+        # Of so many float32 logits torch's log_softmax is off by 3e-5.
+        logprob = logits.double().log_softmax(-1).gather(1, ids[1:, None])[:, 0]
+        sampled = logprob[kind[1:] == TokenKind.SAMPLED]
+        (-advantages[path] * sampled.sum() / packed.num_trajectory_tokens).backward()
+    expected = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+    assert float((actual - expected).norm() / expected.norm()) < 1e-5
